@@ -1,0 +1,1 @@
+"""Timing and accuracy of ddn_cvx next to its peers: ``python -m benchmarks run --suite convex``."""

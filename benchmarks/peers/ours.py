@@ -1,0 +1,16 @@
+"""ddn_cvx with its default settings."""
+
+from __future__ import annotations
+
+from benchmarks.peers import Layer, Peer
+from benchmarks.problems import Declaration
+
+
+def peers() -> list[Peer]:
+    """One column."""
+    from ddn_cvx import DeclarativeLayer
+
+    def build(declared: Declaration) -> Layer:
+        return DeclarativeLayer(declared.problem, declared.parameters, declared.variable)
+
+    return [Peer("ddn_cvx", "ddn_cvx", "default", build)]

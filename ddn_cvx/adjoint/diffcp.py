@@ -1,0 +1,148 @@
+"""The derivative computed by the package diffcp, for comparison with its results.
+
+diffcp differentiates the homogeneous self-dual embedding of a cone program with a linear objective (Agrawal, Barratt, Boyd, Busseti & Moursi,
+2019). A quadratic objective goes there as an epigraph; the gradient with respect to P follows from the one with respect to q, because a
+change dP enters the optimality conditions as the change ``dq = dP x``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.epigraph import Epigraph
+from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
+
+
+@dataclass(frozen=True)
+class DiffcpAdjoint(Adjoint):
+    """Reverse mode of first order, one element after another, by diffcp; power cones are not among its cones.
+
+    diffcp has no way to be told a solution: each backward pass solves the programs again, from the solution as a warm start.
+    """
+
+    mode: Literal["lsqr", "lsmr", "dense"] = "lsqr"
+    """How diffcp solves its linear system (default "lsqr")."""
+    eps: float = 1e-10
+    """Absolute and relative tolerance to which the programs are solved again (default 1e-10)."""
+    max_iters: int = 100_000
+    """Iterations of SCS for one element (default 100000)."""
+    threads: int = -1
+    """Threads of diffcp; -1 is one a processor (default -1)."""
+
+    def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor, Tensor], _SolutionMap.apply(self, solve, *data, *extra))  # type: ignore[no-untyped-call]  # torch does not type Function.apply
+
+    def vjp(
+        self,
+        program: ConicProgram,
+        data: ConicData,
+        x: Tensor,
+        y: Tensor,
+        s: Tensor,
+        gx: Tensor,
+        gy: Tensor,
+        gs: Tensor | None = None,
+    ) -> ConicData:
+        """Gradients ``(B, nnz(P)), (B, n), (B, nnz(A)), (B, m)`` for cotangents of the solution ``x`` (B, n), ``y`` and ``s`` (B, m).
+
+        Raises
+        ------
+        DifferentiationError
+            The program has power cones, or diffcp cannot solve an element.
+        """
+        if program.cones.power:
+            raise DifferentiationError("diffcp has no power cones; use adjoint=Implicit()")
+        gs = torch.zeros_like(gy) if gs is None else gs
+        data = ConicData(*(t.detach().cpu() for t in data))
+        point, cotangent = ([t.detach().cpu() for t in ts] for ts in ((x, y, s), (gx, gy, gs)))
+        with torch.enable_grad():
+            leaves = [t.clone().requires_grad_() for t in data[1:]]
+            linear = ConicData(data.P, *leaves)
+            target = program
+            if program.P.nnz:
+                epigraph = Epigraph(program)
+                target, linear, point = epigraph.program, epigraph.lift(linear), [*epigraph.point(linear, *point)]
+                cotangent = epigraph.embed(*cotangent)
+            order = RowOrder.of(target.A, scs_rows(target.cones))
+            rows, entries = torch.as_tensor(order.rows), torch.as_tensor(order.entries)
+            images = [linear.q, linear.A[:, entries], linear.b[:, rows]]
+        point, cotangent = ([t[0], t[1][:, rows], t[2][:, rows]] for t in (point, cotangent))
+        found = self._diffcp(target, order, *(t.detach().numpy() for t in (*images, *point, *cotangent)))
+        gq, gA, gb = torch.autograd.grad(images, leaves, found, allow_unused=True, materialize_grads=True)
+        i, j, _, _ = program.index(torch.device("cpu"))
+        gP = gq[:, i] * point[0][:, j] + torch.where(i == j, 0.0, gq[:, j] * point[0][:, i])
+        return ConicData(*(t.to(x.device) for t in (gP, gq, gA, gb)))
+
+    def _diffcp(self, program: ConicProgram, order: RowOrder, *arrays: Any) -> list[Tensor]:
+        """Gradients with respect to c, the values of A and b, in SCS's order of rows."""
+        import diffcp
+
+        c, A, b, x, y, s, gx, gy, gs = arrays
+        cones = scs_cones(program.cones)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Solved/Inaccurate")
+                *_, adjoint = diffcp.solve_and_derivative_batch(
+                    [_matrix(order, values) for values in A],
+                    list(b),
+                    list(c),
+                    [cones] * len(c),
+                    n_jobs_forward=self.threads,
+                    n_jobs_backward=self.threads,
+                    mode=self.mode,
+                    warm_starts=list(zip(x, y, s, strict=True)),
+                    eps=self.eps,
+                    max_iters=self.max_iters,
+                )
+        except diffcp.SolverError as error:
+            raise DifferentiationError(
+                f"diffcp could not solve a program again for its derivative: {error}; use adjoint=Implicit()"
+            ) from error
+        dA, db, dc = adjoint(list(gx), list(gy), list(gs))
+        for matrix in dA:
+            matrix.sort_indices()
+        return [torch.as_tensor(np.array(rows)) for rows in (dc, [matrix.data for matrix in dA], db)]
+
+
+def _matrix(order: RowOrder, values: Any) -> sp.csc_matrix:
+    pattern = order.pattern
+    return sp.csc_matrix((values.copy(), pattern.rows, pattern.indptr), shape=pattern.shape)
+
+
+class _SolutionMap(torch.autograd.Function):
+    """``(P, q, A, b) -> (x, v, ok)`` with diffcp's backward; further tensors are what the solve wants to look at."""
+
+    @staticmethod
+    def forward(ctx: Any, adjoint: DiffcpAdjoint, solve: Solve, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tensors = tuple(t.detach() for t in tensors)
+        x, v, ok = solve(ConicData(*tensors[:4]), *tensors[4:])
+        ctx.adjoint, ctx.program = adjoint, solve.program
+        ctx.mark_non_differentiable(ok)
+        ctx.save_for_backward(*tensors[:4], x, v, ok)
+        ctx.extra = len(tensors) - 4
+        return x, v, ok
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # torch does not type it
+    def backward(ctx: Any, gx: Tensor, gv: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        *data, x, v, ok = ctx.saved_tensors
+        y = ctx.program.cones.project_dual(v)
+        grads = [torch.zeros_like(t) for t in data]
+        if bool(ok.any()):
+            # v = y - s, so a cotangent of v is one of y and, negated, one of s.
+            rows = (t[ok] for t in (x, y, y - v, gx, gv, -gv))
+            found = ctx.adjoint.vjp(ctx.program, ConicData(*(t[ok] for t in data)), *rows)
+            for grad, value in zip(grads, found, strict=True):
+                grad[ok] = value
+        return (None, None, *grads, *(None,) * ctx.extra)

@@ -1,0 +1,235 @@
+"""Implicit differentiation of a conic program: the one opaque map ``data -> (x, v)`` and its derivatives of first and
+second order.
+
+At a solution ``F(z; data) = 0`` with ``z = (x, v)``, so ``J dz = -dF`` (implicit function theorem; Busseti, Moursi &
+Boyd, 2019, here for the residual that keeps the quadratic objective). With ``y = Pi_K*(v)`` and a cotangent ``(g, h)``
+one system ``J'(u, w) = (g, h)`` gives
+
+    grad q = -u      grad b = w      grad A = -(y u' + w x')      grad P = -(u x' + x u')/2   (tied triangles)
+
+``J`` and ``J'`` share one symmetric factor (``linalg.kkt``). Solving with it is itself a differentiable function of the
+data: its derivative needs only two more solves with the same factor and the third-derivative tensor of the cone's
+projection (``dual_curvature``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.factor import Factors
+
+
+@dataclass(frozen=True)
+class Implicit(Adjoint):
+    """Exact implicit differentiation where the solution is regular; the minimum-norm derivative where it is not.
+
+    First and second derivatives, forward and reverse mode, ``torch.func`` transforms. A second derivative at a point
+    where the KKT system is singular raises ``DifferentiationError``: the minimum-norm formula is not a derivative of
+    itself.
+    """
+
+    def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        return _solution_map(solve, *data, *extra)
+
+
+def _flatten(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """Move a vmapped dimension into the batch: (V, B, ...) -> (V * B, ...)."""
+    moved = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return moved.reshape(size * moved.shape[1], *moved.shape[2:])
+
+
+def _unflatten(tensor: Tensor, size: int) -> Tensor:
+    return tensor.reshape(size, tensor.shape[0] // size if size else 0, *tensor.shape[1:])
+
+
+class _SolutionMap(torch.autograd.Function):
+    """``(P, q, A, b) -> (x, v, ok)``; further tensors are what the solve wants to look at and get no gradient."""
+
+    @staticmethod
+    def forward(solve: Solve, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tensors = tuple(t.detach() for t in tensors)
+        return solve(ConicData(*tensors[:4]), *tensors[4:])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        solve, P, _, A, _, *rest = inputs
+        ctx.factors = solve.factors
+        x, v, ok = output
+        ctx.extra = len(rest)
+        ctx.mark_non_differentiable(ok)
+        ctx.save_for_backward(P, A, x, v, ok)
+        ctx.save_for_forward(P, A, x, v, ok)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        P, A, x, v, ok = ctx.saved_tensors
+        program = ctx.factors.program
+        u, w = _columns(ctx.factors, False, P, A, v, ok, grads[0].unsqueeze(-1), grads[1].unsqueeze(-1))
+        u, w = u.squeeze(-1), w.squeeze(-1)
+        y = torch.where(ok.unsqueeze(-1), program.cones.project_dual(v), 0.0)
+        pr, pc, ar, ac = program.index(x.device)
+        grad_P = -_tied(u, x, pr, pc)
+        grad_A = -(y[:, ar] * u[:, ac] + w[:, ar] * x[:, ac])
+        return (None, grad_P, -u, grad_A, w, *(None,) * ctx.extra)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, None]:
+        P, A, x, v, ok = ctx.saved_tensors
+        program = ctx.factors.program
+        dP, dq, dA, db = tangents[1:5]
+        y = program.cones.project_dual(v)
+        r, t = torch.zeros_like(x), torch.zeros_like(v)
+        if dP is not None:
+            r = r - program.P_times(dP, x)
+        if dq is not None:
+            r = r - dq
+        if dA is not None:
+            r, t = r - program.At_times(dA, y), t - program.A_times(dA, x)
+        if db is not None:
+            t = t + db
+        r, t = torch.where(ok.unsqueeze(-1), r, 0.0), torch.where(ok.unsqueeze(-1), t, 0.0)
+        a, c = _columns(ctx.factors, True, P, A, v, ok, r.unsqueeze(-1), t.unsqueeze(-1))
+        return a.squeeze(-1), c.squeeze(-1), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], solve: Solve, *tensors: Tensor) -> Any:
+        size = info.batch_size
+        flat = [_flatten(t, d, size) for t, d in zip(tensors, in_dims[1:], strict=True)]
+        outputs = _solution_map(solve, *flat)
+        return tuple(_unflatten(t, size) for t in outputs), (0, 0, 0)
+
+
+def _solution_map(solve: Solve, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    out = _SolutionMap.apply(solve, *tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return cast(tuple[Tensor, Tensor, Tensor], out)
+
+
+def _tied(u: Tensor, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """``u_i x_j + u_j x_i`` at the upper-triangle entries, once on the diagonal."""
+    product = u[:, rows] * x[:, cols]
+    return torch.where(rows == cols, product, product + u[:, cols] * x[:, rows])
+
+
+def _columns(
+    factors: Factors, forward: bool, P: Tensor, A: Tensor, v: Tensor, ok: Tensor, r: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    out = _LinearSolve.apply(factors, forward, P, A, v, ok, r, t)  # type: ignore[no-untyped-call]  # torch's own
+    return cast(tuple[Tensor, Tensor], out)
+
+
+class _LinearSolve(torch.autograd.Function):
+    """``J (a, c) = (r, t)`` or ``J'(u, w) = (r, t)`` for k right-hand sides, r (B, n, k), t (B, m, k)."""
+
+    @staticmethod
+    def forward(
+        factors: Factors, forward: bool, P: Tensor, A: Tensor, v: Tensor, ok: Tensor, r: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        kkt = factors.at(P.detach(), A.detach(), v.detach(), ok.detach())
+        return (kkt.forward if forward else kkt.reverse)(r.detach(), t.detach())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.factors, ctx.is_forward, P, A, v, ok, _, _ = inputs
+        ctx.save_for_backward(P, A, v, ok, *output)
+        ctx.save_for_forward(P, A, v, ok, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        P, A, v, ok, first, second = ctx.saved_tensors
+        factors = ctx.factors
+        other = _columns(factors, not ctx.is_forward, P, A, v, ok, grads[0], grads[1])
+        if not any(ctx.needs_input_grad[2:5]):
+            return (None,) * 6 + other
+        _refuse_singular(factors)
+        (a, c), (u, w) = ((first, second), other) if ctx.is_forward else (other, (first, second))
+        program = factors.program
+        pr, pc, ar, ac = program.index(v.device)
+        Dc = _by_column(program.cones.dual_derivative, v, c)
+        grad_P = -(u[:, pr] * a[:, pc] + torch.where((pr == pc).unsqueeze(-1), 0.0, u[:, pc] * a[:, pr])).sum(-1)
+        grad_A = -(w[:, ar] * a[:, ac] + Dc[:, ar] * u[:, ac]).sum(-1)
+        Au = _A_columns(program, A, u) + w
+        grad_v = -_by_column(program.cones.dual_curvature, v, c, Au).sum(-1)
+        grad_v = torch.where(ok.unsqueeze(-1), grad_v, 0.0)
+        return (None, None, grad_P, grad_A, grad_v, None, *other)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
+        P, A, v, ok, first, second = ctx.saved_tensors
+        factors, program = ctx.factors, ctx.factors.program
+        dP, dA, dv, _, dr, dt = tangents[2:8]
+        top = torch.zeros_like(first) if dr is None else dr
+        low = torch.zeros_like(second) if dt is None else dt
+        if not (dP is None and dA is None and dv is None):
+            _refuse_singular(factors)
+        cones = program.cones
+        argument = second if ctx.is_forward else _A_columns(program, A, first) + second
+        if dP is not None:
+            top = top - _column_map(program.P_times, dP, first)
+        if dA is not None:
+            tilt = _by_column(cones.dual_derivative, v, second) if ctx.is_forward else second
+            top = top - _column_map(program.At_times, dA, tilt)
+            moved = _column_map(program.A_times, dA, first)
+            low = low - (moved if ctx.is_forward else _by_column(cones.dual_derivative, v, moved))
+        if dv is not None:
+            bend = _by_column(cones.dual_curvature, v, dv.unsqueeze(-1).expand_as(argument), argument)
+            low = low - bend
+            if ctx.is_forward:
+                top = top - _column_map(program.At_times, A, bend)
+        solved = _columns(factors, ctx.is_forward, P, A, v, ok, top, low)
+        return solved
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], factors: Factors, forward: bool, *tensors: Tensor) -> Any:
+        size, dims = info.batch_size, in_dims[2:]
+        if all(d is None for d in dims[:4]):
+            # One factor, many right-hand sides: the mapped dimension becomes columns.
+            wide = [_to_columns(t, d, size) for t, d in zip(tensors[4:], dims[4:], strict=True)]
+            out = _columns(factors, forward, *tensors[:4], *wide)
+            return tuple(o.reshape(*o.shape[:2], -1, size).movedim(-1, 0) for o in out), (0, 0)
+        flat = [_flatten(t, d, size) for t, d in zip(tensors, dims, strict=True)]
+        out = _columns(factors, forward, *flat)
+        return tuple(_unflatten(o, size) for o in out), (0, 0)
+
+
+def _to_columns(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """(V, B, n, k) -> (B, n, k * V)."""
+    moved = tensor.unsqueeze(-1).expand(*tensor.shape, size) if dim is None else tensor.movedim(dim, -1)
+    return moved.reshape(*moved.shape[:2], -1)
+
+
+def _by_column(function: Any, v: Tensor, *columns: Tensor) -> Tensor:
+    """Apply a function of (B, m) tensors to every column of (B, m, k) tensors: columns become batch elements."""
+    batch, m, k = columns[0].shape
+    spread = v.unsqueeze(1).expand(batch, k, m).reshape(batch * k, m)
+    flat = [c.mT.reshape(batch * k, m) for c in columns]
+    out: Tensor = function(spread, *flat)
+    return out.reshape(batch, k, m).mT
+
+
+def _column_map(function: Any, matrix: Tensor, columns: Tensor) -> Tensor:
+    """``function(matrix, vector)`` for every column of (B, ., k)."""
+    batch, _, k = columns.shape
+    spread = matrix.unsqueeze(1).expand(batch, k, matrix.shape[1]).reshape(batch * k, matrix.shape[1])
+    out: Tensor = function(spread, columns.mT.reshape(batch * k, -1))
+    return out.reshape(batch, k, -1).mT
+
+
+def _A_columns(program: ConicProgram, A: Tensor, columns: Tensor) -> Tensor:
+    return _column_map(program.A_times, A, columns)
+
+
+def _refuse_singular(factors: Factors) -> None:
+    kkt = factors.last
+    if kkt is not None and kkt.singular.numel():
+        raise DifferentiationError(
+            f"Second derivatives are not available at {kkt.singular.numel()} batch element(s) whose KKT system is singular "
+            "(a valley of solutions or dependent active constraints; see Solution.regularity). "
+            "Add a small quadratic term to the objective, or drop the redundant constraints."
+        )

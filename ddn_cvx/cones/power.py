@@ -1,0 +1,228 @@
+r"""The power cone {(x, z) ∈ R^d₊ × R : ∏ x_i^α_i ≥ |z|}, of three dimensions (d = 2) or more.
+
+Outside K and its polar cone Π(v) = (p, r sign z) with p_i² − x_i p_i = α_i s, s = r(|z| − r) and r = ∏ p_i^α_i ∈ (0, |z|): one decreasing
+scalar equation (Hien, "Differential properties of Euclidean projection onto power cone", Math. Methods Oper. Res. 82, 2015). Its unknown here is
+the logit u of τ = r/|z|, so that neither τ nor 1 − τ cancels.
+
+Differentiating these equations along h = (h_x, h_z), with g_i = 2p_i − x_i, π_i = p_i/g_i, e_i = α_i/g_i, η = h_z sign(z)/|z| and the means
+σ = Σα_i(1 − π_i), 1 − σ = Σα_iπ_i, gives logarithmic derivatives
+
+    ς = s′/s = ((1 − 2τ) e·h_x + η) / W,    ϱ = r′/r = ((1 − τ) e·h_x + ση) / W,    W = (1 − τ)(1 − σ) + τσ > 0,
+    p_i′/p_i = h_i/g_i + (1 − π_i) ς,
+
+from which DΠ h = (π_i h_i + e_i s ς, sign(z) r ϱ) and, with the same rules once more, D²Π. All is computed in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from ddn_cvx.cones.base import Dense, Spectrum
+from ddn_cvx.cones.curved import Curved, newton
+from ddn_cvx.errors import DeclarationError
+
+ITERATIONS = 30
+"""Newton steps; 24 reach rounding level for exponents down to 1e-3 and coordinates that differ by up to sixty orders of magnitude."""
+LOGIT_BOUND = 200.0
+"""τ and 1 − τ are taken at least e^−200."""
+NEGLIGIBLE = 1e-100
+"""|z| is taken at least this large, relative to the largest coordinate."""
+ZERO = 1e-60
+"""What stands for x_i = 0 in the derivatives: a zero counts as nonnegative."""
+
+INSIDE, POLAR, CURVED = range(3)
+
+
+@dataclass(frozen=True)
+class Power(Curved):
+    """{(x, z) : ∏ x_i^α_i ≥ |z|, x ≥ 0} for one tuple of exponents, or one each for cones stacked in the dimension before the last.
+
+    ``alphas`` holds tuples of equal length d, positive and of sum 1; v is ``(*batch, count, d + 1)``, or ``(*batch, d + 1)`` for one tuple.
+    Kinks: the boundaries of K and of its polar cone, and z = x_i = 0. At z = 0 with x of both signs Π has one derivative but, unless the
+    exponents of the negative x_i sum to ½, no second one; D²Π is zero there.
+    """
+
+    dim: int = field(init=False)
+    alphas: tuple[tuple[float, ...], ...] = ((0.5, 0.5),)
+    _exponents: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        lengths = {len(alpha) for alpha in self.alphas}
+        if len(lengths) != 1 or lengths == {0}:
+            raise DeclarationError(f"Power: alphas must be nonempty tuples of one length, and lengths {sorted(lengths)} came.")
+        for alpha in self.alphas:
+            if min(alpha) <= 0 or abs(sum(alpha) - 1) > 1e-6:
+                raise DeclarationError(f"Power: exponents must be positive with sum 1, and {alpha} came; divide by the sum.")
+        exponents = torch.tensor(self.alphas, dtype=torch.float64)
+        exponents = exponents / exponents.sum(-1, keepdim=True)
+        object.__setattr__(self, "dim", lengths.pop() + 1)
+        object.__setattr__(self, "_exponents", exponents.squeeze(0) if len(self.alphas) == 1 else exponents)
+
+    def factor(self, v: Tensor) -> tuple[Tensor, ...]:
+        """The logit u of r/|z|, and in which of the three regions v lies."""
+        alpha, x, z = self._split(v)
+        log_z = v.double()[..., -1:].abs().log() - _size(v).log()
+        inside = (x >= 0).all(-1, keepdim=True) & (_mean(alpha, x.log()) >= log_z)
+        polar = (x < 0).all(-1, keepdim=True) & (_mean(alpha, (-x / alpha).log()) > log_z)
+        region = torch.where(inside, INSIDE, torch.where(polar, POLAR, CURVED)).to(torch.int8)
+
+        def mismatch(u: Tensor) -> tuple[Tensor, Tensor]:
+            at = _state(alpha, x, z, u)
+            return z.log() + logsigmoid(u) - _mean(alpha, at.p.log()), at.W
+
+        bound = torch.full_like(z, LOGIT_BOUND)
+        return newton(mismatch, -bound, bound, torch.zeros_like(z), ITERATIONS), region
+
+    def value(self, v: Tensor, *factor: Tensor) -> Tensor:
+        logit, region = factor
+        projection, _ = self._rays(v, logit)
+        return _pieces(region, v, (_size(v) * projection).to(v.dtype))
+
+    def first(self, v: Tensor, h: Tensor, *factor: Tensor) -> Tensor:
+        logit, region = factor
+        alpha, x, z = self._split(v)
+        at, sign, h = _state(alpha, x, z, logit), _sign(v), h.double()
+        along = _logarithmic(at, h, sign / z)
+        z_part = sign * z * at.tau * along.r
+        curved = torch.cat([at.share * h[..., :-1] + at.e * at.s * along.s, z_part], dim=-1)
+        return _pieces(region, h, curved).to(v.dtype)
+
+    def second(self, v: Tensor, a: Tensor, b: Tensor, *factor: Tensor) -> Tensor:
+        logit, region = factor
+        alpha, x, z = self._split(v)
+        at, sign, size = _state(alpha, x, z, logit), _sign(v), _size(v)
+        a, b = a.double(), b.double()
+        ax, az, bx, bz = a[..., :-1], a[..., -1:], b[..., :-1], b[..., -1:]
+        A, B = _logarithmic(at, a, sign / z), _logarithmic(at, b, sign / z)
+
+        # Primes are derivatives along b; g, e and s have logarithmic ones.
+        p_log = bx / at.g + at.co_share * B.s
+        g_log = 2 * at.share * p_log - bx / at.g
+        share = at.share * (p_log - g_log)
+        tau = at.tau * at.co_tau * (2 * B.r - B.s)
+        sigma = -(alpha * share).sum(-1, keepdim=True)
+        W = tau * (at.sigma - at.co_sigma) + (at.tau - at.co_tau) * sigma
+        ea = -(at.e * g_log * ax).sum(-1, keepdim=True)
+        eta_a, eta_ab = sign * az / z, -(az / z) * (bz / z)
+        s_log = (-2 * tau * A.eh + (at.co_tau - at.tau) * ea + eta_ab - W * A.s) / at.W
+        r_log = (-tau * A.eh + at.co_tau * ea + sigma * eta_a + at.sigma * eta_ab - W * A.r) / at.W
+        x_part = share * ax + at.e * at.s * (s_log + A.s * (B.s - g_log))
+        z_part = sign * z * at.tau * (r_log + A.r * B.r)
+
+        # At z = 0, Π is even or odd in z and only the mixed terms ∂τ/∂x_i remain.
+        tau_x = at.tau * at.co_tau * at.e / at.W
+        even = torch.cat([tau_x * az * bz, (tau_x * (ax * bz + bx * az)).sum(-1, keepdim=True)], dim=-1)
+        curved = torch.where(z > NEGLIGIBLE, torch.cat([x_part, z_part], dim=-1), even) / size
+        return _pieces(region, torch.zeros_like(a), curved).to(v.dtype)
+
+    def spectrum(self, v: Tensor) -> Spectrum:
+        logit, region = self.factor(v)
+        if self.dim == 3:
+            p, n = (ray / torch.linalg.vector_norm(ray, dim=-1, keepdim=True) for ray in self._rays(v, logit))
+            w = torch.linalg.cross(p, n)
+            share = (w * self.first(v.double(), w, logit, region)).sum(-1, keepdim=True)
+            values, basis = torch.cat([torch.ones_like(share), 0 * share, share], dim=-1), torch.stack([p, n, w], dim=-1)
+        else:
+            columns = torch.eye(self.dim, dtype=torch.float64, device=v.device)
+            columns = columns.view(self.dim, *[1] * (v.ndim - 1), self.dim)
+            values, basis = torch.linalg.eigh(self.first(v.double(), columns, logit, region).movedim(0, -1))
+        values = _pieces(region, torch.ones_like(values), values.clamp(0, 1))
+        identity = torch.eye(self.dim, dtype=torch.float64, device=v.device)
+        basis = torch.where((region == CURVED).unsqueeze(-1), basis, identity)
+        return Dense(values.to(v.dtype), basis.to(v.dtype))
+
+    def margin(self, v: Tensor) -> Tensor:
+        """Exact outside K and its polar cone, a lower bound of the distance to the boundary inside them.
+
+        Inside, g(v) = ∏ x_i^α_i − |z| is concave and vanishes on the boundary, so no boundary point is nearer than g/|∇g|.
+        """
+        logit, region = self.factor(v)
+        alpha, x, z = self._split(v)
+        x, z = v.double()[..., :-1] / _size(v), v.double()[..., -1:] / _size(v)
+        turned = torch.where(region == POLAR, -x / alpha, x)
+        mean = _mean(alpha, turned.log()).exp()
+        inside = (mean - z.abs()) / torch.sqrt(1 + ((alpha * mean / x) ** 2).sum(-1, keepdim=True))
+        sizes = [torch.linalg.vector_norm(ray, dim=-1, keepdim=True) for ray in self._rays(v, logit)]
+        curved = torch.cat([*sizes, torch.hypot(x, z)], dim=-1).amin(-1, keepdim=True)
+        margin = _size(v) * torch.where(region == CURVED, curved, torch.where(mean > 0, inside, 0.0))
+        return margin.squeeze(-1).to(v.dtype)
+
+    def _split(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """α, x and |z| of v divided by its largest coordinate."""
+        v = v.double() / _size(v)
+        return self._exponents.to(v.device, non_blocking=True), v[..., :-1], v[..., -1:].abs().clamp_min(NEGLIGIBLE)
+
+    def _rays(self, v: Tensor, logit: Tensor) -> tuple[Tensor, Tensor]:
+        """Π(v) and v − Π(v), outside K and its polar cone, for v divided by its largest coordinate."""
+        alpha, x, z = self._split(v)
+        at = _state(alpha, x, z, logit)
+        signed = _sign(v) * z
+        return torch.cat([at.p, signed * at.tau], dim=-1), torch.cat([-at.co_p, signed * at.co_tau], dim=-1)
+
+
+class _State(NamedTuple):
+    """The quantities of the module's derivation; ``co_p`` is p − x, and ``co_`` of a share t is 1 − t, free of cancellation."""
+
+    tau: Tensor
+    co_tau: Tensor
+    s: Tensor
+    g: Tensor
+    e: Tensor
+    p: Tensor
+    co_p: Tensor
+    share: Tensor
+    co_share: Tensor
+    sigma: Tensor
+    co_sigma: Tensor
+    W: Tensor
+
+
+def _state(alpha: Tensor, x: Tensor, z: Tensor, logit: Tensor) -> _State:
+    x = torch.where(x == 0, ZERO, x)
+    tau, co_tau = torch.sigmoid(logit), torch.sigmoid(-logit)
+    s = z * z * tau * co_tau
+    g = torch.sqrt(x * x + 4 * alpha * s)
+    large = (x.abs() + g) / 2
+    small = alpha * s / large
+    p, co_p = torch.where(x > 0, large, small), torch.where(x > 0, small, large)
+    share, co_share = p / g, co_p / g
+    sigma, co_sigma = _mean(alpha, co_share), _mean(alpha, share)
+    return _State(
+        tau, co_tau, s, g, alpha / g, p, co_p, share, co_share, sigma, co_sigma, co_tau * co_sigma + tau * sigma
+    )
+
+
+class _Logarithmic(NamedTuple):
+    """Along one direction h: e·h_x, s′/s and r′/r."""
+
+    eh: Tensor
+    s: Tensor
+    r: Tensor
+
+
+def _logarithmic(at: _State, h: Tensor, per_z: Tensor) -> _Logarithmic:
+    eh, eta = (at.e * h[..., :-1]).sum(-1, keepdim=True), h[..., -1:] * per_z
+    s = ((at.co_tau - at.tau) * eh + eta) / at.W
+    return _Logarithmic(eh, s, (at.co_tau * eh + at.sigma * eta) / at.W)
+
+
+def _mean(alpha: Tensor, t: Tensor) -> Tensor:
+    return (alpha * t).sum(-1, keepdim=True)
+
+
+def _size(v: Tensor) -> Tensor:
+    size = v.double().abs().amax(-1, keepdim=True)
+    return torch.where(size == 0, 1.0, size)
+
+
+def _sign(v: Tensor) -> Tensor:
+    return torch.where(v[..., -1:] < 0, -1.0, 1.0).double()
+
+
+def _pieces(region: Tensor, inside: Tensor, curved: Tensor) -> Tensor:
+    return torch.where(region == INSIDE, inside, torch.where(region == POLAR, 0.0, curved))

@@ -1,0 +1,280 @@
+"""A product of cones: the cone K of a conic program, its dual K*, and the derivatives of the projection onto K*.
+
+Equal cones are one vectorised call. Where they do not lie next to each other (second-order cones of 3, 4 and 3 rows), the rows are
+permuted once on the way in and once on the way out.
+
+The dual side follows from the primal one by Moreau's decomposition: with y = Π_{K*}(v) = v + Π_K(−v),
+
+    DΠ_{K*}(v) = I − DΠ_K(−v),      D²Π_{K*}(v) = D²Π_K(−v),
+
+so that the kinks and the spectral bases are those of K at −v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.cones.base import Cone, Diagonal, Spectrum
+from ddn_cvx.cones.exponential import Exponential
+from ddn_cvx.cones.nonnegative import Nonnegative
+from ddn_cvx.cones.power import Power
+from ddn_cvx.cones.psd import PSD
+from ddn_cvx.cones.second_order import SecondOrder
+from ddn_cvx.cones.zero import Zero
+from ddn_cvx.errors import DeclarationError, InputError
+
+
+class Block(NamedTuple):
+    """One cone as a solver sees it: all zero rows are one block, and all nonnegative rows.
+
+    ``kind`` is ``zero``, ``nonneg``, ``soc``, ``psd``, ``exp`` or ``power``; ``extra`` is the number of rows, the matrix order for ``psd``, the exponents
+    for ``power``.
+    """
+
+    kind: str
+    rows: slice
+    extra: Any
+
+
+class Group(NamedTuple):
+    """Equal cones, in rows ``start`` to ``start + count * cone.dim`` of the sorted order."""
+
+    cone: Cone
+    start: int
+    number: int
+
+    @property
+    def length(self) -> int:
+        return self.number * self.cone.dim
+
+    def take(self, v: Tensor) -> Tensor:
+        """``(*batch, m)`` → ``(*batch, count, dim)``."""
+        return v.narrow(-1, self.start, self.length).unflatten(-1, (self.number, self.cone.dim))
+
+
+@dataclass(frozen=True)
+class Product:
+    """K = {0}^zero × R₊^nonneg × second-order × PSD × exponential × power cones, rows in this order.
+
+    Parameters
+    ----------
+    zero, nonneg, exp : int
+        Number of equality rows, of inequality rows, and of exponential cones (three rows each).
+    soc : tuple of int
+        Rows of each second-order cone.
+    psd : tuple of int
+        Matrix order k of each PSD cone, k(k + 1)/2 rows.
+    power : tuple of tuples of float
+        Exponents of each power cone, one row more than exponents.
+
+    Hashable and picklable. All methods take tensors ``(*batch, size)`` and raise ``InputError`` for another last dimension.
+    """
+
+    zero: int = 0
+    nonneg: int = 0
+    soc: tuple[int, ...] = ()
+    psd: tuple[int, ...] = ()
+    exp: int = 0
+    power: tuple[tuple[float, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("zero", "nonneg", "exp"):
+            if getattr(self, name) < 0:
+                raise DeclarationError(f"Product: {name} must be a count of at least 0, and {getattr(self, name)} came.")
+        object.__setattr__(self, "soc", tuple(int(k) for k in self.soc))
+        object.__setattr__(self, "psd", tuple(int(k) for k in self.psd))
+        object.__setattr__(self, "power", tuple(tuple(float(a) for a in alpha) for alpha in self.power))
+        _ = self._layout  # builds every cone, which checks its own arguments
+
+    # ---- structure
+
+    @cached_property
+    def size(self) -> int:
+        """m, the number of rows."""
+        return max((block.rows.stop for block in self.blocks()), default=0)
+
+    @property
+    def degree(self) -> int:
+        """What s'y is divided by to measure the gap of an interior-point method: 1 for a nonnegative row and for a second-order cone, k for
+        a PSD cone, 3 for an exponential cone, and the rows of a power cone."""
+        return self.nonneg + len(self.soc) + sum(self.psd) + 3 * self.exp + sum(len(a) + 1 for a in self.power)
+
+    @property
+    def is_polyhedral(self) -> bool:
+        """True if there are zero and nonnegative rows only."""
+        return not (self.soc or self.psd or self.exp or self.power)
+
+    def blocks(self) -> list[Block]:
+        """The cones in row order."""
+        sizes: list[tuple[str, int, Any]] = [("zero", self.zero, self.zero)] * (self.zero > 0)
+        sizes += [("nonneg", self.nonneg, self.nonneg)] * (self.nonneg > 0)
+        sizes += [("soc", k, k) for k in self.soc]
+        sizes += [("psd", k * (k + 1) // 2, k) for k in self.psd]
+        sizes += [("exp", 3, 3)] * self.exp
+        sizes += [("power", len(alpha) + 1, alpha) for alpha in self.power]
+        found, stop = [], 0
+        for kind, rows, extra in sizes:
+            found.append(Block(kind, slice(stop, stop + rows), extra))
+            stop += rows
+        return found
+
+    @cached_property
+    def _layout(self) -> Layout:
+        alike: dict[tuple[str, int], list[Block]] = {}
+        for block in self.blocks():
+            alike.setdefault((block.kind, block.rows.stop - block.rows.start), []).append(block)
+        groups, start = [], 0
+        for (kind, length), members in alike.items():
+            cone, count = _cone(kind, length, members)
+            groups.append(Group(cone, start, count))
+            start += count * cone.dim
+        ranked = [block for members in alike.values() for block in members]
+        if all(one.rows.start < two.rows.start for one, two in pairwise(ranked)):
+            return Layout(tuple(groups), None, None, None)
+        rows = torch.tensor([row for block in ranked for row in range(block.rows.start, block.rows.stop)])
+        curved = [block.rows.start for block in ranked if block.kind not in ("zero", "nonneg")]
+        cones_back = torch.cat([torch.arange(self.nonneg), self.nonneg + torch.tensor(curved).argsort()])
+        return Layout(tuple(groups), rows, rows.argsort(), cones_back)
+
+    # ---- primal
+
+    def project(self, v: Tensor) -> Tensor:
+        """Π_K(v)."""
+        return self._blockwise(lambda cone, v: cone.project(v), v)
+
+    def distance(self, s: Tensor) -> Tensor:
+        """Largest distance, over the cones, of the rows of s from their cone; ``(*batch,)``."""
+        return self._largest(s, lambda cone, s: s - cone.project(s))
+
+    # ---- dual
+
+    def project_dual(self, v: Tensor) -> Tensor:
+        """Π_{K*}(v) = v + Π_K(−v)."""
+        if self.is_polyhedral:
+            return torch.where(self._active(v), v, 0.0)
+        return self._blockwise(lambda cone, v: v + cone.project(-v), v)
+
+    def dual_distance(self, y: Tensor) -> Tensor:
+        """Largest distance, over the cones, of the rows of y from the dual of their cone; ``(*batch,)``."""
+        return self._largest(y, lambda cone, y: cone.project(-y))
+
+    def dual_derivative(self, v: Tensor, h: Tensor) -> Tensor:
+        """DΠ_{K*}(v) h. Leading dimensions broadcast, and what depends on v alone is computed once for all h."""
+        if self.is_polyhedral:
+            return torch.where(self._active(v), h, 0.0)
+        return self._blockwise(lambda cone, v, h: h - cone.derivative(-v, h), v, h)
+
+    def dual_curvature(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """∇_v ⟨a, DΠ_{K*}(v) b⟩."""
+        return self._blockwise(lambda cone, v, a, b: cone.curvature(-v, a, b), v, a, b)
+
+    def dual_spectrum(self, v: Tensor) -> DualSpectrum:
+        """Eigendecomposition of DΠ_{K*}(v): that of DΠ_K(−v) with values 1 − value; U is block diagonal in the rows of v."""
+        if self.is_polyhedral:
+            return DualSpectrum(self._active(v).to(v.dtype), (), self._layout)
+        ordered = self._ordered(v)
+        parts = tuple(group.cone.spectrum(-group.take(ordered)) for group in self._layout.groups)
+        values = 1 - torch.cat([part.values.flatten(-2) for part in parts], dim=-1)
+        return DualSpectrum(_select(values, -1, self._layout.back), parts, self._layout)
+
+    def dual_margin(self, v: Tensor) -> Tensor:
+        """Margin of every cone, ``(*batch, count)`` in row order: each nonnegative row is a cone, and the zero rows, which have no
+        kinks, are left out."""
+        ordered = self._ordered(v)
+        groups = [group for group in self._layout.groups if not isinstance(group.cone, Zero)]
+        margins = [group.cone.margin(-group.take(ordered)) for group in groups]
+        return _select(torch.cat([v[..., :0], *margins], dim=-1), -1, self._layout.cones_back)
+
+    # ---- all groups at once
+
+    def _blockwise(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        ordered = [self._ordered(t) for t in tensors]
+        parts = [function(group.cone, *map(group.take, ordered)).flatten(-2) for group in self._layout.groups]
+        if not parts:
+            return tensors[0]
+        return _select(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1), -1, self._layout.back)
+
+    def _largest(self, v: Tensor, error: Callable[[Cone, Tensor], Tensor]) -> Tensor:
+        ordered = self._ordered(v)
+        blocks = [error(group.cone, group.take(ordered)) for group in self._layout.groups]
+        norms = [torch.linalg.vector_norm(block, dim=-1).amax(-1) for block in blocks]
+        return torch.stack([v.new_zeros(v.shape[:-1]), *norms]).amax(0)
+
+    def _active(self, v: Tensor) -> Tensor:
+        """Of a polyhedral K: the rows that Π_{K*} keeps, NaN among them."""
+        active = ~(self._checked(v) <= 0)
+        active[..., : self.zero] = True
+        return active
+
+    def _ordered(self, v: Tensor) -> Tensor:
+        return _select(self._checked(v), -1, self._layout.rows)
+
+    def _checked(self, v: Tensor) -> Tensor:
+        if v.shape[-1:] != (self.size,):
+            raise InputError(f"{self} has {self.size} rows, and a tensor of shape {tuple(v.shape)} came; rows go last.")
+        return v
+
+
+class Layout(NamedTuple):
+    """How the rows are grouped: ``rows`` takes v to sorted order and ``back`` undoes it, ``cones_back`` likewise for one entry per cone;
+    ``None`` where the order is the same."""
+
+    groups: tuple[Group, ...]
+    rows: Tensor | None
+    back: Tensor | None
+    cones_back: Tensor | None
+
+
+@dataclass(frozen=True)
+class DualSpectrum(Spectrum):
+    """Spectrum of DΠ_{K*}: ``values`` ``(*batch, m)``, one basis for each group of equal cones, none if K is polyhedral."""
+
+    parts: tuple[Spectrum, ...]
+    layout: Layout
+
+    @property
+    def is_diagonal(self) -> bool:
+        return not self.parts
+
+    def rotate(self, columns: Tensor) -> Tensor:
+        return columns if self.is_diagonal else self._blockwise(lambda part, block: part.rotate(block), columns)
+
+    def unrotate(self, columns: Tensor) -> Tensor:
+        return columns if self.is_diagonal else self._blockwise(lambda part, block: part.unrotate(block), columns)
+
+    def _blockwise(self, turn: Callable[[Spectrum, Tensor], Tensor], columns: Tensor) -> Tensor:
+        ordered = _select(columns, -2, self.layout.rows).mT
+        blocks = [
+            turn(part, group.take(ordered).movedim(-3, -1)).flatten(-3, -2)
+            for group, part in zip(self.layout.groups, self.parts, strict=True)
+        ]
+        return _select(torch.cat(blocks, dim=-2), -2, self.layout.back)
+
+
+def _cone(kind: str, length: int, members: list[Block]) -> tuple[Cone, int]:
+    """The cone that equal blocks share, and how many of it there are."""
+    extra, count = members[0].extra, len(members)
+    match kind:
+        case "zero":
+            return Zero(1), length
+        case "nonneg":
+            return Nonnegative(1), length
+        case "soc":
+            return SecondOrder(extra), count
+        case "psd":
+            return PSD(order=extra), count
+        case "exp":
+            return Exponential(), count
+        case _:
+            return Power(alphas=tuple(block.extra for block in members)), count
+
+
+def _select(t: Tensor, dim: int, index: Tensor | None) -> Tensor:
+    return t if index is None else t.index_select(dim, index.to(t.device, non_blocking=True))

@@ -1,0 +1,30 @@
+"""The zero cone {0}, whose dual is the whole space: the cone of equality constraints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.cones.base import Cone, Diagonal
+
+
+@dataclass(frozen=True)
+class Zero(Cone):
+    """{0} in R^dim. Π = 0 everywhere, hence no kinks: the margin is +inf."""
+
+    def project(self, v: Tensor) -> Tensor:
+        return torch.zeros_like(v)
+
+    def derivative(self, v: Tensor, h: Tensor) -> Tensor:
+        return torch.zeros(torch.broadcast_shapes(v.shape, h.shape), dtype=h.dtype, device=h.device)
+
+    def spectrum(self, v: Tensor) -> Diagonal:
+        return Diagonal(torch.zeros_like(v))
+
+    def curvature(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.zeros(torch.broadcast_shapes(v.shape, a.shape, b.shape), dtype=v.dtype, device=v.device)
+
+    def margin(self, v: Tensor) -> Tensor:
+        return torch.full_like(v[..., 0], torch.inf)

@@ -1,0 +1,273 @@
+"""From a DPP cvxpy problem to a conic program and the linear maps around it.
+
+cvxpy's reductions rename, split and shrink parameters, variables and constraints on the way to the solver. All of that
+is linear, with at most two entries a row, so it is recorded once as sparse matrices:
+
+* ``parameters``: user parameters (flattened in C order, complex as real pairs) -> cvxpy's parameter vector theta;
+* ``data``: theta -> the values of ``P, q, d, A, b``;
+* ``variables``: x -> the user's variables;   ``duals``: y -> the ``dual_variables`` of the user's constraints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import cvxpy as cp
+import cvxpy.settings as settings
+import numpy as np
+import scipy.sparse as sp
+from cvxpy.constraints import SOC, ExpCone, PowCone3D, PowConeND, SvecPSD
+from cvxpy.reductions.complex2real.complex2real import Complex2Real
+from cvxpy.reductions.cvx_attr2constr import SYMMETRIC_ATTRIBUTES, CvxAttr2Constr, lower_value
+from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
+from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
+from cvxpy.reductions.solution import Solution
+from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
+from cvxpy.utilities.psd_utils import TriangleKind
+from numpy.typing import NDArray
+
+from ddn_cvx.cones import Product
+from ddn_cvx.errors import DeclarationError
+from ddn_cvx.linalg.pattern import Pattern
+from ddn_cvx.program.conic import ConicProgram
+
+
+class _Waist(ConicSolver):
+    """Tells cvxpy which conic form we read; never solves anything."""
+
+    MIP_CAPABLE: ClassVar = False
+    BOUNDED_VARIABLES: ClassVar = False
+    SUPPORTED_CONSTRAINTS: ClassVar = [*ConicSolver.SUPPORTED_CONSTRAINTS, SOC, SvecPSD, ExpCone, PowCone3D, PowConeND]
+    PSD_TRIANGLE_KIND = TriangleKind.UPPER
+    PSD_SQRT2_SCALING = True
+    EXP_CONE_ORDER: ClassVar = [0, 1, 2]
+
+    def name(self) -> str:
+        return "DDN_CVX"
+
+    def import_solver(self) -> None:
+        """Nothing to import."""
+
+    def supports_quad_obj(self) -> bool:
+        return True
+
+    def cite(self, data: object) -> str:
+        return ""
+
+    def solve_via_data(self, *args: object, **kwargs: object) -> None:
+        raise DeclarationError("this solver only canonicalises; call the layer instead of problem.solve()")
+
+
+@dataclass(frozen=True)
+class LinearSource:
+    """Where a block of theta comes from: ``sum_k coefficient_k * root.flat[index_k]``, of the root's part."""
+
+    root: int
+    """Position in the list of parameters."""
+    part: str
+    """``"real"``, ``"imag"`` or ``"log"``."""
+    terms: tuple[tuple[float, NDArray[np.int64]], ...]
+    """Coefficients and index arrays, shaped like the block."""
+
+    def map(self, function: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> LinearSource:
+        return LinearSource(self.root, self.part, tuple((c, function(index)) for c, index in self.terms))
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A conic program with the maps into and out of it (scipy sparse matrices)."""
+
+    program: ConicProgram
+    data: sp.csr_array
+    """(nnz(P) + n + 1 + nnz(A) + m, size of theta + 1): theta, 1 -> the values of P, q, d, A, b."""
+    sources: tuple[tuple[int, LinearSource], ...]
+    """For each block of theta, its first position and where it comes from."""
+    variables: dict[int, tuple[sp.csr_array, sp.csr_array | None]]
+    """Variable id -> the maps from x to its real and imaginary parts, in C order."""
+    duals: dict[int, tuple[sp.csr_array, sp.csr_array | None]]
+    """Dual variable id -> the maps from y to its real and imaginary parts, in C order."""
+    exponentiate: bool
+    """Geometric program: variables are the exponentials of what the maps give."""
+
+
+def canonicalise(problem: cp.Problem, parameters: Sequence[cp.Parameter], gp: bool) -> Canonical:
+    """Run cvxpy's reductions once and record what they do.
+
+    Raises
+    ------
+    DeclarationError
+        A dual variable that cvxpy cannot map through its reductions.
+    """
+    data, chain, inverse = problem.get_problem_data(_Waist(), gp=gp, enforce_dpp=True)
+    program: ParamConeProg = data[settings.PARAM_PROB]
+    conic, matrix = _problem_data(program)
+    return Canonical(
+        program=conic,
+        data=matrix,
+        sources=tuple(_parameter_sources(program, chain, parameters)),
+        variables=_variable_maps(program, chain, problem.variables()),
+        duals=_dual_maps(program, chain, inverse, problem, conic),
+        exponentiate=gp,
+    )
+
+
+def _problem_data(pp: ParamConeProg) -> tuple[ConicProgram, sp.csr_array]:
+    n, m, width = pp.x.size, int(pp.constr_size), pp.total_param_size + 1
+    # cvxpy stacks [A | b] column by column; entry (i, j) is row j * m + i of the tensor, and its sign is s = Ax + b.
+    tensor = sp.csr_array(sp.coo_array(pp.A, dtype=float)) if m else sp.csr_array((0, width))
+    stored = np.unique(tensor.tocoo().row) if m else np.zeros(0, np.int64)
+    stored = stored[stored < n * m]
+    A = Pattern.of(sp.csc_array((np.ones(len(stored)), (stored % max(m, 1), stored // max(m, 1))), shape=(m, n)))
+    A_map = -tensor[A.cols * m + A.rows] if m else sp.csr_array((0, width))
+    b_map = tensor[n * m : (n + 1) * m] if m else sp.csr_array((0, width))
+    if pp.P is None:
+        P = Pattern.of(sp.csc_array((n, n)))
+        P_map = sp.csr_array((0, width))
+    else:
+        quadratic = sp.csr_array(sp.coo_array(pp.P, dtype=float))
+        entries = np.unique(quadratic.tocoo().row)
+        i, j = entries % n, entries // n
+        pattern = sp.csc_array((np.ones(len(entries)), (np.minimum(i, j), np.maximum(i, j))), shape=(n, n))
+        P = Pattern.of(pattern)
+        # Either triangle may hold the numbers: the symmetric part is what the quadratic form sees.
+        P_map = 0.5 * (quadratic[P.cols * n + P.rows] + quadratic[P.rows * n + P.cols])
+    q = sp.csr_array(pp.q)
+    dims = pp.cone_dims
+    power = tuple((float(a), 1.0 - float(a)) for a in dims.p3d) + tuple(tuple(map(float, a)) for a in dims.pnd)
+    cones = Product(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, power)
+    return ConicProgram(P, A, cones), sp.csr_array(sp.vstack([P_map, q[:n], q[n : n + 1], A_map, b_map]))
+
+
+def _parameter_sources(
+    pp: ParamConeProg, chain: Any, parameters: Sequence[cp.Parameter]
+) -> list[tuple[int, LinearSource]]:
+    sources: dict[int, dict[str, LinearSource]] = {
+        p.id: {part: _root(k, p, part) for part in ("real", "imag")} for k, p in enumerate(parameters)
+    }
+    for reduction in chain.reductions:
+        if isinstance(reduction, Complex2Real):
+            for old, (real, imag) in reduction.canon_methods._parameters.items():
+                origin = sources[old.id]
+                if real is not None:
+                    sources[real.id] = {"real": origin["real"]}
+                if imag is not None:
+                    part = origin["imag"]
+                    sources[imag.id] = {"real": part.map(_strict_upper) if old.is_hermitian() else part}
+        elif isinstance(reduction, Dgp2Dcp):
+            for old, new in reduction.canon_methods._parameters.items():
+                root = sources[old.id]["real"]
+                sources[new.id] = {"real": LinearSource(root.root, "log", root.terms)}
+        elif isinstance(reduction, CvxAttr2Constr):
+            for old, new in reduction._parameters.items():
+                sources[new.id] = {"real": sources[old.id]["real"].map(_Lower(old))}
+    return [(int(pp.param_id_to_col[p.id]), sources[p.id]["real"]) for p in pp.parameters]
+
+
+def _strict_upper(index: NDArray[np.int64]) -> NDArray[np.int64]:
+    return index[np.triu_indices(index.shape[0], k=1)]
+
+
+@dataclass(frozen=True)
+class _Lower:
+    """The reduced representation (triangle, diagonal, nonzeros) of an array shaped like a parameter."""
+
+    parameter: cp.Parameter
+
+    def __call__(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.asarray(lower_value(self.parameter, index)).astype(np.int64)
+
+
+def _root(position: int, parameter: cp.Parameter, part: str) -> LinearSource:
+    """The parameter itself; symmetric and Hermitian ones are averaged with their (conjugate) transpose,
+    so that a gradient is that of the symmetric argument and not twice its triangle."""
+    index = np.arange(parameter.size).reshape(parameter.shape)
+    attributes = parameter.attributes
+    if parameter.ndim == 2 and any(attributes[a] for a in [*SYMMETRIC_ATTRIBUTES, "hermitian"]):
+        sign = -0.5 if part == "imag" else 0.5
+        return LinearSource(position, part, ((0.5, index), (sign, index.T)))
+    return LinearSource(position, part, ((1.0, index),))
+
+
+Inverse = Callable[[NDArray[np.float64]], dict[int, Any]]
+
+
+def _linear_maps(
+    apply: Inverse, size: int, shapes: dict[int, tuple[int, ...]]
+) -> dict[int, tuple[sp.csr_array, sp.csr_array | None]]:
+    """The matrices of a linear function with at most one entry a row, found by probing it with two vectors and
+    verified with a third."""
+    probe = np.random.default_rng(0).standard_normal(size)
+    ones, counts, check = apply(np.ones(size)), apply(np.arange(1.0, size + 1)), apply(probe)
+    maps: dict[int, tuple[sp.csr_array, sp.csr_array | None]] = {}
+    for key, shape in shapes.items():
+        if key not in ones:
+            if int(np.prod(shape)) == 0:
+                maps[key] = (sp.csr_array((0, size)), None)
+            continue
+        parts: list[sp.csr_array | None] = []
+        for part in (np.real, np.imag):
+            one, count, expected = (part(_dense(v[key])).reshape(shape).ravel() for v in (ones, counts, check))
+            filled = np.flatnonzero(one)
+            column = np.rint(count[filled] / one[filled]).astype(np.int64) - 1
+            matrix = sp.csr_array((one[filled], (filled, column)), shape=(len(one), size))
+            if not np.allclose(matrix @ probe, expected, atol=1e-12):
+                return maps
+            parts.append(matrix)
+        complex_valued = np.iscomplexobj(_dense(ones[key]))
+        maps[key] = (parts[0], parts[1] if complex_valued else None)
+    return maps
+
+
+def _dense(value: Any) -> NDArray[Any]:
+    return np.asarray(value.toarray() if sp.issparse(value) else value)
+
+
+def _variable_maps(
+    pp: ParamConeProg, chain: Any, variables: Sequence[cp.Variable]
+) -> dict[int, tuple[sp.csr_array, sp.csr_array | None]]:
+    def apply(x: NDArray[np.float64]) -> dict[int, Any]:
+        values: dict[int, Any] = pp.split_solution(x)
+        for reduction in reversed(chain.reductions):
+            if isinstance(reduction, Dgp2Dcp):
+                # exp() is applied in torch; here only the names change.
+                for old, (new,) in reduction.var_id_map.items():
+                    if new in values:
+                        values[old] = values.pop(new)
+            else:
+                values = reduction.var_forward(values)
+        return values
+
+    return _linear_maps(apply, pp.x.size, {v.id: v.shape for v in variables})
+
+
+def _dual_maps(
+    pp: ParamConeProg, chain: Any, inverse: Any, problem: cp.Problem, conic: ConicProgram
+) -> dict[int, tuple[sp.csr_array, sp.csr_array | None]]:
+    saved = [[dual.value for dual in c.dual_variables] for c in problem.constraints]
+
+    def apply(y: NDArray[np.float64]) -> dict[int, Any]:
+        rows: dict[int, Any] = {}
+        start = 0
+        for constraint in pp.constraints:
+            rows[constraint.id] = y[start : start + constraint.size]
+            start += constraint.size
+        primal = {pp.x.id: np.zeros(pp.x.size)}
+        solution = Solution(settings.OPTIMAL, 0.0, primal, rows, {})
+        for reduction, data in reversed(list(zip(chain.reductions[:-1], inverse[:-1], strict=True))):
+            solution = reduction.invert(solution, data)
+        values: dict[int, Any] = {}
+        for constraint in problem.constraints:
+            if constraint.id in solution.dual_vars:
+                constraint.save_dual_value(solution.dual_vars[constraint.id])
+                values.update({dual.id: dual.value for dual in constraint.dual_variables})
+        return values
+
+    shapes = {dual.id: dual.shape for c in problem.constraints for dual in c.dual_variables}
+    try:
+        return _linear_maps(apply, conic.m, shapes)
+    finally:
+        for constraint, values in zip(problem.constraints, saved, strict=True):
+            for dual, value in zip(constraint.dual_variables, values, strict=True):
+                dual.save_value(value)

@@ -1,0 +1,263 @@
+"""A convex cvxpy problem as a node: parameters -> conic data, conic solution -> variables, all plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cvxpy as cp
+import numpy as np
+import scipy.sparse as sp
+import torch
+from cvxpy.expressions.expression import Expression
+from torch import Tensor
+
+from ddn_cvx.declare.as_declared import AsDeclared
+from ddn_cvx.declare.atoms import compile_expression
+from ddn_cvx.declare.auto_dpp import to_dpp
+from ddn_cvx.declare.canonical import Canonical, canonicalise
+from ddn_cvx.declare.rules import check_declaration, check_parametrised
+from ddn_cvx.errors import DeclarationError
+from ddn_cvx.program.affine_map import SparseLinear
+from ddn_cvx.program.base import Bound, Inspection, ParameterSpec
+from ddn_cvx.program.conic import DENSE_LIMIT, ConicData, ConicProgram
+from ddn_cvx.program.elimination import Elimination, removable
+
+Output = tuple[SparseLinear, SparseLinear | None, tuple[int, ...]]
+
+
+class ConvexProblem:
+    """A DCP or DGP cvxpy problem, made DPP where needed, read once; holds no values and no cvxpy objects that matter.
+
+    Parameters
+    ----------
+    problem : cvxpy.Problem
+    parameters : sequence of cvxpy.Parameter
+        All parameters of the problem, in the order of the layer's arguments.
+    variables : sequence of cvxpy.Variable
+        The outputs: variables of the problem, or ``constraint.dual_variables[i]``.
+    gp : bool
+        Read as a geometric program.
+
+    Raises
+    ------
+    DeclarationError
+        The problem is not convex by cvxpy's rules, or a parameter or variable does not belong to it.
+    """
+
+    def __init__(
+        self,
+        problem: cp.Problem,
+        parameters: Sequence[cp.Parameter],
+        variables: Sequence[cp.Variable],
+        gp: bool = False,
+    ):
+        _check_arguments(problem, parameters, variables)
+        check_declaration(problem, gp)
+        self.gp = gp
+        self.sign = -1.0 if isinstance(problem.objective, cp.Maximize) else 1.0
+        self.parameters = tuple(ParameterSpec(p.name(), tuple(p.shape), p.is_complex()) for p in parameters)
+        self.declared = AsDeclared(problem)
+        self._parameter_ids = [p.id for p in parameters]
+        self._variable_ids = {v.name(): v.id for v in problem.variables()}
+        posed, lifted = self._parametrise(problem)
+        self._lifted = [compile_expression(expr, parameters) for _, expr in lifted]
+        roots = [*parameters, *(p for p, _ in lifted)]
+        canonical = canonicalise(posed, roots, gp)
+        self._bind_map(canonical, roots)
+        self._recovery(canonical, problem, posed, variables)
+        self._eliminate(canonical)
+
+    # ---------------------------------------------------------------- declaration
+
+    def _parametrise(self, problem: cp.Problem) -> tuple[cp.Problem, list[tuple[cp.Parameter, Expression]]]:
+        """The problem in DPP form, with a variable even when the user declared none."""
+        lifted: list[tuple[cp.Parameter, Expression]] = []
+        if not (problem.is_dpp("dgp") if self.gp else problem.is_dpp(quad_form_dpp="qp")):
+            rewrite = to_dpp(problem, self.gp)
+            problem, lifted = rewrite.problem, rewrite.lifted
+            check_parametrised(problem, self.gp)
+        if not problem.variables():
+            dummy = cp.Variable(pos=True) if self.gp else cp.Variable()
+            problem = cp.Problem(problem.objective, [*problem.constraints, dummy == 1])
+        return problem, lifted
+
+    def _bind_map(self, canonical: Canonical, roots: Sequence[cp.Parameter]) -> None:
+        """Compose theta -> data with user values -> theta into one sparse map and a constant."""
+        blocks, self._logarithms, width = {}, [], 0
+        for k, root in enumerate(roots):
+            parts = ["real", "imag"] if root.is_complex() else ["real"]
+            for part in parts:
+                blocks[k, part] = width
+                width += root.size
+        for _, source in canonical.sources:
+            if source.part == "log" and (source.root, "log") not in blocks:
+                blocks[source.root, "log"] = width
+                self._logarithms.append(source.root)
+                width += roots[source.root].size
+        rows, cols, vals = [], [], []
+        for start, source in canonical.sources:
+            if (source.root, source.part) not in blocks:
+                continue  # the imaginary part of a real parameter
+            for coefficient, index in source.terms:
+                flat = index.ravel(order="F")
+                rows.append(start + np.arange(flat.size))
+                cols.append(blocks[source.root, source.part] + flat)
+                vals.append(np.full(flat.size, coefficient))
+        theta_size = canonical.data.shape[1] - 1
+        if rows:
+            entries = (np.concatenate(vals), (np.concatenate(rows), np.concatenate(cols)))
+            theta = sp.csr_array(entries, shape=(theta_size, width))
+        else:
+            theta = sp.csr_array((theta_size, width))
+        self._map = SparseLinear(canonical.data[:, :theta_size] @ theta)
+        self._offset = torch.from_numpy(canonical.data[:, [theta_size]].toarray().ravel())
+        program = canonical.program
+        self._sizes = [program.P.nnz, program.n, 1, program.A.nnz, program.m]
+
+    def _recovery(
+        self, canonical: Canonical, problem: cp.Problem, posed: cp.Problem, variables: Sequence[cp.Variable]
+    ) -> None:
+        names = {v.id: canonical.variables.get(v.id) for v in problem.variables()}
+        self._primal: dict[int, Output] = {}
+        for variable in problem.variables():
+            maps = names[variable.id]
+            if maps is None:
+                raise DeclarationError(f"Variable {variable.name()!r} has no value after canonicalisation.")
+            self._primal[variable.id] = _output(maps, tuple(variable.shape))
+        self._dual: dict[int, Output] = {}
+        self._dual_ids: list[list[int]] = []
+        for constraint, posed_constraint in zip(problem.constraints, posed.constraints, strict=False):
+            ids = []
+            for dual, posed_dual in zip(constraint.dual_variables, posed_constraint.dual_variables, strict=True):
+                if posed_dual.id in canonical.duals:
+                    self._dual[dual.id] = _output(canonical.duals[posed_dual.id], tuple(dual.shape))
+                    ids.append(dual.id)
+            self._dual_ids.append(ids)
+        self._outputs: list[tuple[bool, int]] = []
+        for k, variable in enumerate(variables):
+            is_primal = variable.id in self._primal
+            if not is_primal and variable.id not in self._dual:
+                raise DeclarationError(
+                    f"variables[{k}] ({variable.name()!r}) is the dual variable of a constraint whose multiplier cvxpy cannot "
+                    "map back (complex second-order cones); ask for a primal variable instead."
+                )
+            self._outputs.append((is_primal, variable.id))
+
+    def _eliminate(self, canonical: Canonical) -> None:
+        full = canonical.program
+        self.program: ConicProgram = full
+        self._elimination: Elimination | None = None
+        start = full.P.nnz + full.n + 1
+        block = slice(start, start + full.A.nnz)
+        parametric = np.diff(self._map.matrix.indptr)[block] > 0
+        constant = np.where(parametric, np.nan, self._offset.numpy()[block])
+        columns, rows = removable(full, constant)
+        small = full.n + full.m - 2 * len(columns) <= DENSE_LIMIT
+        if small and 0 < len(columns) < full.n:
+            self._elimination = Elimination(full, columns, rows)
+            self.program = self._elimination.reduced
+
+    # ---------------------------------------------------------------- plain torch
+
+    def bind(self, values: Sequence[Tensor]) -> Bound:
+        """Conic data for parameter values ``(B, *shape)``; differentiable."""
+        values = [*values, *self._lift(values)]
+        flat = []
+        for value in values:
+            v = value.reshape(value.shape[0], -1)
+            flat += [v.real, v.imag] if v.is_complex() else [v]
+        flat += [values[k].reshape(values[k].shape[0], -1).log() for k in self._logarithms]
+        u = torch.cat(flat, 1) if len(flat) != 1 else flat[0]
+        stacked = self._map(u) + self._offset.to(u)
+        P, q, constant, A, b = stacked.split(self._sizes, 1)
+        full = ConicData(P, q, A, b)
+        if self._elimination is None:
+            return Bound(full, constant[:, 0], full)
+        data, more = self._elimination.reduce(full)
+        return Bound(data, constant[:, 0] + more, full)
+
+    def recover(self, x: Tensor, y: Tensor, bound: Bound) -> tuple[Tensor, ...]:
+        """The requested outputs from the conic solution; differentiable."""
+        x, y = self._expand(x, y, bound)
+        return tuple(
+            self._variable(x, key) if is_primal else _assemble(y, self._dual[key]) for is_primal, key in self._outputs
+        )
+
+    def admissible(self, values: Sequence[Tensor]) -> Tensor:
+        """Whether parameters are finite and have their declared attributes, ``(B,)``."""
+        good = torch.ones(values[0].shape[0] if values else 1, dtype=torch.bool)
+        for value in values:
+            good = good.to(value.device) & torch.isfinite(value.reshape(value.shape[0], -1)).all(1)
+        if values:
+            like = values[0].real.new_zeros(values[0].shape[0])
+            good = good & self.declared.admissible(dict(zip(self._parameter_ids, values, strict=True)), like)
+            for k in self._logarithms:
+                if k < len(values):
+                    good = good & (values[k].reshape(values[k].shape[0], -1) > 0).all(1)
+        return good
+
+    def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, bound: Bound, tolerance: float) -> Inspection:
+        """Evaluate the declared problem at a candidate solution."""
+        canonical_value = self.program.objective(x, bound.data) + bound.constant
+        x, y = self._expand(x, y, bound)
+        primal = {name: self._variable(x, key) for name, key in self._variable_ids.items()}
+        dual = tuple(tuple(_assemble(y, self._dual[key]) for key in ids) for ids in self._dual_ids)
+        by_id = dict(zip(self._parameter_ids, values, strict=True))
+        by_id.update({self._variable_ids[name]: value for name, value in primal.items()})
+        value, violation = self.declared(by_id, tolerance)
+        expected = torch.exp(canonical_value) if self.gp else canonical_value
+        expected = expected**self.sign if self.gp else self.sign * expected
+        mismatch = (value - expected).abs() / (1 + value.abs())
+        violation = torch.maximum(violation, torch.nan_to_num(mismatch, nan=torch.inf))
+        return Inspection(value, violation, primal, dual)
+
+    def _lift(self, values: Sequence[Tensor]) -> list[Tensor]:
+        by_id = dict(zip(self._parameter_ids, values, strict=True))
+        return [evaluate(by_id) for evaluate in self._lifted]
+
+    def _expand(self, x: Tensor, y: Tensor, bound: Bound) -> tuple[Tensor, Tensor]:
+        return (x, y) if self._elimination is None else self._elimination.expand(x, y, bound.full)
+
+    def _variable(self, x: Tensor, key: int) -> Tensor:
+        value = _assemble(x, self._primal[key])
+        return value.exp() if self.gp else value
+
+
+def _output(maps: tuple[sp.csr_array, sp.csr_array | None], shape: tuple[int, ...]) -> Output:
+    real, imag = maps
+    return SparseLinear(real), None if imag is None else SparseLinear(imag), shape
+
+
+def _assemble(vector: Tensor, output: Output) -> Tensor:
+    real, imag, shape = output
+    value = real(vector)
+    if imag is not None:
+        value = torch.complex(value, imag(vector))
+    return value.reshape(vector.shape[0], *shape)
+
+
+def _check_arguments(problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]) -> None:
+    if not isinstance(problem, cp.Problem):
+        raise DeclarationError(f"problem must be a cvxpy.Problem, got {type(problem).__name__}.")
+    for k, p in enumerate(parameters):
+        if not isinstance(p, cp.Parameter):
+            raise DeclarationError(f"parameters[{k}] must be a cvxpy.Parameter, got {type(p).__name__}.")
+    known = {p.id for p in problem.parameters()}
+    given = [p.id for p in parameters]
+    if len(set(given)) != len(given):
+        raise DeclarationError("parameters lists the same cvxpy.Parameter twice.")
+    for k, p in enumerate(parameters):
+        if p.id not in known:
+            raise DeclarationError(f"parameters[{k}] ({p.name()!r}) does not appear in the problem.")
+    missing = [p.name() for p in problem.parameters() if p.id not in set(given)]
+    if missing:
+        raise DeclarationError(f"parameters must list every parameter of the problem; missing: {', '.join(missing)}.")
+    primal = {v.id for v in problem.variables()}
+    dual = {d.id for c in problem.constraints for d in c.dual_variables}
+    for k, v in enumerate(variables):
+        if not isinstance(v, cp.Variable):
+            raise DeclarationError(f"variables[{k}] must be a cvxpy.Variable, got {type(v).__name__}.")
+        if v.id not in primal | dual:
+            raise DeclarationError(
+                f"variables[{k}] ({v.name()!r}) is neither a variable of the problem nor a dual variable of its constraints."
+            )

@@ -1,0 +1,117 @@
+"""Check and batch what a layer is called with; nothing is computed before everything has been checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.errors import InputError
+from ddn_cvx.program.base import ParameterSpec
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments of one call, broadcast to a common batch."""
+
+    values: list[Tensor]
+    """Double precision, ``(B, *shape)`` each."""
+    shape: tuple[int, ...]
+    """The leading batch dimensions, with product B."""
+    dtype: torch.dtype
+    """Real dtype of the outputs."""
+    device: torch.device
+
+    def restore(self, tensor: Tensor) -> Tensor:
+        """From ``(B, *rest)`` double to ``(*batch, *rest)`` in the dtype of the inputs."""
+        dtype = self.dtype
+        if tensor.is_complex():
+            dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+        return tensor.to(dtype).reshape((*self.shape, *tensor.shape[1:]))
+
+
+def gather(specs: Sequence[ParameterSpec], args: Sequence[Tensor], named: Mapping[str, Tensor]) -> Batch:
+    """Match arguments to parameters and broadcast their leading dimensions.
+
+    Raises
+    ------
+    InputError
+        Wrong count, name, type, dtype, device or shape; the message names the argument.
+    """
+    tensors = _match(specs, args, named)
+    for spec, tensor in zip(specs, tensors, strict=True):
+        _check(spec, tensor)
+    devices = {t.device for t in tensors}
+    if len(devices) > 1:
+        where = ", ".join(f"{s.name!r} on {t.device}" for s, t in zip(specs, tensors, strict=True))
+        raise InputError(f"All parameters must be on one device; got {where}.")
+    leading = [tuple(t.shape[: t.ndim - len(s.shape)]) for s, t in zip(specs, tensors, strict=True)]
+    try:
+        batch = tuple(torch.broadcast_shapes(*leading)) if leading else ()
+    except RuntimeError:
+        listed = ", ".join(f"{s.name!r} {lead}" for s, lead in zip(specs, leading, strict=True))
+        raise InputError(
+            f"The leading batch dimensions of the parameters do not broadcast together: {listed}. Give every batched parameter "
+            "the same batch dimensions, and shared ones none."
+        ) from None
+    dtype = torch.get_default_dtype() if not tensors else _real(tensors[0].dtype)
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, _real(tensor.dtype))
+    values = []
+    for spec, tensor in zip(specs, tensors, strict=True):
+        precise = tensor.to(torch.complex128 if spec.is_complex else torch.float64)
+        values.append(precise.expand((*batch, *spec.shape)).reshape((math.prod(batch), *spec.shape)))
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return Batch(values, batch, dtype, device)
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    return torch.empty((), dtype=dtype).real.dtype if dtype.is_complex else dtype
+
+
+def _match(specs: Sequence[ParameterSpec], args: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor]:
+    names = [s.name for s in specs]
+    if not named:
+        if len(args) != len(specs):
+            raise InputError(f"Expected {len(specs)} parameters ({', '.join(names)}), got {len(args)}.")
+        return list(args)
+    if len(args) > len(specs):
+        raise InputError(f"Expected at most {len(specs)} parameters ({', '.join(names)}), got {len(args)} by position.")
+    found = dict(zip(names, args, strict=False))
+    for name, tensor in named.items():
+        if name not in names:
+            raise InputError(f"Unknown parameter {name!r}; the parameters are {', '.join(names)}.")
+        if name in found:
+            raise InputError(f"Parameter {name!r} was given twice, by position and by name.")
+        found[name] = tensor
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(f"Missing parameters: {', '.join(missing)}.")
+    return [found[name] for name in names]
+
+
+def _check(spec: ParameterSpec, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise InputError(
+            f"Parameter {spec.name!r} must be a torch.Tensor, got {type(tensor).__name__}; wrap it with torch.as_tensor."
+        )
+    if tensor.is_complex() and not spec.is_complex:
+        raise InputError(
+            f"Parameter {spec.name!r} is real but got dtype {tensor.dtype}; declare it with complex=True or pass its real part."
+        )
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise InputError(
+            f"Parameter {spec.name!r} must have a floating-point dtype, got {tensor.dtype}; call .float() on it."
+        )
+    if tensor.layout != torch.strided:
+        raise InputError(
+            f"Parameter {spec.name!r} must be a dense tensor, got layout {tensor.layout}; call .to_dense() on it."
+        )
+    k = len(spec.shape)
+    trailing = tuple(tensor.shape[tensor.ndim - k :]) if tensor.ndim >= k else None
+    if trailing != spec.shape:
+        expected = ", ".join(["*batch", *map(str, spec.shape)])
+        raise InputError(f"Parameter {spec.name!r} must have shape ({expected}), got {tuple(tensor.shape)}.")

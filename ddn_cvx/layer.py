@@ -1,0 +1,194 @@
+"""The layer: parameters in, optimal variables out, differentiable.
+
+    bind -> solve -> polish -> check -> recover
+
+``bind`` and ``recover`` are plain torch; what lies between is opaque to autograd and gets its derivative from an
+``Adjoint``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import cvxpy as cp
+import torch
+from torch import Tensor, nn
+
+from ddn_cvx.adjoint.base import Adjoint
+from ddn_cvx.adjoint.implicit import Implicit
+from ddn_cvx.call import Call, Report
+from ddn_cvx.declare.cvxpy_convex import ConvexProblem
+from ddn_cvx.errors import DeclarationError, InputError
+from ddn_cvx.inputs import Batch, gather
+from ddn_cvx.solution import Solution
+from ddn_cvx.solvers.base import Solver, Workspace
+from ddn_cvx.solvers.registry import resolve
+
+
+class DeclarativeLayer(nn.Module):
+    """An optimisation problem as a layer: ``layer(*parameters) -> optimal variables``.
+
+    Parameters
+    ----------
+    problem : cvxpy.Problem
+        Convex by cvxpy's rules (DCP; log-log convex with ``gp=True``). Expressions of parameters that are not DPP are
+        rewritten.
+    parameters : sequence of cvxpy.Parameter, optional
+        All parameters of the problem, in the order of the layer's arguments. Default: ``problem.parameters()``.
+    variables : cvxpy.Variable or sequence of cvxpy.Variable, optional
+        The outputs. A bare variable makes the layer return a tensor, a sequence a tuple.
+        ``constraint.dual_variables[i]`` are allowed. Default: ``problem.variables()``.
+    solver : str or Solver, optional
+        The forward solver, by name or as an object with its options. Default: chosen by the structure of the problem.
+    solver_options : mapping, optional
+        Options for a solver given by name.
+    adjoint : Adjoint, optional
+        How to differentiate. Default: ``Implicit()``.
+    gp : bool
+        Read the problem as a geometric program.
+    on_failure : "raise" or "nan"
+        What to do when elements of the batch have no solution: raise ``SolverError``, or return NaN (and a zero
+        gradient) for just those.
+    tolerance : float
+        Largest relative residual of the optimality conditions, and violation of the problem as declared, that is
+        accepted.
+    polish_steps : int
+        Newton steps on the optimality conditions after the solver.
+
+    Raises
+    ------
+    DeclarationError
+        The problem cannot become a layer; the message names the expression and the rule.
+    InputError
+        An unknown solver or option.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch
+    >>> x, p = cp.Variable(3), cp.Parameter(3)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = DeclarativeLayer(problem, [p], x)
+    >>> layer(torch.tensor([[1.0, 0.5, -1.0], [0.0, 0.0, 0.0]]))
+    tensor([[0.7500, 0.2500, 0.0000],
+            [0.3333, 0.3333, 0.3333]])
+    """
+
+    def __init__(
+        self,
+        problem: cp.Problem,
+        parameters: Sequence[cp.Parameter] | None = None,
+        variables: cp.Variable | Sequence[cp.Variable] | None = None,
+        *,
+        solver: str | Solver | None = None,
+        solver_options: Mapping[str, Any] | None = None,
+        adjoint: Adjoint | None = None,
+        gp: bool = False,
+        on_failure: Literal["raise", "nan"] = "raise",
+        tolerance: float = 1e-6,
+        polish_steps: int = 3,
+    ):
+        super().__init__()
+        if not isinstance(problem, cp.Problem):
+            raise DeclarationError(f"problem must be a cvxpy.Problem, got {type(problem).__name__}.")
+        if on_failure not in ("raise", "nan"):
+            raise InputError(f"on_failure must be 'raise' or 'nan', got {on_failure!r}.")
+        if adjoint is not None and not isinstance(adjoint, Adjoint):
+            raise InputError(f"adjoint must be an Adjoint object such as Implicit(), got {adjoint!r}.")
+        if not tolerance > 0:
+            raise InputError(f"tolerance must be positive, got {tolerance!r}.")
+        if polish_steps < 0:
+            raise InputError(f"polish_steps must not be negative, got {polish_steps!r}.")
+        self._bare = isinstance(variables, cp.Variable)
+        chosen = problem.variables() if variables is None else [variables] if self._bare else list(variables)
+        given = problem.parameters() if parameters is None else list(parameters)
+        self.node = ConvexProblem(problem, given, chosen, gp)
+        self.solver = resolve(solver, solver_options)
+        self.adjoint: Adjoint = Implicit() if adjoint is None else adjoint
+        self.on_failure, self.tolerance, self.polish_steps = on_failure, float(tolerance), int(polish_steps)
+        self._workspace = Workspace()
+        reason = self.solver.unsupported(self.node.program)
+        if reason is not None:
+            raise DeclarationError(f"Solver {self.solver.name!r} cannot take this problem: {reason}")
+
+    def forward(self, *params: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The optimal variables for a batch of parameters.
+
+        Parameters
+        ----------
+        *params, **named : Tensor
+            ``(*batch, *parameter.shape)`` each, by position or by cvxpy name. Leading dimensions broadcast; a parameter
+            without them is shared and its gradient is summed over the batch.
+
+        Returns
+        -------
+        Tensor or tuple of Tensor
+            ``(*batch, *variable.shape)`` in the dtype and on the device of the parameters.
+
+        Raises
+        ------
+        InputError
+            Wrong count, shape, dtype or device.
+        SolverError
+            Some element has no solution and ``on_failure="raise"``.
+        """
+        batch = gather(self.node.parameters, params, named)
+        outputs, _ = self._run(batch)
+        return outputs[0] if self._bare else outputs
+
+    def solve(self, *params: Tensor, **named: Tensor) -> Solution:
+        """Like calling the layer, but returns a ``Solution`` with status, residuals, duals and regularity per element.
+
+        Never raises for an element that has no solution: its status tells and its vectors are NaN.
+        """
+        batch = gather(self.node.parameters, params, named)
+        outputs, report = self._run(batch, on_failure="nan")
+        if report is None or report.status.shape[0] != max(1, torch.Size(batch.shape).numel()) * (0 not in batch.shape):
+            raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
+        restore = batch.restore
+
+        def integers(t: Tensor) -> Tensor:
+            return t.reshape(batch.shape)
+
+        return Solution(
+            outputs=outputs,
+            value=restore(report.value),
+            status=integers(report.status),
+            iterations=integers(report.iterations),
+            primal_residual=restore(report.residuals.primal),
+            dual_residual=restore(report.residuals.dual),
+            gap=restore(report.residuals.gap),
+            regularity=integers(report.regularity()),
+            x=restore(report.x),
+            s=restore(report.s),
+            y=restore(report.y),
+            primal={name: restore(value) for name, value in report.primal.items()},
+            dual=tuple(tuple(restore(d) for d in duals) for duals in report.dual),
+        )
+
+    def _run(self, batch: Batch, on_failure: str | None = None) -> tuple[tuple[Tensor, ...], Report | None]:
+        node = self.node
+        call = Call(
+            node, self.solver, self._workspace, batch, on_failure or self.on_failure, self.tolerance, self.polish_steps
+        )
+        with torch.no_grad():
+            admissible = node.admissible(batch.values)
+        values = [torch.where(_like(admissible, v), v, torch.ones_like(v)) for v in batch.values]
+        bound = node.bind(values)
+        extra = (admissible, bound.constant, *(() if bound.full is bound.data else bound.full), *values)
+        x, v, ok = self.adjoint.attach(call, bound.data, extra)
+        y = node.program.cones.project_dual(v)
+        outputs = tuple(
+            batch.restore(torch.where(_like(ok, out), out, torch.full_like(out, torch.nan)))
+            for out in node.recover(x, y, bound)
+        )
+        return outputs, call.report
+
+    def extra_repr(self) -> str:
+        """Sizes of the canonical program and the solver."""
+        program = self.node.program
+        return f"n={program.n}, m={program.m}, cones={program.cones}, solver={self.solver}"
+
+
+def _like(mask: Tensor, tensor: Tensor) -> Tensor:
+    return mask.reshape(-1, *(1,) * (tensor.ndim - 1))

@@ -1,0 +1,118 @@
+"""The conic program: one structure, many instances.
+
+    minimise  1/2 x'Px + q'x + d   subject to  Ax + s = b,  s in K          (primal)
+    Px + q + A'y = 0,  y in K*,  s'y = 0                                    (optimality)
+
+A ``ConicProgram`` holds the structure only: sizes, sparsity patterns, the cone. The numbers of a batch of B instances
+travel as ``ConicData``: the values of the fixed patterns, batch first. P is given by its upper triangle. Both patterns
+are in compressed sparse column order, which is what the direct solvers read.
+
+With ``z = (x, v)``, ``y = Pi_K*(v)`` and ``s = y - v``, a point is optimal if and only if the residual
+``F(z) = [Px + q + A'y ; Ax + s - b]`` is zero (Busseti, Moursi & Boyd, 2019, with the quadratic objective kept).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.cones import Product
+from ddn_cvx.linalg.pattern import Pattern
+
+DENSE_LIMIT = 2000
+"""Programs with n + m at most this many rows and columns are handled by dense linear algebra."""
+
+
+class ConicData(NamedTuple):
+    """The numbers of a batch of conic programs of one structure."""
+
+    P: Tensor
+    """Values of the upper triangle of P, ``(B, nnz(P))``."""
+    q: Tensor
+    """``(B, n)``."""
+    A: Tensor
+    """Values of A, ``(B, nnz(A))``."""
+    b: Tensor
+    """``(B, m)``."""
+
+
+class ConicProgram:
+    """The structure of ``min 1/2 x'Px + q'x  s.t.  Ax + s = b, s in K``; holds no values.
+
+    Parameters
+    ----------
+    P : Pattern
+        Upper triangle of the (n, n) quadratic term.
+    A : Pattern
+        The (m, n) constraint matrix.
+    cones : Product
+        K, with ``cones.size == m``.
+    """
+
+    def __init__(self, P: Pattern, A: Pattern, cones: Product):
+        self.P, self.A, self.cones = P, A, cones
+        self.m, self.n = A.shape
+        self._index: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether dense linear algebra is used (n + m small)."""
+        return self.n + self.m <= DENSE_LIMIT
+
+    def index(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Row and column indices ``(P rows, P cols, A rows, A cols)`` on a device."""
+        if device not in self._index:
+            arrays = (self.P.rows, self.P.cols, self.A.rows, self.A.cols)
+            self._index[device] = tuple(torch.as_tensor(a, device=device) for a in arrays)
+        p_rows, p_cols, a_rows, a_cols = self._index[device]
+        return p_rows, p_cols, a_rows, a_cols
+
+    def dense(self, data: ConicData) -> tuple[Tensor, Tensor]:
+        """``(P, A)`` as dense tensors ``(B, n, n)`` (both triangles) and ``(B, m, n)``."""
+        pr, pc, ar, ac = self.index(data.q.device)
+        batch = data.q.shape[0]
+        P = data.q.new_zeros(batch, self.n * self.n)
+        P[:, pr * self.n + pc] = data.P
+        P[:, pc * self.n + pr] = data.P
+        A = data.q.new_zeros(batch, self.m * self.n)
+        A[:, ar * self.n + ac] = data.A
+        return P.view(batch, self.n, self.n), A.view(batch, self.m, self.n)
+
+    def objective(self, x: Tensor, data: ConicData) -> Tensor:
+        """``1/2 x'Px + q'x``, ``(B,)``."""
+        return (0.5 * self.P_times(data.P, x) * x + data.q * x).sum(-1)
+
+    def P_times(self, P: Tensor, x: Tensor) -> Tensor:
+        """``P x`` for pattern values ``(B, nnz)`` and ``x`` ``(B, n)``."""
+        if not self.P.nnz:
+            return torch.zeros_like(x)
+        rows, cols, _, _ = self.index(x.device)
+        upper = _scatter_add(P * x[:, cols], rows, self.n)
+        off_diagonal = torch.where(rows == cols, torch.zeros_like(P), P)
+        return upper + _scatter_add(off_diagonal * x[:, rows], cols, self.n)
+
+    def A_times(self, A: Tensor, x: Tensor) -> Tensor:
+        """``A x``, ``(B, m)``."""
+        _, _, rows, cols = self.index(x.device)
+        return _scatter_add(A * x[:, cols], rows, self.m)
+
+    def At_times(self, A: Tensor, y: Tensor) -> Tensor:
+        """``A'y``, ``(B, n)``."""
+        _, _, rows, cols = self.index(y.device)
+        return _scatter_add(A * y[:, rows], cols, self.n)
+
+    def residual(self, z: Tensor, data: ConicData) -> Tensor:
+        """The optimality conditions ``F(z; data)``, ``(B, n + m)``; zero exactly at the solutions."""
+        x, v = z[:, : self.n], z[:, self.n :]
+        y = self.cones.project_dual(v)
+        dual = self.P_times(data.P, x) + data.q + self.At_times(data.A, y)
+        primal = self.A_times(data.A, x) + (y - v) - data.b
+        return torch.cat([dual, primal], -1)
+
+
+def _scatter_add(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Sum ``values`` (B, k) into ``size`` slots by ``index`` (k,)."""
+    out = values.new_zeros(values.shape[0], size)
+    return out.scatter_add(1, index.expand_as(values), values)

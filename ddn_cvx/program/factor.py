@@ -1,0 +1,59 @@
+"""The KKT factor of a conic program at a point: dense for small programs, sparse for large ones."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.linalg.kkt import DenseKKT, NullSpace
+from ddn_cvx.linalg.sparse import SparseKKT
+from ddn_cvx.program.conic import ConicData, ConicProgram
+
+
+class KKT(Protocol):
+    """Solves with the Jacobian J of the residual, and with its transpose, for k right-hand sides at once."""
+
+    null: NullSpace
+    singular: Tensor
+
+    def forward(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``J (a, c) = (r, t)``; r (B, n, k), t (B, m, k)."""
+
+    def reverse(self, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """``J'(u, w) = (g, h)``; g (B, n, k), h (B, m, k)."""
+
+
+def factorise(program: ConicProgram, P: Tensor, A: Tensor, v: Tensor, ok: Tensor) -> KKT:
+    """Factor J at ``v = y - s`` (B, m) for pattern values P (B, nnz), A (B, nnz); elements not ``ok`` become the identity."""
+    keep = ok.unsqueeze(-1)
+    P, A, v = torch.where(keep, P, 0.0), torch.where(keep, A, 0.0), torch.where(keep, v, 0.0)
+    spectrum = program.cones.dual_spectrum(v)
+    if program.is_dense:
+        dense_P, dense_A = program.dense(ConicData(P, v.new_zeros(v.shape[0], program.n), A, v))
+        return DenseKKT(dense_P, dense_A, spectrum, ok)
+    return SparseKKT(program.P, program.A, P, A, program.cones, spectrum, ok)
+
+
+class Factors:
+    """Remembers the last factor, so that forward polish, backward and double backward share it."""
+
+    def __init__(self, program: ConicProgram):
+        self.program = program
+        self._key: tuple[Tensor, ...] = ()
+        self.last: KKT | None = None
+
+    def keep(self, P: Tensor, A: Tensor, v: Tensor, ok: Tensor, kkt: KKT) -> None:
+        """Remember a factor made elsewhere."""
+        self._key, self.last = (P, A, v, ok), kkt
+
+    def at(self, P: Tensor, A: Tensor, v: Tensor, ok: Tensor) -> KKT:
+        """The factor for these numbers; recomputed unless they are the last ones bit for bit."""
+        key = (P, A, v, ok)
+        if self.last is None or not all(
+            a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in zip(key, self._key, strict=True)
+        ):
+            self.keep(*key, factorise(self.program, *key))
+        assert self.last is not None
+        return self.last

@@ -1,0 +1,99 @@
+"""What a solve returns: a status, residuals and variables for every element of the batch."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+class Status(enum.IntEnum):
+    """How the solve of one batch element ended. Only ``SOLVED`` carries an answer."""
+
+    SOLVED = 0
+    INACCURATE = 1
+    INFEASIBLE = 2
+    UNBOUNDED = 3
+    ITERATION_LIMIT = 4
+    NUMERICAL_ERROR = 5
+    INVALID_DATA = 6
+    TIME_LIMIT = 7
+
+    @property
+    def remedy(self) -> str:
+        """One sentence that says what happened and what to do."""
+        return _REMEDY[self]
+
+
+_REMEDY = {
+    Status.SOLVED: "the optimality conditions hold to tolerance",
+    Status.INACCURATE: "the returned point violates the optimality conditions beyond tolerance; "
+    "tighten the solver's tolerance, raise its iteration limit, or rescale the problem",
+    Status.INFEASIBLE: "no point satisfies the constraints; check the parameters or relax a constraint",
+    Status.UNBOUNDED: "the objective has no finite optimum over the constraints; add a bound or a regulariser",
+    Status.ITERATION_LIMIT: "the solver stopped at its iteration limit; raise it or rescale the problem",
+    Status.NUMERICAL_ERROR: "the solver broke down; rescale the problem or pick another solver",
+    Status.INVALID_DATA: "a parameter holds NaN or infinity, or violates an attribute it was declared with",
+    Status.TIME_LIMIT: "the solver stopped at its time limit; raise it or simplify the problem",
+}
+
+
+class Regularity(enum.IntFlag):
+    """What is special about a solution point; ``REGULAR`` (0) means the derivative is the classical one.
+
+    Flags combine. See the how-to page on degenerate points for what the backward pass returns under each flag.
+    """
+
+    REGULAR = 0
+    SINGULAR_HESSIAN = 1
+    """A direction exists along which the solution is not unique; the minimum-norm derivative is used."""
+    RANK_DEFICIENT = 2
+    """Active constraints are linearly dependent; the minimum-norm multiplier derivative is used."""
+    WEAKLY_ACTIVE = 4
+    """A constraint is active with a zero multiplier: a kink; one element of the generalised Jacobian is used."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The result of ``layer.solve(*params)``; every tensor has the layer's leading batch dimensions ``(*batch, ...)``.
+
+    ``outputs`` are what ``layer(*params)`` returns and carry gradients; all other tensors are detached.
+    """
+
+    outputs: tuple[Tensor, ...]
+    """The requested variables, each ``(*batch, *variable.shape)``."""
+    value: Tensor
+    """Objective value of the problem as declared, ``(*batch,)``."""
+    status: Tensor
+    """``Status`` codes, ``(*batch,)`` int64; ``statuses`` gives the enum members."""
+    iterations: Tensor
+    """Iterations of the forward solver, ``(*batch,)`` int64."""
+    primal_residual: Tensor
+    """Largest violation of ``Ax + s = b, s in K``, relative, ``(*batch,)``."""
+    dual_residual: Tensor
+    """Largest violation of ``Px + q + A'y = 0, y in K*``, relative, ``(*batch,)``."""
+    gap: Tensor
+    """Duality gap ``|x'Px + q'x + b'y|``, relative, ``(*batch,)``."""
+    regularity: Tensor
+    """``Regularity`` flags, ``(*batch,)`` int64."""
+    x: Tensor
+    """Primal vector of the canonical program, ``(*batch, n)``."""
+    s: Tensor
+    """Slack of the canonical program, ``(*batch, m)``."""
+    y: Tensor
+    """Dual vector of the canonical program, ``(*batch, m)``."""
+    primal: dict[str, Tensor] = field(default_factory=dict)
+    """All variables of the problem by name."""
+    dual: tuple[tuple[Tensor, ...], ...] = ()
+    """For each constraint as declared, the values of its ``dual_variables``."""
+
+    @property
+    def statuses(self) -> list[Status]:
+        """The status of each element, flattened over the batch dimensions."""
+        return [Status(code) for code in self.status.reshape(-1).tolist()]
+
+    @property
+    def regularities(self) -> list[Regularity]:
+        """The regularity of each element, flattened over the batch dimensions."""
+        return [Regularity(code) for code in self.regularity.reshape(-1).tolist()]

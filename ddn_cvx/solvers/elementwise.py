@@ -1,0 +1,153 @@
+"""Batches for solvers that take one instance at a time, and what such solvers do alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.errors import InputError
+from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.epigraph import Epigraph
+from ddn_cvx.solution import Status
+from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+
+WITHOUT_POINT = (Status.INFEASIBLE, Status.UNBOUNDED, Status.INVALID_DATA)
+"""What a solver returns along with these is a certificate or nothing, not a solution: it stays NaN."""
+
+PARALLEL_WORK = 2000
+"""Batches of fewer numbers than this are solved in the calling thread: starting others takes as long."""
+
+EXACT = 1e-9
+"""Relative tolerance of the closed forms below."""
+
+
+class Answer(NamedTuple):
+    """What a solver says about one instance; the vectors are anything numpy can copy from."""
+
+    status: Status
+    iterations: int
+    x: Any
+    y: Any
+    s: Any
+
+
+def solve_each(
+    program: ConicProgram,
+    data: ConicData,
+    worker: Callable[[], Callable[[int], Answer]],
+    workspace: Workspace,
+    threads: int | None = 1,
+) -> RawSolution:
+    """Call ``worker()(i)`` for every element ``i`` whose data are finite, and collect the answers.
+
+    ``threads`` share the batch; ``None`` is as many as there are processors. Each thread has a worker of its own, and its own store in
+    the workspace.
+    """
+    batch = data.q.shape[0]
+    raw = RawSolution.empty(program, batch, data.q)
+    finite = is_finite(data)
+    raw.status[~finite] = int(Status.INVALID_DATA)
+    x, y, s, status, iterations = (t.numpy() for t in (raw.x, raw.y, raw.s, raw.status, raw.iterations))
+
+    def run(elements: list[int]) -> None:
+        one = worker()
+        for i in elements:
+            answer = one(i)
+            status[i], iterations[i] = answer.status, answer.iterations
+            if answer.status not in WITHOUT_POINT:
+                x[i], y[i], s[i] = answer.x, answer.y, answer.s
+
+    todo = torch.nonzero(finite).flatten().tolist()
+    threads = processors() if threads is None else threads
+    if min(threads, len(todo)) < 2 or sum(values.numel() for values in data) < PARALLEL_WORK:
+        run(todo)
+        return raw
+    # Threads do not survive a fork, hence the process in the key. Four parts a thread even out unequal elements.
+    pool = workspace.get((os.getpid(), threads), lambda: ThreadPoolExecutor(threads))
+    parts = min(4 * threads, len(todo))
+    list(pool.map(run, (todo[len(todo) * k // parts : len(todo) * (k + 1) // parts] for k in range(parts))))
+    return raw
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_finite(data: ConicData) -> Tensor:
+    """Which elements hold neither NaN nor infinity, ``(B,)`` bool."""
+    return torch.stack([values.isfinite().all(-1) for values in data]).all(0)
+
+
+def closed_form(program: ConicProgram, data: ConicData) -> RawSolution:
+    """The solution of a program that has no variables or no constraints.
+
+    Without variables ``s = b`` must lie in the cone; without constraints ``x = -P^+ q`` is stationary or no point is.
+    """
+    raw = RawSolution.empty(program, data.q.shape[0], data.q)
+    finite = is_finite(data)
+    P, q, A, b = (values.nan_to_num(0.0, 0.0, 0.0) for values in data)
+    if program.n == 0:
+        # Moreau: the distance of b to K is the norm of the projection of -b onto the dual cone.
+        x, s, otherwise = q, b, Status.INFEASIBLE
+        error, size = program.cones.project_dual(-b), b
+    else:
+        dense, _ = program.dense(ConicData(P, q, A, b))
+        eigenvalues, vectors = torch.linalg.eigh(dense)
+        least = EXACT * eigenvalues.abs().amax(-1, keepdim=True)
+        inverse = torch.where(eigenvalues > least, 1 / eigenvalues, 0.0)
+        x = -((vectors * inverse[:, None]) @ (vectors.mT @ q[:, :, None])).squeeze(-1)
+        s, otherwise = b, Status.UNBOUNDED
+        concave = torch.where(eigenvalues < -least, 1.0 + q.abs().amax(-1, keepdim=True), 0.0)
+        error, size = program.P_times(P, x) + q + concave, q
+    largest = torch.zeros_like(q[:, :1]).new_zeros(q.shape[0], 1)
+    within = torch.cat([error.abs(), largest], 1).amax(-1) <= EXACT * (1 + torch.cat([size.abs(), largest], 1).amax(-1))
+    solved = finite & within
+    raw.status[:] = torch.where(solved, int(Status.SOLVED), int(otherwise))
+    raw.status[~finite] = int(Status.INVALID_DATA)
+    for vector, value in ((raw.x, x), (raw.s, s), (raw.y, torch.zeros_like(b))):
+        vector[solved] = value[solved]
+    return raw
+
+
+def solve_epigraph(
+    program: ConicProgram, data: ConicData, workspace: Workspace, solve: Callable[[ConicProgram, ConicData], RawSolution]
+) -> RawSolution:
+    """Solve a program with a quadratic objective by a solver that wants a linear one."""
+    epigraph = workspace.get(("epigraph", program), lambda: Epigraph(program))
+    raw = solve(epigraph.program, epigraph.lift(data))
+    kept = torch.as_tensor(epigraph.kept)
+    return RawSolution(raw.x[:, : program.n], raw.y[:, kept], raw.s[:, kept], raw.status, raw.iterations)
+
+
+@contextmanager
+def requires(package: str) -> Iterator[None]:
+    """Around the import of an optional package: say how to get it."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"this solver needs the Python package '{package}', which cannot be imported ({error}); "
+            f"install it with `pip install {package}` or choose another solver"
+        ) from error
+
+
+def options(solver: Solver, *without: str) -> dict[str, Any]:
+    """The options of a solver by name, except those named."""
+    names = (option.name for option in fields(solver))  # type: ignore[arg-type]  # every solver is a dataclass
+    return {name: getattr(solver, name) for name in names if name not in without}
+
+
+def require_positive(solver: Solver, *names: str) -> None:
+    """Raise ``InputError`` unless each of these options is a number above zero."""
+    for option in names:
+        value = getattr(solver, option)
+        if not isinstance(value, (int, float)) or not value > 0:
+            raise InputError(f"option '{option}' of solver '{solver.name}' must be a number above 0, got {value!r}")

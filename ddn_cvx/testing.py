@@ -1,0 +1,166 @@
+"""Conformance checks: a new layer, cone or solver is tested in one line.
+
+Each check raises ``AssertionError`` with what failed, and returns nothing. They compare with answers that the object
+under test did not produce: the optimality conditions, finite differences, one element solved at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.cones import Cone, Product
+from ddn_cvx.layer import DeclarativeLayer
+from ddn_cvx.linalg.pattern import Pattern
+from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.solution import Status
+from ddn_cvx.solvers.base import Solver, Workspace
+from ddn_cvx.solvers.polish import residuals
+
+
+def check_layer(
+    layer: DeclarativeLayer, *params: Tensor, tolerance: float = 1e-6, second_order: bool = True, eps: float = 1e-5
+) -> None:
+    """Optimality, first and second derivatives, and independence of the batch, at one batch of parameters.
+
+    Parameters
+    ----------
+    layer : DeclarativeLayer
+    *params : Tensor
+        Float64 parameters ``(*batch, *shape)``, at a point where the solution is regular.
+    tolerance : float
+        Accepted relative KKT residual; gradients are accepted at 10 times the square root of it against finite
+        differences.
+    second_order : bool
+        Also run ``gradgradcheck``.
+    eps : float
+        Step of the finite differences.
+
+    Raises
+    ------
+    AssertionError
+        Names the check that failed.
+    """
+    solution = layer.solve(*params)
+    assert bool((solution.status == int(Status.SOLVED)).all()), f"not solved: {solution.statuses}"
+    for name in ("primal_residual", "dual_residual", "gap"):
+        worst = getattr(solution, name).max() if solution.status.numel() else torch.zeros(())
+        assert float(worst) <= tolerance, f"{name} is {float(worst):.1e}, above {tolerance:.1e}"
+    _check_batch(layer, params)
+    inputs = tuple(p.detach().clone().requires_grad_() for p in params)
+    accept = 10 * tolerance**0.5
+
+    def outputs(*args: Tensor) -> tuple[Tensor, ...]:
+        out = layer(*args)
+        return (out,) if isinstance(out, Tensor) else out
+
+    torch.autograd.gradcheck(outputs, inputs, eps=eps, atol=accept, rtol=accept)
+    if second_order:
+        torch.autograd.gradgradcheck(outputs, inputs, eps=eps, atol=accept, rtol=accept)
+
+
+def _check_batch(layer: DeclarativeLayer, params: tuple[Tensor, ...]) -> None:
+    """The batch gives what its elements give one by one."""
+    specs = layer.node.parameters
+    leading = torch.broadcast_shapes(*(p.shape[: p.ndim - len(s.shape)] for p, s in zip(params, specs, strict=True)))
+    whole = layer(*params)
+    whole = (whole,) if isinstance(whole, Tensor) else whole
+    flat = [p.expand(*leading, *s.shape).reshape(leading.numel(), *s.shape) for p, s in zip(params, specs, strict=True)]
+    for i in range(leading.numel()):
+        single = layer(*(p[i] for p in flat))
+        single = (single,) if isinstance(single, Tensor) else single
+        for one, many in zip(single, whole, strict=True):
+            other = many.reshape(leading.numel(), *one.shape)[i]
+            assert torch.allclose(one, other, rtol=1e-7, atol=1e-9), f"element {i} differs from its solve alone"
+
+
+def check_cone(cone: Cone, v: Tensor, tolerance: float = 1e-6) -> None:
+    """Moreau's decomposition, the derivative against finite differences, and the spectrum against the derivative.
+
+    Parameters
+    ----------
+    cone : Cone
+    v : Tensor
+        Float64 points ``(k, cone.dim)`` away from the kinks of the projection.
+
+    Raises
+    ------
+    AssertionError
+        Names the property that failed.
+    """
+    p = cone.project(v)
+    scale = 1 + v.abs().amax(-1)
+    assert bool((((p * (v - p)).sum(-1)).abs() <= tolerance * scale**2).all()), (
+        "projection and residual are not orthogonal"
+    )
+    again = cone.project(p)
+    assert bool(((again - p).abs().amax(-1) <= tolerance * scale).all()), "projecting twice is not projecting once"
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(v.shape, generator=generator, dtype=v.dtype)
+    step = 1e-6
+    difference = (cone.project(v + step * h) - cone.project(v - step * h)) / (2 * step)
+    derivative = cone.derivative(v, h)
+    assert torch.allclose(derivative, difference, atol=1e3 * step, rtol=1e3 * step), (
+        "derivative differs from finite differences"
+    )
+    spectrum = cone.spectrum(v)
+    rebuilt = spectrum.unrotate(spectrum.values.unsqueeze(-1) * spectrum.rotate(h.unsqueeze(-1))).squeeze(-1)
+    assert torch.allclose(rebuilt, derivative, atol=tolerance, rtol=tolerance), (
+        "spectrum does not reproduce the derivative"
+    )
+
+
+def check_solver(solver: Solver, tolerance: float = 1e-6) -> None:
+    """Small programs over the cones the solver supports: right answers, infeasible and unbounded ones recognised.
+
+    Raises
+    ------
+    AssertionError
+        Names the program that failed.
+    """
+    workspace = Workspace()
+    for name, program, data in _programs():
+        if solver.unsupported(program) is not None:
+            continue
+        raw = solver.solve(program, data, workspace)
+        assert bool((raw.status == int(Status.SOLVED)).all()), f"{name}: {[Status(int(s)).name for s in raw.status]}"
+        found = residuals(program, data, raw.x, raw.y, raw.s)
+        assert float(found.worst.max()) <= tolerance, f"{name}: KKT residual {float(found.worst.max()):.1e}"
+    for name, A, b, q in (
+        ("infeasible", [[1.0], [-1.0]], [-1.0, -1.0], 1.0),
+        ("unbounded", [[1.0], [1.0]], [1.0, 2.0], 1.0),
+    ):
+        program = ConicProgram(_empty(1), Pattern.of(torch.tensor(A).numpy()), Product(0, 2, (), (), 0, ()))
+        values = torch.tensor([[row[0] for row in A]], dtype=torch.float64)
+        data = ConicData(values.new_zeros(1, 0), values.new_full((1, 1), q), values, values.new_tensor([b]))
+        raw = solver.solve(program, data, workspace)
+        assert int(raw.status[0]) != int(Status.SOLVED), f"an {name} program was reported as solved"
+
+
+def _empty(n: int) -> Pattern:
+    import scipy.sparse as sp
+
+    return Pattern.of(sp.csc_array((n, n)))
+
+
+def _programs() -> list[tuple[str, ConicProgram, ConicData]]:
+    """Strictly feasible, bounded programs: minimise a linear or quadratic function over ``b - x in K`` for each cone."""
+    import scipy.sparse as sp
+
+    generator = torch.Generator().manual_seed(0)
+    out = []
+    for name, cones in (
+        ("zero and nonnegative", Product(1, 4, (), (), 0, ())),
+        ("second-order", Product(0, 0, (4,), (), 0, ())),
+        ("semidefinite", Product(0, 0, (), (3,), 0, ())),
+        ("exponential", Product(0, 0, (), (), 1, ())),
+        ("power", Product(0, 0, (), (), 0, ((0.3, 0.7),))),
+    ):
+        n = cones.size
+        P, A = Pattern.of(sp.eye_array(n)), Pattern.of(sp.eye_array(n))
+        program = ConicProgram(P, A, cones)
+        ones = torch.ones(2, n, dtype=torch.float64)
+        q = torch.randn(2, n, generator=generator, dtype=torch.float64)
+        b = torch.randn(2, n, generator=generator, dtype=torch.float64)
+        out.append((name, program, ConicData(ones, q, ones, b)))
+    return out

@@ -1,0 +1,34 @@
+"""Sphinx configuration: MyST pages, the furo theme, and the API from the docstrings."""
+
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+_setup = ConfigParser()
+_setup.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
+
+project = "ddn_cvx"
+author = copyright = "the ddn_cvx authors"
+release = version = _setup["metadata"]["version"]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"ddn_cvx {release}"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+
+
+def _shapes_are_not_emphasis(app, what, name, obj, options, lines):
+    """Docstrings write shapes as `(*batch, n)`; outside literals reStructuredText would read emphasis."""
+    lines[:] = [re.sub(r"(?<![`*\\])\*(?=\w+[,)])", r"\\*", line) for line in lines]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _shapes_are_not_emphasis)

@@ -1,0 +1,246 @@
+"""The rules of the package's shape, checked from the syntax tree of every module.
+
+The tables say what is allowed; the functions find what is not. Each rule is also shown a line that breaks it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "ddn_cvx"
+
+# Imports go one way, from left to right:
+#   errors, solution <- cones <- linalg <- program <- {declare | solvers | adjoint} <- layer
+#   <- {nodes | compat | testing}
+# Each part of the package, and the parts it may import. Siblings in braces never meet.
+GROUND = {"errors", "solution"}
+CORE = GROUND | {"cones", "linalg", "program"}
+LAYER = CORE | {"declare", "solvers", "adjoint", "inputs", "call", "layer"}
+OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "solution": {"errors"},
+    "cones": GROUND,
+    "linalg": GROUND | {"cones"},
+    "program": GROUND | {"cones", "linalg"},
+    "declare": CORE,
+    "solvers": CORE,
+    "adjoint": CORE,
+    "inputs": GROUND | {"program"},
+    "call": CORE | {"solvers", "inputs"},
+    "layer": LAYER - {"layer"},
+    "nodes": LAYER,
+    "compat": LAYER,
+    "testing": LAYER,
+    "__init__": OUTSIDE - {"__init__"},
+    "__main__": OUTSIDE | {"demo"},
+    "demo": OUTSIDE,
+}
+
+# cvxpy declares problems; behind the waist only the adapter of cvxpy's own solver interfaces knows it.
+MAY_IMPORT_CVXPY = ("declare/*", "solvers/cvxpy_any.py", "compat/*", "__main__.py", "demo.py")
+
+# A solver package is imported by `solvers/NAME.py` alone, inside a function: none is needed at import.
+SOLVER_PACKAGES = ("clarabel", "cvxopt", "daqp", "diffcp", "ecos", "highspy", "osqp", "piqp", "qoco", "scs")
+ALSO_MAY_IMPORT = {"adjoint/diffcp.py": "diffcp"}
+
+# Batched LU on CPU returns garbage or hangs in some builds of torch; only linalg/ may call it, guarded.
+LU = re.compile(
+    r"torch\.(linalg\.(solve|inv|tensorsolve|tensorinv|det|slogdet)(_ex)?|linalg\.lu\w*|lu|lu_solve|lu_unpack"
+    r"|inverse|det|logdet|slogdet)"
+)
+
+# A loop over a range of the batch is for solvers that take one instance at a time.
+BATCH = re.compile(r"\b(B|batch|batch_size|n_batch|num_batch)\b")
+
+MAX_LINES = 400  # a longer module says the reason at its top
+
+
+@dataclass(frozen=True)
+class Import:
+    """`import torch.linalg as la`: dotted `torch.linalg`, local name `la`, which means `torch.linalg`."""
+
+    dotted: str
+    local: str
+    meaning: str
+    statement: ast.stmt
+
+    @property
+    def package(self) -> str:
+        return self.dotted.split(".")[0]
+
+
+@dataclass(frozen=True)
+class Module:
+    """One source file, `path` relative to the package."""
+
+    path: str
+    source: str
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.source)
+
+    @property
+    def part(self) -> str:
+        """`layer` for layer.py, `cones` for cones/psd.py."""
+        return self.path.split("/")[0].removesuffix(".py")
+
+    @property
+    def dotted(self) -> list[str]:
+        return [PACKAGE, *self.path.removesuffix(".py").split("/")]
+
+    @cached_property
+    def imports(self) -> list[Import]:
+        """Every import, written out absolutely: `from ..program import base` is `ddn_cvx.program.base`."""
+        found = []
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    root = alias.name.split(".")[0]
+                    local, meaning = (alias.asname, alias.name) if alias.asname else (root, root)
+                    found.append(Import(alias.name, local, meaning, node))
+            elif isinstance(node, ast.ImportFrom):
+                base = ".".join(self.dotted[: len(self.dotted) - node.level]) if node.level else ""
+                origin = ".".join(filter(None, [base, node.module]))
+                for alias in node.names:
+                    dotted = f"{origin}.{alias.name}"
+                    found.append(Import(dotted, alias.asname or alias.name, dotted, node))
+        return found
+
+    @cached_property
+    def lazy(self) -> set[ast.AST]:
+        """Nodes that importing the module does not run: inside functions, and under `if TYPE_CHECKING`."""
+        later: list[ast.AST] = []
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                later.append(node)
+            elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+                later += node.body
+        return {inner for node in later for inner in ast.walk(node)}
+
+    def mentions(self) -> Iterator[tuple[str, int]]:
+        """Dotted names as used, with imported names written out, and their lines."""
+        meaning = {one.local: one.meaning for one in self.imports}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Attribute | ast.Name):
+                head, dot, tail = ast.unparse(node).partition(".")
+                yield meaning.get(head, head) + dot + tail, node.lineno
+
+
+def wrong_direction(module: Module) -> Iterator[str]:
+    if module.part not in MAY_IMPORT:
+        yield f"{module.path}: '{module.part}' is not in MAY_IMPORT; say what it may import"
+        return
+    for one in module.imports:
+        if one.package == PACKAGE:
+            target = [*one.dotted.split("."), "__init__"][1]
+            target = target if target in MAY_IMPORT else "__init__"
+            if target != module.part and target not in MAY_IMPORT[module.part]:
+                yield f"{module.path}:{one.statement.lineno}: {module.part} may not import {target}"
+
+
+def misplaced_cvxpy(module: Module) -> Iterator[str]:
+    for one in module.imports:
+        if one.package == "cvxpy" and not any(fnmatch(module.path, p) for p in MAY_IMPORT_CVXPY):
+            yield f"{module.path}:{one.statement.lineno}: imports cvxpy"
+
+
+def misplaced_solver(module: Module) -> Iterator[str]:
+    for one in module.imports:
+        where = f"{module.path}:{one.statement.lineno}: imports {one.package}"
+        if one.package not in SOLVER_PACKAGES:
+            continue
+        if module.path != f"solvers/{one.package}.py" and ALSO_MAY_IMPORT.get(module.path) != one.package:
+            yield f"{where}, which is for solvers/{one.package}.py"
+        elif one.statement not in module.lazy:
+            yield f"{where} outside a function"
+
+
+def batched_lu(module: Module) -> Iterator[str]:
+    if module.part != "linalg":
+        for name, line in module.mentions():
+            if LU.fullmatch(name):
+                yield f"{module.path}:{line}: {name} outside linalg/"
+
+
+def loop_over_batch(module: Module) -> Iterator[str]:
+    if module.part == "solvers":
+        return
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.For | ast.comprehension):
+            over = ast.unparse(node.iter)
+            if over.startswith("range(") and BATCH.search(over):
+                yield f"{module.path}:{node.iter.lineno}: Python loop over the batch: {over}"
+
+
+def too_long(module: Module) -> Iterator[str]:
+    lines = module.source.splitlines()
+    if len(lines) > MAX_LINES and "reason" not in "\n".join(lines[:20]):
+        yield f"{module.path}: {len(lines)} lines, and its top does not say the reason"
+
+
+RULES = [wrong_direction, misplaced_cvxpy, misplaced_solver, batched_lu, loop_over_batch, too_long]
+
+MODULES = [
+    Module(path.relative_to(ROOT / PACKAGE).as_posix(), path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / PACKAGE).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_holds(rule) -> None:
+    complaints = [complaint for module in MODULES for complaint in rule(module)]
+    assert not complaints, "\n".join(complaints)
+
+
+# Rule, file, a source that breaks it, and one that keeps it.
+EXAMPLES = [
+    (wrong_direction, "declare/a.py", "from ddn_cvx.solvers import base", "from ddn_cvx.program import base"),
+    (wrong_direction, "solvers/a.py", "from ..adjoint.base import Adjoint", "from .base import Solver"),
+    (wrong_direction, "adjoint/a.py", "from ddn_cvx import layer", "from ddn_cvx import errors"),
+    (wrong_direction, "cones/a.py", "import ddn_cvx", "import torch"),
+    (wrong_direction, "cones/a.py", "def f():\n    import ddn_cvx.program", "import ddn_cvx.errors"),
+    (wrong_direction, "nodes/a.py", "from ddn_cvx.compat import CvxpyLayer", "from ddn_cvx.layer import X"),
+    (wrong_direction, "elsewhere.py", "", None),
+    (misplaced_cvxpy, "layer.py", "from cvxpy import Problem", "import numpy"),
+    (misplaced_cvxpy, "solvers/scs.py", "def f():\n    import cvxpy.settings as s", "import scipy"),
+    (misplaced_cvxpy, "program/base.py", "import cvxpy", None),
+    (misplaced_solver, "solvers/scs.py", "import scs", "def f():\n    import scs"),
+    (misplaced_solver, "solvers/scs.py", "def f():\n    import ecos", "if TYPE_CHECKING:\n    import scs"),
+    (misplaced_solver, "adjoint/other.py", "def f():\n    import diffcp", None),
+    (misplaced_solver, "adjoint/diffcp.py", "from diffcp import X", "def f():\n    from diffcp import X"),
+    (batched_lu, "layer.py", "import torch\ntorch.linalg.solve(a)", "import torch\ntorch.linalg.cholesky(a)"),
+    (batched_lu, "layer.py", "from torch import linalg as la\nla.lu_factor_ex(a)", "la.lu_factor_ex(a)"),
+    (batched_lu, "layer.py", "import torch as t\nt.linalg.inv_ex(a)", "import numpy as np\nnp.linalg.inv(a)"),
+    (batched_lu, "layer.py", "from torch.linalg import inv\ninv(a)", "inv(a)"),
+    (batched_lu, "layer.py", "import torch\ntorch.inverse(a)", "import torch\ntorch.linalg.eigh(a)"),
+    (loop_over_batch, "layer.py", "for i in range(batch): pass", "for i in range(len(batch_shape)): pass"),
+    (loop_over_batch, "layer.py", "[f(i) for i in range(len(batch))]", "[f(i) for i in range(cones)]"),
+    (too_long, "layer.py", "x = 1\n" * 401, '"""Long for a reason."""\n' + "x = 1\n" * 401),
+]
+
+
+@pytest.mark.parametrize("rule, path, bad, good", EXAMPLES)
+def test_rule_can_fail(rule, path: str, bad: str, good: str | None) -> None:
+    assert list(rule(Module(path, bad)))
+    if good is not None:
+        assert not list(rule(Module(path, good)))
+
+
+def test_imports_without_any_solver_package() -> None:
+    """cvxpy brings some of them; ours must not ask for any, ECOS (GPL) least of all."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({SOLVER_PACKAGES!r})); import {PACKAGE}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
