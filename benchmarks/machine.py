@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("ddn_cvx", "torch", "cvxpy", "numpy", "scipy", "clarabel", "scs", "ecos", "diffcp", "cvxpylayers")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PACKAGES = ("torch", "cvxpy", "numpy", "scipy", "clarabel", "scs", "ecos", "diffcp")
 
 
 def describe() -> dict[str, Any]:
@@ -22,7 +23,7 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "torch_threads": torch.get_num_threads(),
-        "thread_variables": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ},
+        "thread_variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -39,10 +40,6 @@ def _cpu_model() -> str:
 
 
 def _version(package: str) -> str | None:
-    if package == "ddn_cvx":  # also right when it is run from its source tree
-        import ddn_cvx
-
-        return ddn_cvx.__version__
     try:
         return version(package)
     except PackageNotFoundError:

@@ -32,8 +32,10 @@ class Row:
     """
 
     name: str
-    batch: int
     declare: Callable[[], Declaration]
+    batch: int = 0
+    size: int = 0
+    """Entries of the variable."""
     draw: Callable[[np.random.Generator], list[Array]] | None = None
     """Parameter values of ONE instance."""
     reference: Callable[[list[Array], Array], Answer] | None = None
@@ -55,9 +57,10 @@ def simplex(n: int, batch: int) -> Row:
         return Declaration(cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0]), [p], x)
 
     return Row(
-        f"simplex({n}) batch {batch}",
-        batch,
+        f"simplex-{n}-batch-{batch}",
         declare,
+        batch,
+        n,
         lambda generator: [generator.standard_normal(n)],
         lambda values, g: project_simplex(values[0], g),
     )
@@ -93,7 +96,7 @@ def qp(n: int, equalities: int, inequalities: int, batch: int) -> Row:
         return values
 
     reference = partial(quadratic_program, equalities=equalities, inequalities=inequalities)
-    return Row(f"qp({n},{equalities},{inequalities}) batch {batch}", batch, declare, draw, reference)
+    return Row(f"qp-{n}-{equalities}-{inequalities}-batch-{batch}", declare, batch, n, draw, reference)
 
 
 def dense_parameter(m: int, n: int) -> Row:
@@ -103,7 +106,7 @@ def dense_parameter(m: int, n: int) -> Row:
         x, A, b = cp.Variable(n), cp.Parameter((m, n)), cp.Parameter(m)
         return Declaration(cp.Problem(cp.Minimize(cp.sum_squares(A @ x - b)), [x >= 0]), [A, b], x)
 
-    return Row(f"construct {m}x{n} parameter", 0, declare)
+    return Row(f"construct-{m}x{n}", declare)
 
 
 SUITES: dict[str, list[Row]] = {

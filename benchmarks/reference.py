@@ -1,7 +1,7 @@
 """Independent answers in numpy: the solution to machine accuracy, and the vector-Jacobian product through it.
 
-Nothing here shares code with what is measured. One instance at a time, every function takes the parameters of the declared problem and a cotangent
-``g`` of the solution, and returns the solution with the gradient of ``<g, x*>`` for each parameter.
+Nothing here shares code with what is measured. Each function takes the parameters of one instance of the declared problem
+and a cotangent ``g`` of its solution, and returns the solution with the gradient of ``<g, x*>`` for each parameter.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def project_simplex(p: Array, g: Array) -> Answer:
 def quadratic_program(values: list[Array], g: Array, equalities: int, inequalities: int) -> Answer:
     """``min 1/2 |Q x|^2 + p'x  s.t.  Ax = b, Gx <= h``, for ``values = [Q, p, (A, b), (G, h)]``.
 
-    A tight interior-point solve gives the active set; one KKT system ``[[Q'Q, C'], [C, 0]]`` over the active rows C gives the
-    solution, and a second one with the same matrix the gradient.
+    A tight interior-point solve gives the active set; one KKT system ``[[Q'Q, C'], [C, 0]]`` over the active rows C gives
+    the solution, and a second one with the same matrix the gradient.
 
     Raises
     ------

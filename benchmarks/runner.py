@@ -1,13 +1,12 @@
-"""Measure: every peer on the same numbers, interleaved round by round, so that a busy moment of the machine hits all of them.
+"""Measure every peer on the same numbers, interleaved round by round, so that a busy moment of the machine hits them all.
 
-A sample is one forward and one backward pass (``torch.autograd.grad`` for all parameters with a random cotangent). Each sample has fresh numbers, so
-nothing can be answered from the last call. Errors come from the first, untimed call.
+A sample is one forward and one backward pass (``torch.autograd.grad`` for all parameters with a random cotangent). Each
+sample of a round has fresh numbers, so nothing can be answered from the last call. Errors come from the first, untimed call.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -30,60 +29,168 @@ MAX_REPEATS = 20
 """... but not more often than this."""
 
 
-@dataclass
-class Column:
-    """The samples of one peer on one row."""
+@dataclass(frozen=True)
+class Inputs:
+    """The numbers of one call: parameter values ``(batch, *shape)`` and the cotangent ``(batch, n)`` of the solution."""
 
-    layer: Layer | None = None
-    error: str | None = None
+    values: list[Array]
+    cotangent: Array
+
+    @staticmethod
+    def draw(row: Row, seed: list[int]) -> Inputs:
+        return Inputs(row.values(seed), np.random.default_rng([*seed, 1]).standard_normal((row.batch, row.size)))
+
+
+@dataclass
+class Trial:
+    """One peer on one row, with its samples in seconds, a list for each round."""
+
+    peer: Peer
+    row: Row
     construction: list[float] = field(default_factory=list)
     forward: list[list[float]] = field(default_factory=list)
     backward: list[list[float]] = field(default_factory=list)
     accuracy: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
     repeats: int = 1
+    _layer: Layer | None = None
+
+    def attempt(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Run a step unless an earlier one failed; a peer that fails is a result, not the end of the run."""
+        if self.error is None:
+            try:
+                step(*arguments)
+            except Exception as error:
+                self.error = f"{type(error).__name__}: {error}"
+
+    def construct(self) -> None:
+        """Build the layer from a problem that nobody has compiled before."""
+        declared = self.row.declare()
+        gc.collect()
+        start = perf_counter()
+        self._layer = self.peer.build(declared)
+        self.construction.append(perf_counter() - start)
+
+    def warm_up(self, inputs: Inputs, answers: list[Answer]) -> None:
+        """Two calls: the first for the accuracy, the second to choose the number of repeats."""
+        _, _, x, gradients = self._call(inputs)
+        self.accuracy = _errors(x, gradients, answers)
+        forward, backward, _, _ = self._call(inputs)
+        self.repeats = int(np.clip(ROUND_SECONDS / (forward + backward), 1, MAX_REPEATS))
+
+    def time(self, stream: Sequence[Inputs]) -> None:
+        """One round."""
+        gc.collect()
+        samples = [self._call(inputs)[:2] for inputs in stream[: self.repeats]]
+        self.forward.append([forward for forward, _ in samples])
+        self.backward.append([backward for _, backward in samples])
+
+    def _call(self, inputs: Inputs) -> tuple[float, float, Tensor, tuple[Tensor, ...]]:
+        assert self._layer is not None
+        parameters = [torch.from_numpy(value).requires_grad_() for value in inputs.values]
+        cotangent = torch.from_numpy(inputs.cotangent)
+        start = perf_counter()
+        x = self._layer(*parameters)
+        middle = perf_counter()
+        gradients = torch.autograd.grad(x, parameters, cotangent)
+        return middle - start, perf_counter() - middle, x.detach(), gradients
 
     def rounds(self) -> list[float]:
         """The median seconds of each round."""
-        if not self.forward:
+        if self.row.draw is None:
             return self.construction
-        return [
-            float(np.median(np.add(forward, backward)))
-            for forward, backward in zip(self.forward, self.backward, strict=True)
-        ]
+        return [float(np.median(np.add(f, b))) for f, b in zip(self.forward, self.backward, strict=True)]
 
 
 def run(suite: str, rows: Sequence[Row], peers: Sequence[Peer], rounds: int, seed: int = 0) -> dict[str, Any]:
-    """Measure all rows; returns what is written as JSON."""
+    """Measure all rows for at least one round; returns what is written as JSON."""
     results = []
     with tqdm(total=len(rows) * rounds, unit="round") as progress:
         for row in rows:
             progress.set_description(row.name)
-            columns = _run_row(row, peers, rounds, seed, lambda: progress.update() and None)
-            results.append(_summarise(row, peers, columns))
+            trials = [Trial(peer, row) for peer in peers]
+            answers = _start(trials, row, seed)
+            for index in range(rounds):
+                _round(trials, row, [seed, index + 1])
+                progress.update()
+            results.append(_summarise(row, trials, answers))
     return {
         "schema": SCHEMA,
         "suite": suite,
         "rounds": rounds,
         "seed": seed,
         "machine": machine.describe(),
-        "peers": {p.name: {"package": p.package, "settings": p.settings} for p in peers},
+        "peers": {p.name: {"package": p.package, "version": p.version, "settings": p.settings} for p in peers},
         "rows": results,
     }
 
 
-def _run_row(row: Row, peers: Sequence[Peer], rounds: int, seed: int, advance: Callable[[], None]) -> list[Column]:
-    columns = [Column() for _ in peers]
-    if row.draw is not None:
-        first = _inputs(row, [seed, 0, 0])
-        answers = _reference(row, *first)
-        for peer, column in zip(peers, columns, strict=True):
-            _guard(column, lambda c=column, p=peer: _prepare(c, p, row, first, answers))  # type: ignore[misc]  # defaults bind the loop variables
-    for index in range(rounds):
-        most = max((c.repeats for c in columns if c.error is None), default=0)
-        inputs = [_inputs(row, [seed, index + 1, k]) for k in range(most)] if row.draw is not None else []
-        turn = index % len(peers)  # nobody is always first
-        for peer, column in [*zip(peers, columns, strict=True)][turn:] + [*zip(peers, columns, strict=True)][:turn]:
-            if column.error is None:
-                _guard(column, lambda c=column, p=peer: _sample(c, p, row, inputs))  # type: ignore[misc]
-        advance()
-    return columns
+def _start(trials: Sequence[Trial], row: Row, seed: int) -> list[Answer]:
+    if row.draw is None or row.reference is None:
+        return []
+    first = Inputs.draw(row, [seed, 0])
+    answers = [row.reference([v[i] for v in first.values], first.cotangent[i]) for i in range(row.batch)]
+    for trial in trials:
+        trial.attempt(trial.construct)
+        trial.attempt(trial.warm_up, first, answers)
+    return answers
+
+
+def _round(trials: Sequence[Trial], row: Row, seed: list[int]) -> None:
+    repeats = max((t.repeats for t in trials if t.error is None), default=0)
+    stream = [Inputs.draw(row, [*seed, k]) for k in range(repeats)] if row.draw is not None else []
+    turn = seed[-1] % len(trials)  # nobody is always first
+    for trial in [*trials[turn:], *trials[:turn]]:
+        if row.draw is None:
+            trial.attempt(trial.construct)
+        else:
+            trial.attempt(trial.time, stream)
+
+
+def _errors(x: Tensor, gradients: Sequence[Tensor], answers: Sequence[Answer]) -> dict[str, float]:
+    """Of the worst element: the largest entry of the solution error relative to ``max(1, |x*|)``, and the 2-norm of the
+    error of all its gradients together, relative to ``max(1, |gradients|)``."""
+    solution, gradient = [], []
+    for i, answer in enumerate(answers):
+        found = x[i].numpy()
+        solution.append(np.abs(found - answer.x).max() / max(1.0, np.abs(answer.x).max()))
+        got = np.concatenate([g[i].numpy().ravel() for g in gradients])
+        expected = np.concatenate([g.ravel() for g in answer.gradients])
+        gradient.append(np.linalg.norm(got - expected) / max(1.0, float(np.linalg.norm(expected))))
+    return {
+        "solution_error": float(np.max(solution)),
+        "gradient_error": float(np.max(gradient)),
+        "gradient_error_median": float(np.median(gradient)),
+    }
+
+
+def _summarise(row: Row, trials: Sequence[Trial], answers: Sequence[Answer]) -> dict[str, Any]:
+    base = trials[0].rounds() if trials[0].error is None else []
+    results: dict[str, Any] = {}
+    for trial in trials:
+        if trial.error is not None:
+            results[trial.peer.name] = {"error": trial.error}
+            continue
+        results[trial.peer.name] = {
+            "seconds": _spread(trial.rounds()),
+            "construction": _spread(trial.construction),
+            "samples": trial.repeats * len(trial.rounds()),
+            **trial.accuracy,
+        }
+        if row.draw is not None:
+            passes = {"forward": trial.forward, "backward": trial.backward}
+            results[trial.peer.name] |= {name: _spread(np.concatenate(samples).tolist()) for name, samples in passes.items()}
+        if base:
+            results[trial.peer.name]["ratio"] = _spread(np.divide(trial.rounds(), base).tolist())
+    return {
+        "name": row.name,
+        "batch": row.batch,
+        "measures": "construction" if row.draw is None else "forward+backward",
+        **({"margin": min(a.margin for a in answers)} if answers else {}),
+        "results": results,
+    }
+
+
+def _spread(samples: Sequence[float]) -> dict[str, float]:
+    low, q1, median, q3, high = np.percentile(samples, [0, 25, 50, 75, 100])
+    return {"median": float(median), "q1": float(q1), "q3": float(q3), "min": float(low), "max": float(high)}

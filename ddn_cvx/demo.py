@@ -87,7 +87,7 @@ def run(steps: int, seed: int, plot: Path) -> None:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
             progress.set_postfix(loss=f"{losses[-1]:.4f}")
     after = test_loss()
     constant, denoised = best_constant(clean_test, noisy_test)

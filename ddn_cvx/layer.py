@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -103,13 +104,10 @@ class DeclarativeLayer(nn.Module):
         chosen = problem.variables() if variables is None else [variables] if self._bare else list(variables)
         given = problem.parameters() if parameters is None else list(parameters)
         self.node = ConvexProblem(problem, given, chosen, gp)
-        self.solver = resolve(solver, solver_options)
+        self.solver = _able(resolve(solver, solver_options), self.node)
         self.adjoint: Adjoint = Implicit() if adjoint is None else adjoint
         self.on_failure, self.tolerance, self.polish_steps = on_failure, float(tolerance), int(polish_steps)
         self._workspace = Workspace()
-        reason = self.solver.unsupported(self.node.program)
-        if reason is not None:
-            raise DeclarationError(f"Solver {self.solver.name!r} cannot take this problem: {reason}")
 
     def forward(self, *params: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The optimal variables for a batch of parameters.
@@ -166,6 +164,20 @@ class DeclarativeLayer(nn.Module):
             dual=tuple(tuple(restore(d) for d in duals) for duals in report.dual),
         )
 
+    def with_solver(self, solver: str | Solver | None, **options: Any) -> DeclarativeLayer:
+        """The same layer with another forward solver; the problem is not read again, and everything else is shared.
+
+        Raises
+        ------
+        DeclarationError
+            The solver cannot take the problem.
+        InputError
+            An unknown solver or option.
+        """
+        other = copy.copy(self)
+        other.solver = _able(resolve(solver, options), self.node)
+        return other
+
     def _run(self, batch: Batch, on_failure: str | None = None) -> tuple[tuple[Tensor, ...], Report | None]:
         node = self.node
         call = Call(
@@ -188,6 +200,13 @@ class DeclarativeLayer(nn.Module):
         """Sizes of the canonical program and the solver."""
         program = self.node.program
         return f"n={program.n}, m={program.m}, cones={program.cones}, solver={self.solver}"
+
+
+def _able(solver: Solver, node: ConvexProblem) -> Solver:
+    reason = solver.unsupported(node.program)
+    if reason is not None:
+        raise DeclarationError(f"Solver {solver.name!r} cannot take this problem: {reason}")
+    return solver
 
 
 def _like(mask: Tensor, tensor: Tensor) -> Tensor:

@@ -65,12 +65,12 @@ def _check_batch(layer: DeclarativeLayer, params: tuple[Tensor, ...]) -> None:
     leading = torch.broadcast_shapes(*(p.shape[: p.ndim - len(s.shape)] for p, s in zip(params, specs, strict=True)))
     whole = layer(*params)
     whole = (whole,) if isinstance(whole, Tensor) else whole
-    flat = [p.expand(*leading, *s.shape).reshape(leading.numel(), *s.shape) for p, s in zip(params, specs, strict=True)]
+    flat = [p.expand((*leading, *s.shape)).reshape((leading.numel(), *s.shape)) for p, s in zip(params, specs, strict=True)]
     for i in range(leading.numel()):
         single = layer(*(p[i] for p in flat))
         single = (single,) if isinstance(single, Tensor) else single
         for one, many in zip(single, whole, strict=True):
-            other = many.reshape(leading.numel(), *one.shape)[i]
+            other = many.reshape((leading.numel(), *one.shape))[i]
             assert torch.allclose(one, other, rtol=1e-7, atol=1e-9), f"element {i} differs from its solve alone"
 
 

@@ -24,6 +24,7 @@ class Peer:
 
     name: str
     package: str
+    version: str
     settings: str
     build: Callable[[Declaration], Layer]
 

@@ -22,7 +22,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def peers() -> list[Peer]:
     """One column for each entry of ``SETTINGS``; raises ``ImportError`` without cvxpylayers."""
-    from cvxpylayers.torch import CvxpyLayer
+    from cvxpylayers._version import __version__
+    from cvxpylayers.torch.cvxpylayer import CvxpyLayer
 
     def build(declared: Declaration, options: dict[str, Any]) -> Layer:
         layer = CvxpyLayer(declared.problem, declared.parameters, [declared.variable], solver_args=options)
@@ -34,6 +35,6 @@ def peers() -> list[Peer]:
         return call
 
     return [
-        Peer(f"cvxpylayers ({name})", "cvxpylayers", f"solver_args={options}", partial(build, options=options))
+        Peer(f"cvxpylayers ({name})", "cvxpylayers", __version__, f"solver_args={options}", partial(build, options=options))
         for name, options in SETTINGS.items()
     ]

@@ -8,9 +8,9 @@ from benchmarks.problems import Declaration
 
 def peers() -> list[Peer]:
     """One column."""
-    from ddn_cvx import DeclarativeLayer
+    from ddn_cvx import DeclarativeLayer, __version__
 
     def build(declared: Declaration) -> Layer:
         return DeclarativeLayer(declared.problem, declared.parameters, declared.variable)
 
-    return [Peer("ddn_cvx", "ddn_cvx", "default", build)]
+    return [Peer("ddn_cvx", "ddn_cvx", __version__, "default", build)]

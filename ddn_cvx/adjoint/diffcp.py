@@ -1,8 +1,9 @@
 """The derivative computed by the package diffcp, for comparison with its results.
 
-diffcp differentiates the homogeneous self-dual embedding of a cone program with a linear objective (Agrawal, Barratt, Boyd, Busseti & Moursi,
-2019). A quadratic objective goes there as an epigraph; the gradient with respect to P follows from the one with respect to q, because a
-change dP enters the optimality conditions as the change ``dq = dP x``.
+diffcp differentiates the homogeneous self-dual embedding of a cone program with a linear objective (Agrawal,
+Barratt, Boyd, Busseti & Moursi, 2019). A quadratic objective goes there as an epigraph; the gradient with
+respect to P follows from the one with respect to q, because a change dP enters the optimality conditions as
+the change ``dq = dP x``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 class DiffcpAdjoint(Adjoint):
     """Reverse mode of first order, one element after another, by diffcp; power cones are not among its cones.
 
-    diffcp has no way to be told a solution: each backward pass solves the programs again, from the solution as a warm start.
+    diffcp has no way to be told a solution: each backward pass solves the programs again, from the solution
+    as a warm start.
     """
 
     mode: Literal["lsqr", "lsmr", "dense"] = "lsqr"
@@ -40,7 +42,9 @@ class DiffcpAdjoint(Adjoint):
     threads: int = -1
     """Threads of diffcp; -1 is one a processor (default -1)."""
 
-    def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def attach(
+        self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return cast(tuple[Tensor, Tensor, Tensor], _SolutionMap.apply(self, solve, *data, *extra))  # type: ignore[no-untyped-call]  # torch does not type Function.apply
 
     def vjp(
@@ -54,7 +58,8 @@ class DiffcpAdjoint(Adjoint):
         gy: Tensor,
         gs: Tensor | None = None,
     ) -> ConicData:
-        """Gradients ``(B, nnz(P)), (B, n), (B, nnz(A)), (B, m)`` for cotangents of the solution ``x`` (B, n), ``y`` and ``s`` (B, m).
+        """Gradients ``(B, nnz(P)), (B, n), (B, nnz(A)), (B, m)`` for cotangents of the solution ``x`` (B, n),
+        ``y`` and ``s`` (B, m).
 
         Raises
         ------
@@ -72,7 +77,11 @@ class DiffcpAdjoint(Adjoint):
             target = program
             if program.P.nnz:
                 epigraph = Epigraph(program)
-                target, linear, point = epigraph.program, epigraph.lift(linear), [*epigraph.point(linear, *point)]
+                target, linear, point = (
+                    epigraph.program,
+                    epigraph.lift(linear),
+                    [*epigraph.point(linear, *point)],
+                )
                 cotangent = epigraph.embed(*cotangent)
             order = RowOrder.of(target.A, scs_rows(target.cones))
             rows, entries = torch.as_tensor(order.rows), torch.as_tensor(order.entries)
@@ -121,10 +130,13 @@ def _matrix(order: RowOrder, values: Any) -> sp.csc_matrix:
 
 
 class _SolutionMap(torch.autograd.Function):
-    """``(P, q, A, b) -> (x, v, ok)`` with diffcp's backward; further tensors are what the solve wants to look at."""
+    """``(P, q, A, b) -> (x, v, ok)`` with diffcp's backward; further tensors are what the solve wants to look
+    at."""
 
     @staticmethod
-    def forward(ctx: Any, adjoint: DiffcpAdjoint, solve: Solve, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, adjoint: DiffcpAdjoint, solve: Solve, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         tensors = tuple(t.detach() for t in tensors)
         x, v, ok = solve(ConicData(*tensors[:4]), *tensors[4:])
         ctx.adjoint, ctx.program = adjoint, solve.program
@@ -134,7 +146,7 @@ class _SolutionMap(torch.autograd.Function):
         return x, v, ok
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch does not type it
+    @once_differentiable
     def backward(ctx: Any, gx: Tensor, gv: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *data, x, v, ok = ctx.saved_tensors
         y = ctx.program.cones.project_dual(v)

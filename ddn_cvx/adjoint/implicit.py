@@ -192,7 +192,7 @@ class _LinearSolve(torch.autograd.Function):
             # One factor, many right-hand sides: the mapped dimension becomes columns.
             wide = [_to_columns(t, d, size) for t, d in zip(tensors[4:], dims[4:], strict=True)]
             out = _columns(factors, forward, *tensors[:4], *wide)
-            return tuple(o.reshape(*o.shape[:2], -1, size).movedim(-1, 0) for o in out), (0, 0)
+            return tuple(o.unflatten(2, (o.shape[2] // max(size, 1), size)).movedim(-1, 0) for o in out), (0, 0)
         flat = [_flatten(t, d, size) for t, d in zip(tensors, dims, strict=True)]
         out = _columns(factors, forward, *flat)
         return tuple(_unflatten(o, size) for o in out), (0, 0)
@@ -201,7 +201,7 @@ class _LinearSolve(torch.autograd.Function):
 def _to_columns(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """(V, B, n, k) -> (B, n, k * V)."""
     moved = tensor.unsqueeze(-1).expand(*tensor.shape, size) if dim is None else tensor.movedim(dim, -1)
-    return moved.reshape(*moved.shape[:2], -1)
+    return moved.flatten(2)
 
 
 def _by_column(function: Any, v: Tensor, *columns: Tensor) -> Tensor:
@@ -217,8 +217,8 @@ def _column_map(function: Any, matrix: Tensor, columns: Tensor) -> Tensor:
     """``function(matrix, vector)`` for every column of (B, ., k)."""
     batch, _, k = columns.shape
     spread = matrix.unsqueeze(1).expand(batch, k, matrix.shape[1]).reshape(batch * k, matrix.shape[1])
-    out: Tensor = function(spread, columns.mT.reshape(batch * k, -1))
-    return out.reshape(batch, k, -1).mT
+    out: Tensor = function(spread, columns.mT.reshape(batch * k, columns.shape[1]))
+    return out.reshape(batch, k, out.shape[-1]).mT
 
 
 def _A_columns(program: ConicProgram, A: Tensor, columns: Tensor) -> Tensor:

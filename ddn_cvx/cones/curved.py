@@ -155,14 +155,26 @@ def _batch_first(info: Any, in_dims: tuple[Any, ...], tensors: list[Tensor]) -> 
 
 
 def newton(
-    equation: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor, start: Tensor, iterations: int
+    equation: Callable[[Tensor], tuple[Tensor, Tensor]],
+    low: Tensor,
+    high: Tensor,
+    start: Tensor,
+    iterations: int,
+    of_logarithm: bool = False,
 ) -> Tensor:
-    """The root of an increasing scalar equation in [low, high], elementwise, by Newton steps that bisection replaces when they leave
-    the bracket. ``equation`` returns value and slope. The number of iterations is fixed, so nothing waits for the device."""
+    """The root of an increasing scalar equation in [low, high], elementwise, by Newton steps that bisection replaces when
+    they leave the bracket. The number of iterations is fixed, so nothing waits for the device.
+
+    ``equation`` returns value and slope at x. With ``of_logarithm``, x = log t, a step is first tried in t and then in x:
+    the former is right where the equation is like t − t*, the latter where it is like log t − log t*.
+    """
     x = start
     for _ in range(iterations):
         value, slope = equation(x)
         low, high = torch.where(value <= 0, x, low), torch.where(value >= 0, x, high)
-        step = x - value / slope
-        x = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
+        change = -value / slope
+        steps = [x + change.log1p(), x + change] if of_logarithm else [x + change]
+        x = (low + high) / 2
+        for step in reversed(steps):
+            x = torch.where((step >= low) & (step <= high), step, x)
     return x

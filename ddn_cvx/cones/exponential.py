@@ -150,7 +150,7 @@ def _ratio(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     # For θ this large αe^ρ alone exceeds |z| + βe^−ρ, because |x|, |y|, |z| ≤ 1.
     high = torch.minimum(span / 2, 6 - x.log() + 2 * lower.abs().log1p() + (-lower).clamp_min(0)).log()
     low = torch.full_like(high, -700.0)
-    theta = newton(lambda t: _mismatch(t, x, y, z, lower, span, shift), low, high, high, ITERATIONS)
+    theta = newton(lambda t: _mismatch(t, x, y, z, lower, span, shift), low, high, high, ITERATIONS, of_logarithm=True)
     rho = lower + theta.exp()
     return torch.where(swap, 1 - rho, rho)
 

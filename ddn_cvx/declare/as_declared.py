@@ -44,7 +44,8 @@ class AsDeclared:
         or inf.
         """
         objective = self.objective(values).real
-        objective = objective.reshape(objective.shape[0], -1).sum(1)
+        if objective.ndim > 1:
+            objective = objective.flatten(1).sum(1)
         for value in values.values():
             objective = objective.expand(value.shape[0])
         return objective, _worst(self.constraints, values, tolerance, objective)

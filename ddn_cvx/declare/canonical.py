@@ -10,6 +10,7 @@ is linear, with at most two entries a row, so it is recorded once as sparse matr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -100,7 +101,10 @@ def canonicalise(problem: cp.Problem, parameters: Sequence[cp.Parameter], gp: bo
     DeclarationError
         A dual variable that cvxpy cannot map through its reductions.
     """
-    data, chain, inverse = problem.get_problem_data(_Waist(), gp=gp, enforce_dpp=True)
+    with warnings.catch_warnings():
+        # cvxpy warns its own reductions about reading sparse leaves
+        warnings.filterwarnings("ignore", message="Reading from a sparse CVXPY expression")
+        data, chain, inverse = problem.get_problem_data(_Waist(), gp=gp, enforce_dpp=True)
     program: ParamConeProg = data[settings.PARAM_PROB]
     conic, matrix = _problem_data(program)
     return Canonical(

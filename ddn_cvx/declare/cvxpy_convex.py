@@ -164,10 +164,10 @@ class ConvexProblem:
         values = [*values, *self._lift(values)]
         flat = []
         for value in values:
-            v = value.reshape(value.shape[0], -1)
+            v = _rows(value)
             flat += [v.real, v.imag] if v.is_complex() else [v]
-        flat += [values[k].reshape(values[k].shape[0], -1).log() for k in self._logarithms]
-        u = torch.cat(flat, 1) if len(flat) != 1 else flat[0]
+        flat += [_rows(values[k]).log() for k in self._logarithms]
+        u = torch.cat(flat, 1) if flat else self._offset.new_zeros(1, 0)
         stacked = self._map(u) + self._offset.to(u)
         P, q, constant, A, b = stacked.split(self._sizes, 1)
         full = ConicData(P, q, A, b)
@@ -187,13 +187,13 @@ class ConvexProblem:
         """Whether parameters are finite and have their declared attributes, ``(B,)``."""
         good = torch.ones(values[0].shape[0] if values else 1, dtype=torch.bool)
         for value in values:
-            good = good.to(value.device) & torch.isfinite(value.reshape(value.shape[0], -1)).all(1)
+            good = good.to(value.device) & torch.isfinite(_rows(value)).all(1)
         if values:
             like = values[0].real.new_zeros(values[0].shape[0])
             good = good & self.declared.admissible(dict(zip(self._parameter_ids, values, strict=True)), like)
             for k in self._logarithms:
                 if k < len(values):
-                    good = good & (values[k].reshape(values[k].shape[0], -1) > 0).all(1)
+                    good = good & (_rows(values[k]) > 0).all(1)
         return good
 
     def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, bound: Bound, tolerance: float) -> Inspection:
@@ -221,6 +221,11 @@ class ConvexProblem:
     def _variable(self, x: Tensor, key: int) -> Tensor:
         value = _assemble(x, self._primal[key])
         return value.exp() if self.gp else value
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """``(B, *shape)`` -> ``(B, size)``, also when there is nothing in it."""
+    return tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
 
 
 def _output(maps: tuple[sp.csr_array, sp.csr_array | None], shape: tuple[int, ...]) -> Output:

@@ -1,11 +1,14 @@
-"""A quadratic objective as a linear one and a second-order cone, for solvers that know no quadratic objective.
+"""A quadratic objective as a linear one and a second-order cone, for solvers that know no quadratic
+objective.
 
     minimise q'x + t   subject to   1/2 |F x|^2 <= t,   where  F'F = P
 
-and ``1/2 |F x|^2 <= t`` is ``(t + 1/2, t - 1/2, F x)`` in the second-order cone. At a solution ``t = 1/2 x'Px`` and the cone's multiplier
-is ``(t + 1/2, 1/2 - t, -F x)``; the multipliers of the other rows are those of the original program.
+and ``1/2 |F x|^2 <= t`` is ``(t + 1/2, t - 1/2, F x)`` in the second-order cone. At a solution ``t = 1/2
+x'Px`` and the cone's multiplier is ``(t + 1/2, 1/2 - t, -F x)``; the multipliers of the other rows are those
+of the original program.
 
-F is a square root by eigenvalues, so that a singular P needs no care; it is as large as the set of variables that P touches.
+F is a square root by eigenvalues, so that a singular P needs no care; it is as large as the set of variables
+that P touches.
 """
 
 from __future__ import annotations
@@ -43,20 +46,19 @@ class Epigraph:
         k = len(self.support)
         self.first = first = cones.zero + cones.nonneg + sum(cones.soc)
         self.kept = np.concatenate([np.arange(first), np.arange(first + k + 2, m + k + 2)])
-        rows = [self.kept[full.A.rows], [first, first + 1], np.repeat(first + 2 + np.arange(k), k)]
-        cols = [full.A.cols, [n, n], np.tile(self.support, k)]
-        stacked = (np.concatenate(rows), np.concatenate(cols))
+        rows = [self.kept[full.A.rows], np.array([first, first + 1]), np.repeat(first + 2 + np.arange(k), k)]
+        cols = [full.A.cols, np.array([n, n]), np.tile(self.support, k)]
+        i, j = np.concatenate(rows), np.concatenate(cols)
         # One more than the entry's number, so that no stored value is zero.
-        numbered = sp.csc_array((np.arange(1, len(stacked[0]) + 1), stacked), shape=(m + k + 2, n + 1))
+        numbered = sp.csc_array((np.arange(1, len(i) + 1), (i, j)), shape=(m + k + 2, n + 1))
         numbered.sort_indices()
         self._entries = torch.as_tensor(numbered.data - 1)
-        extended = Product(
-            cones.zero, cones.nonneg, (*cones.soc, k + 2), cones.psd, cones.exp, cones.power
-        )
+        extended = Product(cones.zero, cones.nonneg, (*cones.soc, k + 2), cones.psd, cones.exp, cones.power)
         self.program = ConicProgram(Pattern.of(sp.csc_array((n + 1, n + 1))), Pattern.of(numbered), extended)
 
     def factor(self, data: ConicData) -> Tensor:
-        """F with ``F'F = P`` on the variables that P touches, ``(B, k, k)``; NaN where P is not positive semidefinite or not finite."""
+        """F with ``F'F = P`` on the variables that P touches, ``(B, k, k)``; NaN where P is not positive
+        semidefinite or not finite."""
         full, support = self.full, torch.as_tensor(self.support)
         finite = data.P.isfinite().all(-1)
         P, _ = full.dense(data._replace(P=torch.where(finite[:, None], data.P, 0.0)))
@@ -87,6 +89,9 @@ class Epigraph:
 
     def embed(self, x: Tensor, y: Tensor, s: Tensor) -> list[Tensor]:
         """Vectors of ``full`` among those of ``program``, with zeros elsewhere."""
-        out = [t.new_zeros(t.shape[0], size) for t, size in ((x, self.program.n), (y, self.program.m), (s, self.program.m))]
+        out = [
+            t.new_zeros(t.shape[0], size)
+            for t, size in ((x, self.program.n), (y, self.program.m), (s, self.program.m))
+        ]
         out[0][:, : self.full.n], out[1][:, self.kept], out[2][:, self.kept] = x, y, s
         return out

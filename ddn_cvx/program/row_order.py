@@ -1,7 +1,7 @@
 """Constraint rows in the order another convention wants: a selection of rows and its sparsity pattern.
 
-SCS and diffcp order a product of cones as this package does, except inside a PSD block: they stack the LOWER triangle column by
-column, which is a permutation of the rows.
+SCS and diffcp order a product of cones as this package does, except inside a PSD block: they stack the LOWER
+triangle column by column, which is a permutation of the rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ddn_cvx.linalg.pattern import Pattern
 
 @dataclass(frozen=True, eq=False)
 class RowOrder:
-    """Row ``k`` of the new matrix is row ``rows[k]`` of the old one; rows that are not listed are left out."""
+    """Row ``k`` of the new matrix is row ``rows[k]`` of the old one; rows that are not listed are left
+    out."""
 
     rows: NDArray[np.int64]
     pattern: Pattern

@@ -1,8 +1,8 @@
 """Clarabel: an interior-point method for all cones with a quadratic objective (Goulart & Chen, 2024).
 
-One solver object a thread and program is kept and given new numbers for every element. An element's answer depends on nothing but its own
-data, to the last bit: presolve is off, the object is built from zeros, and the equilibration, which Clarabel fixes at construction, is done
-here for each element anew.
+One solver object a thread and program is kept and given new numbers for every element. An element's answer
+depends on nothing but its own data, to the last bit: presolve is off, the object is built from zeros, and the
+equilibration, which Clarabel fixes at construction, is done here for each element anew.
 """
 
 from __future__ import annotations
@@ -105,7 +105,12 @@ class Clarabel(Solver):
         settings.max_threads = 1
         settings.presolve_enable = settings.chordal_decomposition_enable = settings.equilibrate_enable = False
         return clarabel.DefaultSolver(
-            _zeros(program.P), np.zeros(program.n), _zeros(program.A), np.zeros(program.m), _cones(program.cones), settings
+            _zeros(program.P),
+            np.zeros(program.n),
+            _zeros(program.A),
+            np.zeros(program.m),
+            _cones(program.cones),
+            settings,
         )
 
 
@@ -127,6 +132,8 @@ def _cones(cones: Product) -> list[Any]:
         "soc": lambda k: clarabel.SecondOrderConeT(k) if k > 1 else clarabel.NonnegativeConeT(k),
         "psd": clarabel.PSDTriangleConeT,
         "exp": lambda _: clarabel.ExponentialConeT(),
-        "power": lambda alpha: clarabel.PowerConeT(alpha[0]) if len(alpha) == 2 else clarabel.GenPowerConeT(alpha, 1),
+        "power": lambda alpha: (
+            clarabel.PowerConeT(alpha[0]) if len(alpha) == 2 else clarabel.GenPowerConeT(alpha, 1)
+        ),
     }
     return [make[block.kind](block.extra) for block in cones.blocks()]

@@ -1,7 +1,7 @@
 """Any solver that cvxpy can call: OSQP, PIQP, DAQP, HiGHS, CVXOPT, QOCO, ProxQP, MOSEK, Gurobi ...
 
-Each element is handed to cvxpy as a problem of its own, in canonical form, and the multipliers are read back. That costs milliseconds an
-element; it is a way to every solver, not a fast one.
+Each element is handed to cvxpy as a problem of its own, in canonical form, and the multipliers are read back.
+That costs milliseconds an element; it is a way to every solver, not a fast one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STATUS = {
 
 # Tolerances that make derivatives worth having, where the solver's own defaults are loose.
 _TIGHT: dict[str, dict[str, Any]] = {
-    "CVXOPT": {"abstol": 1e-10, "reltol": 1e-10, "feastol": 1e-10},
+    "CVXOPT": {"abstol": 1e-8, "reltol": 1e-8, "feastol": 1e-8},
     "DAQP": {"primal_tol": 1e-10, "dual_tol": 1e-12},
     "HIGHS": {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
     "OSQP": {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iter": 100_000, "polishing": True},
@@ -47,17 +47,25 @@ _TIGHT: dict[str, dict[str, Any]] = {
 # The options of solvers that would ignore an unknown one in silence. The other solvers complain themselves.
 _KNOWN = {
     "CVXOPT": "abstol reltol feastol max_iters maxiters refinement kktsolver",
-    "DAQP": "primal_tol dual_tol zero_tol pivot_tol progress_tol cycle_tol iter_limit fval_bound eps_prox eta_prox",
+    "DAQP": "primal_tol dual_tol zero_tol pivot_tol progress_tol cycle_tol iter_limit fval_bound eps_prox "
+    "eta_prox",
     "GLPK": "glpk",
-    "QOCO": "abstol reltol abstol_inacc reltol_inacc max_iters bisect_iters ruiz_iters iter_ref_iters kkt_static_reg "
-    "kkt_static_reg_P kkt_static_reg_A kkt_static_reg_G kkt_dynamic_reg algebra",
+    "QOCO": "abstol reltol abstol_inacc reltol_inacc max_iters ruiz_iters max_ir_iters ir_tol kkt_static_reg_P "
+    "kkt_static_reg_A kkt_static_reg_G kkt_dynamic_reg algebra",
 }
 
 # Arguments of cvxpy's own `solve` that any solver takes.
 _COMMON = {"verbose", "warm_start", "canon_backend"}
 
 # Where the package is not called like the solver.
-_PIP = {"GUROBI": "gurobipy", "HIGHS": "highspy", "MOSEK": "mosek", "PROXQP": "proxsuite", "GLPK": "cvxopt", "COPT": "coptpy"}
+_PIP = {
+    "GUROBI": "gurobipy",
+    "HIGHS": "highspy",
+    "MOSEK": "mosek",
+    "PROXQP": "proxsuite",
+    "GLPK": "cvxopt",
+    "COPT": "coptpy",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,8 @@ class CvxpySolver(Solver):
     solver: str = "OSQP"
     """cvxpy's name of the solver, in any case (default "OSQP")."""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Options for ``cvxpy.Problem.solve``, as they are; those that are not given keep the solver's default, but tolerances are tight."""
+    """Options for ``cvxpy.Problem.solve``, as they are; those that are not given keep the solver's default,
+    but tolerances are tight."""
 
     def __post_init__(self) -> None:
         import cvxpy as cp
@@ -152,16 +161,26 @@ class CvxpySolver(Solver):
         try:
             self._run(problem)
         except cp.SolverError:
-            return Answer(Status.NUMERICAL_ERROR, 0, *(np.full(k, np.nan) for k in (program.n, program.m, program.m)))
+            return Answer(
+                Status.NUMERICAL_ERROR, 0, *(np.full(k, np.nan) for k in (program.n, program.m, program.m))
+            )
         if problem.status == "infeasible_or_unbounded":
             # Without an objective only the first is possible.
             feasibility = cp.Problem(cp.Minimize(0), constraints)
             self._run(feasibility)
-            return Answer(Status.UNBOUNDED if feasibility.status == "optimal" else Status.INFEASIBLE, 0, None, None, None)
+            return Answer(
+                Status.UNBOUNDED if feasibility.status == "optimal" else Status.INFEASIBLE,
+                0,
+                None,
+                None,
+                None,
+            )
         status = _STATUS.get(problem.status, Status.NUMERICAL_ERROR)
         if x.value is None or any(c.dual_value is None for c in constraints):
             if status in (Status.SOLVED, Status.INACCURATE):
-                raise InputError(f"solver '{self.solver}' returns no dual variables, which the derivative needs; choose another")
+                raise InputError(
+                    f"solver '{self.solver}' returns no dual variables, which derivatives need; choose another"
+                )
             return Answer(status, 0, *(np.full(k, np.nan) for k in (program.n, program.m, program.m)))
         y = np.concatenate([recover(c) for c, recover in zip(constraints, read, strict=True)])
         return Answer(status, int(problem.solver_stats.num_iters or 0), x.value, y, b - matrix @ x.value)

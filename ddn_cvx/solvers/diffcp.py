@@ -1,4 +1,5 @@
-"""The forward solve as the package diffcp does it, one of SCS, ECOS and Clarabel in diffcp's settings, for comparison with its results."""
+"""The forward solve as the package diffcp does it, one of SCS, ECOS and Clarabel in diffcp's settings, for
+comparison with its results."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
-from ddn_cvx.solvers.elementwise import Answer, closed_form, require_positive, requires, solve_each, solve_epigraph
+from ddn_cvx.solvers.elementwise import (
+    Answer,
+    closed_form,
+    require_positive,
+    requires,
+    solve_each,
+    solve_epigraph,
+)
 
 # What each solver calls its tolerances and its limit, and the limit's default.
 _OPTIONS = {
@@ -41,7 +49,9 @@ class Diffcp(Solver):
     def __post_init__(self) -> None:
         require_positive(self, "eps", *([] if self.max_iters is None else ["max_iters"]))
         if self.solve_method not in _OPTIONS:
-            raise InputError(f"option 'solve_method' of solver 'diffcp' must be one of {[*_OPTIONS]}, got {self.solve_method!r}")
+            raise InputError(
+                f"option 'solve_method' of 'diffcp' must be one of {[*_OPTIONS]}, got {self.solve_method!r}"
+            )
 
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()
@@ -66,11 +76,20 @@ class Diffcp(Solver):
         P, q, A, b = (values.numpy() for values in data)
 
         def one(i: int) -> Answer:
-            matrix = sp.csc_matrix((A[i][order.entries], order.pattern.rows, order.pattern.indptr), shape=order.pattern.shape)
+            matrix = sp.csc_matrix(
+                (A[i][order.entries], order.pattern.rows, order.pattern.indptr), shape=order.pattern.shape
+            )
             upper = sp.csc_matrix(program.P.matrix(P[i])) if program.P.nnz else None
             try:
                 found = diffcp.solve_internal(
-                    matrix, b[i][order.rows], q[i], cones, solve_method=self.solve_method, raise_on_error=False, P=upper, **options
+                    matrix,
+                    b[i][order.rows],
+                    q[i],
+                    cones,
+                    solve_method=self.solve_method,
+                    raise_on_error=False,
+                    P=upper,
+                    **options,
                 )
             except diffcp.SolverError as error:  # of ECOS, whatever raise_on_error says
                 return Answer(_status(str(error).rsplit(maxsplit=1)[-1]), 0, None, None, None)

@@ -1,6 +1,8 @@
-"""ECOS: an interior-point method for second-order and exponential cones (Domahidi, Chu & Boyd, 2013). Licensed under the GPL.
+"""ECOS: an interior-point method for second-order and exponential cones (Domahidi, Chu & Boyd, 2013).
+Licensed under the GPL.
 
-It knows no quadratic objective: one becomes a second-order cone constraint, and the multipliers are mapped back.
+It knows no quadratic objective: one becomes a second-order cone constraint, and the multipliers are mapped
+back.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
-from ddn_cvx.solvers.elementwise import Answer, closed_form, options, require_positive, requires, solve_each, solve_epigraph
+from ddn_cvx.solvers.elementwise import (
+    Answer,
+    closed_form,
+    options,
+    require_positive,
+    requires,
+    solve_each,
+    solve_epigraph,
+)
 
 _SIGINT = -4
 _STATUS = {
@@ -79,7 +89,9 @@ class ECOS(Solver):
                 raise KeyboardInterrupt
             y = np.concatenate([found["y"], found["z"]])[back]
             s = np.concatenate([np.zeros(cones.zero), found["s"]])[back]
-            return Answer(_STATUS.get(status, Status.NUMERICAL_ERROR), found["info"]["iter"], found["x"], y, s)
+            return Answer(
+                _STATUS.get(status, Status.NUMERICAL_ERROR), found["info"]["iter"], found["x"], y, s
+            )
 
         def worker() -> Callable[[int], Answer]:
             return one

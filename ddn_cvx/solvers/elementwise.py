@@ -47,8 +47,8 @@ def solve_each(
 ) -> RawSolution:
     """Call ``worker()(i)`` for every element ``i`` whose data are finite, and collect the answers.
 
-    ``threads`` share the batch; ``None`` is as many as there are processors. Each thread has a worker of its own, and its own store in
-    the workspace.
+    ``threads`` share the batch; ``None`` is as many as there are processors. Each thread has a worker of its
+    own, and its own store in the workspace.
     """
     batch = data.q.shape[0]
     raw = RawSolution.empty(program, batch, data.q)
@@ -69,7 +69,7 @@ def solve_each(
     if min(threads, len(todo)) < 2 or sum(values.numel() for values in data) < PARALLEL_WORK:
         run(todo)
         return raw
-    # Threads do not survive a fork, hence the process in the key. Four parts a thread even out unequal elements.
+    # Threads do not survive a fork, hence the process in the key. Four parts a thread even out the work.
     pool = workspace.get((os.getpid(), threads), lambda: ThreadPoolExecutor(threads))
     parts = min(4 * threads, len(todo))
     list(pool.map(run, (todo[len(todo) * k // parts : len(todo) * (k + 1) // parts] for k in range(parts))))
@@ -89,7 +89,8 @@ def is_finite(data: ConicData) -> Tensor:
 def closed_form(program: ConicProgram, data: ConicData) -> RawSolution:
     """The solution of a program that has no variables or no constraints.
 
-    Without variables ``s = b`` must lie in the cone; without constraints ``x = -P^+ q`` is stationary or no point is.
+    Without variables ``s = b`` must lie in the cone; without constraints ``x = -P^+ q`` is stationary or no
+    point is.
     """
     raw = RawSolution.empty(program, data.q.shape[0], data.q)
     finite = is_finite(data)
@@ -108,7 +109,9 @@ def closed_form(program: ConicProgram, data: ConicData) -> RawSolution:
         concave = torch.where(eigenvalues < -least, 1.0 + q.abs().amax(-1, keepdim=True), 0.0)
         error, size = program.P_times(P, x) + q + concave, q
     largest = torch.zeros_like(q[:, :1]).new_zeros(q.shape[0], 1)
-    within = torch.cat([error.abs(), largest], 1).amax(-1) <= EXACT * (1 + torch.cat([size.abs(), largest], 1).amax(-1))
+    within = torch.cat([error.abs(), largest], 1).amax(-1) <= EXACT * (
+        1 + torch.cat([size.abs(), largest], 1).amax(-1)
+    )
     solved = finite & within
     raw.status[:] = torch.where(solved, int(Status.SOLVED), int(otherwise))
     raw.status[~finite] = int(Status.INVALID_DATA)
@@ -118,7 +121,10 @@ def closed_form(program: ConicProgram, data: ConicData) -> RawSolution:
 
 
 def solve_epigraph(
-    program: ConicProgram, data: ConicData, workspace: Workspace, solve: Callable[[ConicProgram, ConicData], RawSolution]
+    program: ConicProgram,
+    data: ConicData,
+    workspace: Workspace,
+    solve: Callable[[ConicProgram, ConicData], RawSolution],
 ) -> RawSolution:
     """Solve a program with a quadratic objective by a solver that wants a linear one."""
     epigraph = workspace.get(("epigraph", program), lambda: Epigraph(program))
@@ -150,4 +156,6 @@ def require_positive(solver: Solver, *names: str) -> None:
     for option in names:
         value = getattr(solver, option)
         if not isinstance(value, (int, float)) or not value > 0:
-            raise InputError(f"option '{option}' of solver '{solver.name}' must be a number above 0, got {value!r}")
+            raise InputError(
+                f"option '{option}' of solver '{solver.name}' must be a number above 0, got {value!r}"
+            )

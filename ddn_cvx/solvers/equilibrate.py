@@ -4,9 +4,10 @@ The program in ``x = D x'``, ``s' = E s`` with the objective times c,
 
     P' = c D P D,   q' = c D q,   A' = E A D,   b' = E b,
 
-has entries of size about one (Ruiz, 2001; the cost factor as in OSQP, Stellato et al., 2020). A cone that is not a product of half-lines
-or lines must keep its shape: all its rows share one factor. All factors are powers of two, so scaling and unscaling round nothing, and
-they are found from the binary exponents of the entries alone, each element for itself.
+has entries of size about one (Ruiz, 2001; the cost factor as in OSQP, Stellato et al., 2020). A cone that is
+not a product of half-lines or lines must keep its shape: all its rows share one factor. All factors are
+powers of two, so scaling and unscaling round nothing, and they are found from the binary exponents of the
+entries alone, each element for itself.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class Equilibration:
         factor, cost = np.exp2(d), np.exp2(c)
         D, E = factor[:, : self.n], factor[:, self.row_group]
         pair = factor[:, self.i] * factor[:, self.j]
-        return Scaled(P * pair[:, : self.nnz_P] * cost, q * D * cost, A * pair[:, self.nnz_P :], b * E, D, E, cost)
+        return Scaled(
+            P * pair[:, : self.nnz_P] * cost, q * D * cost, A * pair[:, self.nnz_P :], b * E, D, E, cost
+        )
 
     def _exponents(self, matrix: Exponents, q: Exponents) -> tuple[Exponents, Exponents]:
         """Exponents of the factors of all groups ``(B, groups)`` and of the cost ``(B, 1)``."""

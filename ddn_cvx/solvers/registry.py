@@ -35,7 +35,9 @@ def resolve(solver: str | Solver | None, options: Mapping[str, Any] | None = Non
     options = {} if options is None else options
     if isinstance(solver, Solver):
         if options:
-            raise InputError(f"options {sorted(options)} were given next to a solver object; put them into {type(solver).__name__}(...)")
+            raise InputError(
+                f"options {sorted(options)} belong into the solver object: {type(solver).__name__}(...)"
+            )
         return solver
     if solver is None:
         solver = Auto.name
@@ -59,5 +61,7 @@ def _build(kind: type[Solver], options: Mapping[str, Any]) -> Solver:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
-            raise InputError(f"solver '{kind.name}' has no option '{option}'{hint}. It has: {', '.join(known) or 'none'}")
+            raise InputError(
+                f"solver '{kind.name}' has no option '{option}'{hint}. It has: {', '.join(known) or 'none'}"
+            )
     return kind(**options)

@@ -1,4 +1,5 @@
-"""SCS: a first-order splitting method with a quadratic objective (O'Donoghue, 2021). Slow to high accuracy, cheap on large programs."""
+"""SCS: a first-order splitting method with a quadratic objective (O'Donoghue, 2021). Slow to high accuracy,
+cheap on large programs."""
 
 from __future__ import annotations
 
@@ -65,8 +66,8 @@ class SCS(Solver):
     linear_solver: str = "qdldl"
     """Back end of SCS for its linear system (default "qdldl")."""
     reuse: bool = False
-    """Keep the factorisation while P and A stay the same, for the next element and the next call. Saves time on large programs; answers
-    then depend, within tolerance, on what was solved before (default False)."""
+    """Keep the factorisation while P and A stay the same, for the next element and the next call. Saves time
+    on large programs; answers then depend, within tolerance, on what was solved before (default False)."""
     threads: int | None = None
     """Threads that share a batch; None is one a processor (default None)."""
     verbose: bool = False
@@ -79,7 +80,11 @@ class SCS(Solver):
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()
         higher = [alpha for alpha in program.cones.power if len(alpha) > 2]
-        return f"SCS has three-dimensional power cones only, here is one with exponents {higher[0]}" if higher else None
+        return (
+            f"SCS has three-dimensional power cones only, here is one with exponents {higher[0]}"
+            if higher
+            else None
+        )
 
     def solve(
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
@@ -118,7 +123,9 @@ class SCS(Solver):
 
         return solve_each(program, data, worker, workspace, self.threads)
 
-    def _solver(self, program: ConicProgram, order: RowOrder, P: Floats, q: Floats, A: Floats, b: Floats) -> Any:
+    def _solver(
+        self, program: ConicProgram, order: RowOrder, P: Floats, q: Floats, A: Floats, b: Floats
+    ) -> Any:
         def matrix(values: Floats, pattern: Any) -> sp.csc_matrix:
             return sp.csc_matrix((values, pattern.rows, pattern.indptr), shape=pattern.shape)
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
+import scipy.sparse as sp
 import torch
+from cvxpy.expressions.leaf import Leaf
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -34,8 +36,7 @@ MATRIX: list[Callable[[Expr], Expr]] = [
     lambda x: x[0], lambda x: x[:, -1], lambda x: x[:, [0]], lambda x: cp.cumsum(x, axis=1), lambda x: cp.norm(x, "fro"),
     lambda x: cp.normNuc(x), lambda x: cp.sigma_max(x), lambda x: x.T @ x, lambda x: cp.lambda_max(x @ x.T),
     lambda x: cp.log_det(x @ x.T + np.eye(x.shape[0])), lambda x: cp.trace(x @ x.T), lambda x: cp.kron(np.ones((1, 2)), x),
-    lambda x: cp.upper_tri(cp.vstack([x.T @ x, np.ones((1, x.shape[1]))])[:-1]) if x.shape[1] > 1 else x,
-    lambda x: cp.diag(x @ x.T), lambda x: cp.mixed_norm(x, 2, 1), lambda x: cp.tr_inv(x @ x.T + np.eye(x.shape[0])),
+    lambda x: cp.upper_tri(x.T @ x) if x.shape[1] > 1 else x, lambda x: cp.diag(x @ x.T), lambda x: cp.mixed_norm(x, 2, 1), lambda x: cp.tr_inv(x @ x.T + np.eye(x.shape[0])),
 ]  # fmt: skip
 VECTOR: list[Callable[[Expr], Expr]] = [
     lambda x: cp.diag(x), lambda x: x[::-1], lambda x: cp.cumsum(x), lambda x: cp.norm(x, 2), lambda x: cp.norm(x, 3),
@@ -50,12 +51,12 @@ PAIR: list[Callable[[Expr, Expr], Expr]] = [
 
 @st.composite
 def compositions(draw: Any) -> tuple[Expr, list[cp.Variable]]:
-    """An expression of at most seven random operations on two matrices, a vector and a scalar that share two sizes."""
+    """An expression of three to nine random operations on two matrices, a vector and a scalar that share two sizes."""
     m, n = draw(SIZES), draw(SIZES)
     leaves = [cp.Variable((m, n)), cp.Variable((m, n)), cp.Variable(n), cp.Variable()]
     pool: list[Expr] = [*leaves]
-    for _ in range(draw(st.integers(1, 7))):
-        x = draw(st.sampled_from(pool))
+    for _ in range(draw(st.integers(3, 9))):
+        x = draw(st.sampled_from([*[pool[-1]] * 5, *pool]))
         partners = [y for y in pool if y.shape == x.shape or y.is_scalar() or x.is_scalar()]
         factors = [y for y in pool if x.ndim and y.ndim and x.shape[-1] == y.shape[0]]
         kinds = {"elementwise": ELEMENTWISE, "pair": PAIR, "product": [lambda x, y: x @ y] if factors else []}
@@ -80,7 +81,14 @@ def compositions(draw: Any) -> tuple[Expr, list[cp.Variable]]:
 def value_at(expr: Expr, leaves: list[cp.Variable], values: list[np.ndarray]) -> np.ndarray:
     for leaf, value in zip(leaves, values, strict=True):
         leaf.value = value
-    return np.reshape(expr.value, expr.shape)
+    return numeric(expr)
+
+
+def numeric(expr: Expr) -> np.ndarray:
+    """cvxpy's value with the declared shape restored at every atom: some atoms drop or add a dimension of length one."""
+    if isinstance(expr, Leaf):
+        return expr.value.toarray() if sp.issparse(expr.value) else np.asarray(expr.value)
+    return np.reshape(expr.numeric([numeric(child) for child in expr.args]), expr.shape)
 
 
 @seed(14)

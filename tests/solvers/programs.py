@@ -56,7 +56,7 @@ def random_program(cones, n=7, batch=3, seed=0, quadratic=True):
     rng = np.random.default_rng(seed)
     m = cones.size
     mask = rng.random((m, n)) < 0.8
-    mask[:, 0] = mask[0] = True
+    mask[:, 0] = mask[:1] = True
     upper = np.triu(np.ones((n, n)))
     upper[:, -1] = 0
     P_pattern = Pattern.of(sp.csc_array(upper * quadratic))
@@ -80,6 +80,5 @@ def select(data, rows):
 def kkt_residual(program, data, raw: RawSolution):
     """Largest violation of the optimality conditions, relative to the size of the solution, ``(B,)``."""
     v = raw.y - raw.s
-    F = program.residual(torch.cat([raw.x, v], 1), data).abs().amax(1)
-    shape = (program.cones.project_dual(v) - raw.y).abs().amax(1)
-    return torch.maximum(F, shape) / (1 + torch.cat([raw.x, raw.y, raw.s], 1).abs().amax(1))
+    error = torch.cat([program.residual(torch.cat([raw.x, v], 1), data), program.cones.project_dual(v) - raw.y], 1)
+    return error.abs().amax(1) / (1 + torch.cat([raw.x, raw.y, raw.s], 1).abs().amax(1))

@@ -1,0 +1,59 @@
+"""``python -m benchmarks run`` measures a suite; ``python -m benchmarks report FILE.json`` shows it again."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.peers import installed
+from benchmarks.problems import SUITES
+from benchmarks.runner import run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and do it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("run", help="measure a suite and print the table")
+    measure.add_argument("--suite", choices=SUITES, default="convex")
+    measure.add_argument("--rounds", type=int, default=7, help="interleaved repetitions (default 7)")
+    measure.add_argument("--only", action="append", metavar="NAME", help="rows by name, wildcards allowed; may be repeated")
+    measure.add_argument("--peers", action="append", metavar="NAME", help="peers by name, likewise")
+    measure.add_argument("--seed", type=int, default=0, help="seed of the problem data (default 0)")
+    measure.add_argument("--out", type=Path, metavar="FILE.json", help="save here, with the table (.md) and a plot (.png)")
+    show = commands.add_parser("report", help="print the table of a saved run and draw its plot again")
+    show.add_argument("file", type=Path)
+    options = parser.parse_args(arguments)
+
+    if options.command == "report":
+        results = report.load(options.file)
+        report.save(results, options.file)
+        print(report.markdown(results))
+        return
+    if options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}")
+    rows = [row for row in SUITES[options.suite] if _wanted(row.name, options.only)]
+    if not rows:
+        parser.error(f"--only matches no row of {options.suite!r}: " + "; ".join(row.name for row in SUITES[options.suite]))
+    found, skipped = installed()
+    for line in skipped:
+        print(line)
+    peers = [peer for peer in found if _wanted(peer.name, options.peers)]
+    if not peers:
+        parser.error("--peers matches none of: " + "; ".join(peer.name for peer in found))
+    results = run(options.suite, rows, peers, options.rounds, options.seed)
+    print(report.markdown(results))
+    if options.out is not None:
+        for path in report.save(results, options.out):
+            print(f"wrote {path}")
+
+
+def _wanted(name: str, patterns: list[str] | None) -> bool:
+    return patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+if __name__ == "__main__":
+    main()

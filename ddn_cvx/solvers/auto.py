@@ -1,0 +1,80 @@
+"""The default solver: picks by the structure of the program, never by its numbers or the size of the batch.
+
+An element's answer must not change with its batch mates, so neither may the solver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.solution import Status
+from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.clarabel import Clarabel
+from ddn_cvx.solvers.elementwise import require_positive
+from ddn_cvx.solvers.interior_point import InteriorPoint
+
+
+@dataclass(frozen=True)
+class Auto(Solver):
+    """``InteriorPoint`` for dense quadratic programs of moderate size, ``Clarabel`` for all others.
+
+    Elements that ``InteriorPoint`` does not solve get a second chance with ``Clarabel``.
+    """
+
+    name: ClassVar[str] = "auto"
+
+    least: int = 40
+    """n + m below which Clarabel is as fast (default 40)."""
+    most: int = 600
+    """n + m above which dense factors, one for each element, take too much memory and time (default 600)."""
+    density: float = 0.3
+    """Share of the entries of P and A that must be stored for dense algebra to pay (default 0.3)."""
+    threads: int | None = None
+    """Threads of Clarabel; None is one a processor (default None)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "least", "most", "density", *([] if self.threads is None else ["threads"]))
+
+    def unsupported(self, program: ConicProgram) -> str | None:
+        return self._choice(program)[0].unsupported(program)
+
+    def explain(self, program: ConicProgram, batch: int) -> str:
+        """One sentence: the solver for a batch of this size and why."""
+        solver, reason = self._choice(program)
+        return f"{type(solver).__name__} for {batch} instances of n = {program.n}, m = {program.m}: {reason}"
+
+    def solve(
+        self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
+    ) -> RawSolution:
+        """Solve the batch with the solver that ``explain`` names."""
+        solver, _ = self._choice(program)
+        raw = solver.solve(program, data, workspace, warm)
+        if isinstance(solver, Clarabel):
+            return raw
+        settled = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INVALID_DATA))
+        again = torch.nonzero(~settled).flatten()
+        if not len(again):
+            return raw
+        second = self._clarabel.solve(program, ConicData(*(t[again] for t in data)), workspace)
+        parts = ("x", "y", "s", "status", "iterations")
+        merged = {part: getattr(raw, part).index_copy(0, again, getattr(second, part)) for part in parts}
+        return replace(raw, **merged)
+
+    @property
+    def _clarabel(self) -> Clarabel:
+        return Clarabel(threads=self.threads)
+
+    def _choice(self, program: ConicProgram) -> tuple[Solver, str]:
+        n, m = program.n, program.m
+        if not program.cones.is_polyhedral:
+            return self._clarabel, "it has cones other than half-lines"
+        if not self.least <= n + m <= self.most:
+            return self._clarabel, f"n + m = {n + m} is not between {self.least} and {self.most}"
+        density = (2 * program.P.nnz + program.A.nnz) / (n * (n + 1) + m * n)
+        if density < self.density:
+            return self._clarabel, f"only {density:.0%} of the entries of P and A are stored"
+        return InteriorPoint(), f"a quadratic program, {density:.0%} of whose entries are stored, is solved in one batch"

@@ -1,0 +1,457 @@
+"""A batched primal-dual interior-point method for convex quadratic programs, in plain torch.
+
+Every element of the batch is a quadratic program with the same numbers of variables and rows,
+
+    minimise  1/2 x'Px + q'x   subject to   Ex = e,   Gx + s = h,   s >= 0,
+
+optimal where also  Px + q + E'y_E + G'y_G = 0,  y_G >= 0,  s'y_G = 0.  The method is Mehrotra's predictor-corrector
+(1992) from an infeasible start, with the linear algebra of a proximal method: the Newton systems have the matrix
+
+    K = [[P + delta I, E', G'], [E, -delta I, 0], [G, 0, -(S/Y) - delta I]]
+
+but the true residual on the right, so that delta costs speed of convergence and no accuracy (Altman & Gondzio 1999;
+Friedlander & Orban 2012).  It makes K factorisable whatever the ranks of P, E and G, bounds the weights of the condensed
+matrix  H = P + delta I + E'E + G'WG,  W = 1 / (S/Y + delta), and lets an infeasible or unbounded problem diverge along a
+certificate of itself (Rockafellar 1976; Banjac, Goulart, Stellato & Boyd 2019).  The factors are Cholesky's, of H and of
+the Schur complement  E H^-1 E'.  Where P is diagonal and the rows of G are bounds, H is diagonal too.
+
+Elements never meet: on CPU the answer to one does not depend, to the last bit, on what else is in the batch.  Therefore
+scalings are powers of two, and dimensions are padded to even numbers: dense kernels round differently on data that is not
+aligned to 16 bytes.  On other devices, where kernels may also depend on the size of the batch, it is never shrunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.linalg import cholesky_ex, solve_triangular
+from torch.nn.functional import pad
+
+SOLVED, INACCURATE, INFEASIBLE, UNBOUNDED, ITERATION_LIMIT, NUMERICAL_ERROR = range(6)
+
+_RUNNING = -1
+_FIRST_TEST = 3  # the first iteration that may be the last one where there are inequalities
+_FIRST_REFINEMENT = 5  # S/Y spans too few orders of magnitude before this iteration for refinement to matter
+_PATIENCE = 3  # tests without progress after which an inaccurate iterate is the best there will be
+_START = 0.1  # products s y at the start, for data of order one
+_FAR = 1e4  # norm from which on an iterate may be diverging along a certificate
+_FLOOR = 1e-6  # what counts as zero next to data of order one when residuals are made relative
+_CEILING = 1e3  # norm of an iterate beyond which residuals are no longer taken relative to it
+_MARGIN = (1e-4, 0.03)  # least and largest part of the way to the boundary that a step leaves
+_ROUNDING = 1e-14  # relative increase of a diagonal that outweighs the rounding of its Cholesky factor
+_TINY = 1e-300
+_CHUNK = 2**26  # numbers in P and A that are solved at a time (half a gigabyte)
+
+
+@dataclass(frozen=True)
+class InteriorPoint:
+    """Options of the interior-point method.  Tolerances are relative and apply to equilibrated data."""
+
+    max_iterations: int = 60
+    """Iterations, of one factorisation each, after which an element gives up (default 60)."""
+    tolerance: float = 1e-10
+    """Residual and complementarity at which an element stops (default 1e-10)."""
+    solved_tolerance: float = 1e-9
+    """Largest residual of a SOLVED element that stopped improving (default 1e-9)."""
+    inaccurate_tolerance: float = 1e-6
+    """Largest residual of an INACCURATE element (default 1e-6)."""
+    certificate_tolerance: float = 1e-9
+    """Largest residual of a certificate of infeasibility or unboundedness (default 1e-9)."""
+    regularisation: float = 1e-9
+    """The proximal weight delta, next to data of order one (default 1e-9)."""
+    scaling_passes: int = 3
+    """Passes of equilibration (default 3)."""
+
+
+def solve_qp(
+    P: Tensor, q: Tensor, A: Tensor, b: Tensor, zero: int, options: InteriorPoint | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Solve a batch of  ``min 1/2 x'Px + q'x  s.t.  Ax + s = b``,  ``s = 0`` in the first ``zero`` rows, ``s >= 0`` below.
+
+    ``P (B, n, n)`` symmetric positive semidefinite, ``q (B, n)``, ``A (B, m, n)``, ``b (B, m)``: float64, on one device,
+    with any ``B, m >= 0`` and ``n >= 1``.
+
+    Returns ``(x, y, s, status, iterations)``: the primal ``(B, n)``, dual ``(B, m)`` and slack ``(B, m)`` vectors, and for each
+    element ``(B,)`` its status code and its number of iterations, int64.  SOLVED and INACCURATE elements have passed a
+    check of the optimality conditions on the data as given.  Where an element is INFEASIBLE, ``y`` is a certificate
+    (``A'y = 0``, ``b'y = -1``, ``y >= 0`` below the first ``zero`` rows); where it is UNBOUNDED, ``x`` is a ray (``Px = 0``,
+    ``q'x = -1``, ``-Ax`` an admissible slack); the other vectors are then NaN.  Elements with data that are not
+    finite are NUMERICAL_ERROR and NaN.
+
+    Raises
+    ------
+    ValueError
+        Shapes, dtypes, devices or ``zero`` do not fit together.
+    """
+    options = options or InteriorPoint()
+    _validate(P, q, A, b, zero)
+    batch, m, n = A.shape
+    chunk = max(1, _CHUNK // (n * (n + m)))
+    if batch <= chunk:
+        return _solve(P, q, A, b, zero, options)
+    parts = [_solve(*part, zero, options) for part in zip(*(t.split(chunk) for t in (P, q, A, b)), strict=True)]
+    x, y, s, status, iterations = (torch.cat(field) for field in zip(*parts, strict=True))
+    return x, y, s, status, iterations
+
+
+def _validate(P: Tensor, q: Tensor, A: Tensor, b: Tensor, zero: int) -> None:
+    if A.dim() != 3 or A.shape[2] == 0:
+        raise ValueError(f"A must be (B, m, n) with n >= 1, got {tuple(A.shape)}: add the batch dimension")
+    batch, m, n = A.shape
+    for name, tensor, shape in (("P", P, (batch, n, n)), ("q", q, (batch, n)), ("b", b, (batch, m))):
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must be {shape} to go with A {(batch, m, n)}, got {tuple(tensor.shape)}")
+    for name, tensor in (("P", P), ("q", q), ("A", A), ("b", b)):
+        if tensor.dtype != torch.float64:
+            raise ValueError(f"{name} must be float64, got {tensor.dtype}: convert it with .double()")
+        if tensor.device != A.device:
+            raise ValueError(f"{name} is on {tensor.device} and A on {A.device}: move them to one device")
+    if not 0 <= zero <= m:
+        raise ValueError(f"zero counts rows of A, so 0 <= zero <= {m}, got {zero}")
+
+
+@torch.no_grad()
+def _solve(
+    P: Tensor, q: Tensor, A: Tensor, b: Tensor, zero: int, options: InteriorPoint
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    finite = torch.cat((P.flatten(1), q, A.flatten(1), b), 1).isfinite().all(1)
+    every = bool(finite.all())
+    if not every:  # a harmless problem takes the place of one that cannot be solved
+        row = finite[:, None]
+        P, A = torch.where(row[..., None], P, torch.eye(P.shape[1]).to(P)), torch.where(row[..., None], A, 0.0)
+        q, b = torch.where(row, q, 0.0), torch.where(row, b, (torch.arange(b.shape[1], device=b.device) >= zero).to(b))
+    diagonal = (P != 0).sum((1, 2)) == (P.diagonal(dim1=1, dim2=2) != 0).sum(1)
+    separable = diagonal & ((A[:, zero:] != 0).sum(2) <= 1).all(1)
+    if not every:
+        separable = torch.where(finite, separable, (separable & finite).any())
+    scaled = _equilibrate(P, q, A, b, options.scaling_passes)
+    x, y, s = torch.empty_like(q), torch.empty_like(b), torch.empty_like(b)
+    status = torch.empty(len(q), dtype=torch.int64, device=q.device)
+    iterations = torch.empty_like(status)
+    for kind in (True, False):
+        members = (separable == kind).nonzero().squeeze(1)
+        if len(members):
+            part = scaled if len(members) == len(q) else _Scaled(*(t[members] for t in scaled))
+            answer = _solve_scaled(part, zero, kind, options)
+            for whole, piece in zip((x, y, s, status, iterations), answer, strict=True):
+                whole[members] = piece
+    status = _check(P, q, A, b, x, y, s, status, options)
+    if bool((status > INACCURATE).any()):
+        y = torch.where((status == INFEASIBLE)[:, None], y / -(b * y).sum(1, keepdim=True), y)
+        x = torch.where((status == UNBOUNDED)[:, None], x / -(q * x).sum(1, keepdim=True), x)
+    if not every:
+        status = torch.where(finite, status, NUMERICAL_ERROR)
+        x, y, s = (torch.where(row, t, torch.nan) for t in (x, y, s))
+    return x, y, s, status, iterations
+
+
+def _check(
+    P: Tensor, q: Tensor, A: Tensor, b: Tensor, x: Tensor, y: Tensor, s: Tensor, status: Tensor, options: InteriorPoint
+) -> Tensor:
+    """Lower the status of elements whose backward error, on the data as given, is not what their status says."""
+    X, Y, At = x[:, None], y[:, None], A.mT
+    error = ((s * y).sum(1) / ((q * x).abs().sum(1) + (b * y).abs().sum(1) + _TINY)).abs()
+    stationarity = torch.baddbmm(X @ P, Y, A).squeeze(1) + q
+    size = torch.baddbmm(X.abs() @ P.abs(), Y.abs(), A.abs()).squeeze(1) + q.abs()
+    error = torch.maximum(error, stationarity.abs().amax(1) / (size.amax(1) + _TINY))
+    if A.shape[1]:
+        feasibility, size = (X @ At).squeeze(1) + s - b, (X.abs() @ At.abs()).squeeze(1) + s + b.abs()
+        error = torch.maximum(error, feasibility.abs().amax(1) / (size.amax(1) + _TINY))
+    claimed = status <= INACCURATE
+    status = torch.where(claimed & (error > options.solved_tolerance), INACCURATE, status)
+    return torch.where(claimed & ~(error <= options.inaccurate_tolerance), NUMERICAL_ERROR, status)
+
+
+class _Scaled(NamedTuple):
+    """Equilibrated data, vectors as rows ``(B, 1, .)``, and the factors that take the answer back."""
+
+    P: Tensor
+    q: Tensor
+    A: Tensor
+    b: Tensor
+    of_x: Tensor
+    of_y: Tensor
+    of_s: Tensor
+
+
+def _power_of_two(size: Tensor) -> Tensor:
+    """The power of two next to ``size >= 0``, exactly; 1 for 0."""
+    size = 1.4 * size
+    return torch.where(size > 0, 0.5 * size / torch.frexp(size).mantissa, 1.0)
+
+
+def _equilibrate(P: Tensor, q: Tensor, A: Tensor, b: Tensor, passes: int) -> _Scaled:
+    """Ruiz (2001): scale the columns and rows of [[P, A'], [A, 0]] to largest entries near one, then b and [P q] likewise.
+
+    With ``x = beta D x^``, ``s = beta R^-1 s^``, ``y = gamma R y^`` the data are ``(beta / gamma) D P D``, ``D q / gamma``, ``R A D``,
+    ``R b / beta``.  The size of b is its geometric mean, since bounds far away are common.
+    """
+    D, R = torch.ones_like(q)[:, None], torch.ones_like(b)[..., None]
+    sizes_P, sizes_A = P.abs(), A.abs()
+    for _ in range(passes):
+        columns = (sizes_P * (D * D.mT)).amax(1, keepdim=True)
+        if A.shape[1]:
+            entries = sizes_A * (R * D)
+            columns = torch.maximum(columns, entries.amax(1, keepdim=True))
+            R = R / _power_of_two(entries.amax(2, keepdim=True).sqrt())
+        D = D / _power_of_two(columns.sqrt())
+    P, q, A, b = P * (D * D.mT), q[:, None] * D, A * (R * D), b[:, None] * R.mT
+    size_P, size_q = P.abs().amax((1, 2), keepdim=True), q.abs().amax(2, keepdim=True)
+    beta = torch.where((size_P > 0) & (size_q > 0), _power_of_two(size_q) / _power_of_two(size_P), 1.0)
+    if A.shape[1]:
+        count = (b != 0).sum(2, keepdim=True)
+        exponent = torch.frexp(b).exponent.sum(2, keepdim=True) / count.clamp(min=1) - 0.5
+        beta = torch.where(count > 0, torch.ldexp(torch.ones_like(beta), exponent.round().to(torch.int32)), beta)
+    gamma = _power_of_two(torch.maximum(beta * size_P, size_q))
+    return _Scaled(P * (beta / gamma), q / gamma, A, b / beta, D * beta, R.mT * gamma, beta / R.mT)
+
+
+def _solve_scaled(
+    data: _Scaled, zero: int, separable: bool, options: InteriorPoint
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Pad to even numbers (a variable ``1/2 x^2``, rows ``0'x = 0`` and ``0'x + s = 1``), solve, and undo both."""
+    batch, m, n = data.A.shape
+    odd_n, odd_p, odd_m = n % 2, zero % 2, (m - zero) % 2
+    p = zero + odd_p
+    P = pad(data.P, (0, odd_n, 0, odd_n))
+    if odd_n:
+        P[:, n, n] = 1
+    A, h = pad(data.A[:, zero:], (0, odd_n, 0, odd_m)), pad(data.b[..., zero:], (0, odd_m), value=1.0)
+    if p:
+        A = torch.cat((pad(data.A[:, :zero], (0, odd_n, 0, odd_p)), A), 1)
+    c = torch.cat((pad(data.q, (0, odd_n)), -pad(data.b[..., :zero], (0, odd_p)), -h), 2)
+    z, status, iterations = _iterate(_Newton(P, A, c, p, separable, options.regularisation), options)
+    x, y, y_more, s = z.tensor_split((n + odd_n, n + odd_n + p, n + odd_n + p + h.shape[2]), 2)
+    x, y, s = x[..., :n], torch.cat((y[..., :zero], y_more[..., : m - zero]), 2), pad(s[..., : m - zero], (zero, 0))
+    return (x * data.of_x)[:, 0], (y * data.of_y)[:, 0], (s * data.of_s)[:, 0], status, iterations
+
+
+class _Newton:
+    """The data of a batch and the factors of K.
+
+    Vectors are rows ``(B, k, .)``, as a row times a matrix is the fastest of batched products: ``[x | y_E | y_G]`` and the
+    two sides of the optimality conditions, ``[Px + E'y_E + G'y_G | Ex | Gx] = -c`` with ``c = [q | -e | -h]``.
+    """
+
+    def __init__(self, P: Tensor, A: Tensor, c: Tensor, p: int, separable: bool, delta: float):
+        self.P, self.A, self.c, self.p, self.separable, self.delta = P, A, c, p, separable, delta
+        self.n, self.m, self.size = P.shape[2], A.shape[1] - p, c.abs() + _FLOOR
+        self.E, self.G, self.At, self.Gt = A[:, :p], A[:, p:], A.mT, A[:, p:].mT
+        if separable:
+            self.diagonal = P.diagonal(dim1=1, dim2=2)[:, None]
+            self.base, self.squares = self.diagonal + delta, self.G * self.G
+        else:
+            self.base = torch.baddbmm(P, self.E.mT, self.E)
+            self.base.diagonal(dim1=1, dim2=2).add_(delta)
+
+    def take(self, rows: Tensor) -> _Newton:
+        return _Newton(self.P[rows], self.A[rows], self.c[rows], self.p, self.separable, self.delta)
+
+    def times_P(self, x: Tensor) -> Tensor:
+        return x * self.diagonal if self.separable else torch.bmm(x, self.P)
+
+    def product(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat((torch.baddbmm(self.times_P(x), y, self.A), torch.bmm(x, self.At)), 2)
+
+    def factor(self, ratio: Tensor) -> None:
+        """Factorise for ``ratio = s / y``, ``(B, 1, m)``."""
+        self.weights = w = (ratio + self.delta).reciprocal_()
+        if self.separable:
+            self.half = torch.baddbmm(self.base, w, self.squares).rsqrt_()
+            V = (self.E * self.half).mT
+        else:
+            H = torch.baddbmm(self.base, self.Gt, self.G * w.mT)
+            H.diagonal(dim1=1, dim2=2).mul_(1 + _ROUNDING)
+            self.L = cholesky_ex(H).L
+            V = solve_triangular(self.L, self.E.mT, upper=False) if self.p else self.L
+        if self.p:
+            S = torch.bmm(V.mT, V)
+            S.diagonal(dim1=1, dim2=2).mul_(1 + _ROUNDING).add_(self.delta)
+            self.V, self.C = V, cholesky_ex(S).L
+
+    def solve(self, r: Tensor) -> Tensor:
+        """``K^-1 r`` for rows ``r``."""
+        f, e, g = r.split((self.n, self.p, self.m), 2)
+        u = torch.baddbmm(f, g * self.weights, self.G)
+        if self.separable:
+            u.mul_(self.half)
+        else:
+            u = torch.baddbmm(u, e, self.E) if self.p else u
+            u = solve_triangular(self.L.mT, u, upper=True, left=False)
+        if self.p:
+            e = torch.baddbmm(e, u, self.V, beta=-1)
+            e = solve_triangular(self.C.mT, e, upper=True, left=False)
+            e = solve_triangular(self.C, e, upper=False, left=False)
+            u = torch.baddbmm(u, e, self.V.mT, alpha=-1)
+        x = u.mul_(self.half) if self.separable else solve_triangular(self.L, u, upper=False, left=False)
+        g = torch.baddbmm(g, x, self.Gt, beta=-1).mul_(self.weights)
+        return torch.cat((x, e, g) if self.p else (x, g), 2)
+
+
+def _start(newton: _Newton) -> Tensor:
+    """``[x | y | s]`` with ``s - y_G = h - Gx``, as Newton's first step wants it, and all products ``s y`` the same."""
+    newton.factor(torch.ones_like(newton.c[..., newton.n + newton.p :]))
+    z = newton.solve(-newton.c)
+    y = z[..., newton.n + newton.p :]
+    root = (0.25 * y * y + _START).sqrt_()
+    s = root - 0.5 * y
+    y.mul_(0.5).add_(root)
+    return torch.cat((z, s), 2)
+
+
+def _largest(t: Tensor) -> Tensor:
+    return t.abs().amax(2, keepdim=True) if t.shape[2] else t.new_zeros(*t.shape[:2], 1)
+
+
+class _Iterate:
+    """``[x | y_E | y_G | s]`` as one tensor, ``(B, 1, .)``, and views of its parts."""
+
+    def __init__(self, newton: _Newton, whole: Tensor):
+        n, inner, end = newton.n, newton.n + newton.p, newton.n + newton.p + newton.m
+        self.whole, self.both = whole, whole[..., :end]
+        self.x, self.dual, self.y, self.s = whole[..., :n], whole[..., n:end], whole[..., inner:end], whole[..., end:]
+
+
+class _Record(NamedTuple):
+    """What is known of the elements in the batch, ``(B, 1, .)``; ``kept`` is the iterate of residual ``best``, if any."""
+
+    row: Tensor
+    status: Tensor
+    iterations: Tensor
+    waited: Tensor
+    best: Tensor
+    kept: Tensor
+
+
+def _merit(newton: _Newton, z: _Iterate, residual: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest relative residual, row by row, or the relative gap; and the norm of the iterate; ``(B, 1, 1)``."""
+    size_x, size_y = _largest(z.x), _largest(z.dual)
+    scale = newton.size + size_x.clamp(max=_CEILING)
+    scale[..., : newton.n] += size_y.clamp(max=_CEILING)
+    scale[..., newton.n + newton.p :] += z.s
+    objective = (newton.c * z.both).abs().sum(2, keepdim=True).add_(_FLOOR)
+    return torch.maximum((residual.abs() / scale).amax(2, keepdim=True), gap / objective), torch.maximum(size_x, size_y)
+
+
+def _certificates(newton: _Newton, z: _Iterate, step: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What the iterate or its last step, whichever is better, is worth as a proof that there is no solution.
+
+    Of infeasibility: ``y`` with ``A'y = 0, y_G >= 0, b'y < 0``; of unboundedness: ``x`` with ``Px = 0, Ex = 0, Gx <= 0, q'x < 0``.
+    Returns for both the relative error ``(B, 1, 1)`` and the vector.
+    """
+    n, p = newton.n, newton.p
+    x, y = torch.cat((z.x, step[..., :n]), 1), torch.cat((z.dual, step[..., n:]), 1)
+    y[..., p:].clamp_(min=0)
+    rows = torch.bmm(x, newton.At)
+    rows[..., p:].clamp_(min=0)
+    proofs = []
+    for vector, gain, error in (
+        (y, newton.c[..., n:] * y, _largest(torch.bmm(y, newton.A))),
+        (x, -newton.c[..., :n] * x, torch.maximum(_largest(newton.times_P(x)), _largest(rows))),
+    ):
+        gain = gain.sum(2, keepdim=True)
+        error = torch.where(gain > 0, error / gain, torch.inf)
+        better = error[:, :1] <= error[:, 1:]
+        proofs.append((torch.where(better, error[:, :1], error[:, 1:]), torch.where(better, vector[:, :1], vector[:, 1:])))
+    return proofs
+
+
+def _judge(
+    record: _Record, newton: _Newton, z: _Iterate, step: Tensor, merit: Tensor, size: Tensor,
+    iteration: int, options: InteriorPoint,
+) -> _Record:
+    """Keep the best iterates, and end the elements that are solved, certified to have no solution, or stuck."""
+    live = record.status == _RUNNING
+    better = live & (merit < record.best)
+    best, kept = torch.where(better, merit, record.best), torch.where(better, z.whole, record.kept)
+    waited = torch.where(better, 0, record.waited + 1)
+    good, solved = best < options.inaccurate_tolerance, best <= options.tolerance
+    stop = live & (solved | (good & (waited >= _PATIENCE)) | ~merit.isfinite())
+    verdict = torch.where(stop, NUMERICAL_ERROR, ITERATION_LIMIT)
+    verdict = torch.where(best <= options.solved_tolerance, SOLVED, torch.where(good, INACCURATE, verdict))
+    suspect = live & ~solved & (size > _FAR)
+    if bool(suspect.any()):
+        (no_point, y), (no_bound, x) = _certificates(newton, z, step)
+        for error, code, certificate in (
+            (no_point, INFEASIBLE, pad(y, (newton.n, newton.m), value=torch.nan)),
+            (no_bound, UNBOUNDED, pad(x, (0, newton.p + 2 * newton.m), value=torch.nan)),
+        ):
+            proved = suspect & (error <= options.certificate_tolerance)
+            kept, verdict, stop = torch.where(proved, certificate, kept), torch.where(proved, code, verdict), stop | proved
+    if iteration == options.max_iterations:
+        stop = live
+    status, iterations = torch.where(stop, verdict, record.status), torch.where(live, iteration, record.iterations)
+    return _Record(record.row, status, iterations, waited, best, kept)
+
+
+def _iterate(newton: _Newton, options: InteriorPoint) -> tuple[Tensor, Tensor, Tensor]:
+    """Follow the central path; returns ``[x | y | s]`` ``(B, 1, .)``, and status and iterations ``(B,)``."""
+    z, last, limit = _Iterate(newton, _start(newton)), options.max_iterations, options.inaccurate_tolerance
+    shrinks = z.whole.device.type == "cpu"
+    tests = range(_FIRST_TEST if newton.m else 0, last, 1 if shrinks else 2)  # a test waits for the device
+    row = torch.arange(len(z.whole), device=z.whole.device)[:, None, None]
+    answer, status, iterations = torch.full_like(z.whole, torch.nan), torch.empty_like(row), torch.zeros_like(row)
+    record = _Record(row, torch.full_like(row, _RUNNING), iterations, iterations, z.x.new_full(row.shape, limit), answer)
+    answer, step, iteration = answer.clone(), torch.zeros_like(newton.c), -1
+    while True:
+        iteration += 1
+        residual = newton.product(z.x, z.dual).add_(newton.c)
+        residual[..., newton.n + newton.p :] += z.s
+        products = z.s * z.y
+        gap = products.sum(2, keepdim=True)
+        if iteration in tests or iteration == last:
+            merit, size = _merit(newton, z, residual, gap)
+            notable = torch.minimum(torch.minimum(merit, record.best), limit * _FAR / size).amin()
+            if iteration == last or not float(notable) >= limit:
+                record = _judge(record, newton, z, step, merit, size, iteration, options)
+                left = (record.status == _RUNNING).flatten().nonzero().squeeze(1)
+                if not len(left) or (shrinks and 2 * len(left) <= len(record.row)):
+                    done = record.row.flatten()
+                    answer[done], status[done], iterations[done] = record.kept, record.status, record.iterations
+                    if not len(left):
+                        return answer, status.flatten(), iterations.flatten()
+                    newton, z, step = newton.take(left), _Iterate(newton, z.whole[left]), step[left]
+                    record = _Record(*(t[left] for t in record))
+                    residual, products, gap = residual[left], products[left], gap[left]
+        step = _advance(newton, z, residual, products, gap, refine=iteration >= _FIRST_REFINEMENT)
+
+
+def _advance(newton: _Newton, z: _Iterate, residual: Tensor, products: Tensor, gap: Tensor, refine: bool) -> Tensor:
+    """One predictor-corrector step, in place; returns the direction of ``[x | y]``.
+
+    In relative terms, ``rho = dy / y``, the predictor ``s dy + y ds = -s y`` has ``ds / s = -1 - rho``, and the corrector
+    ``s dy + y ds = -phi s y``,  ``phi = 1 + (dy ds)_predictor / (s y) - sigma mu / (s y)``,  has ``ds / s = -phi - rho``.
+    """
+    n, inner, m = newton.n, newton.n + newton.p, newton.m
+    if not m:
+        step = newton.solve(residual.neg())
+        z.both.add_(step)
+        return step
+    inverse = z.y.reciprocal()
+    ratio = z.s * inverse
+    newton.factor(ratio)
+    r = residual.neg()
+    r[..., inner:].add_(z.s)
+    rho = (newton.solve(r)[..., inner:] * inverse).add_(0.5)
+    far = rho.abs().amax(2, keepdim=True)  # the predictor reaches the boundary at 1 / (1/2 + max |rho + 1/2|)
+    short = (far - 0.5).clamp_(min=0).div_(far + 0.5)
+    sigma = short * short * short
+    phi = rho.mul_(rho).neg_().add_(1.25).addcdiv_(gap * sigma, products, value=-1 / m)
+    r = residual * (sigma - 1)
+    r[..., inner:].addcmul_(z.s, phi)
+    step = newton.solve(r)
+    if refine:
+        dual = step[..., n:]
+        r -= newton.product(step[..., :n], dual)
+        r[..., inner:].addcmul_(dual[..., newton.p :], ratio)
+        step += newton.solve(r)
+    rho = step[..., inner:] * inverse
+    psi = phi.add_(rho)
+    fraction = 1 - sigma.clamp(*_MARGIN)
+    length = fraction / torch.maximum(torch.maximum(psi, -rho).amax(2, keepdim=True), fraction)
+    z.both.addcmul_(step, length)
+    z.s.addcmul_(z.s * psi, length, value=-1)
+    return step

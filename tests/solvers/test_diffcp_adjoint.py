@@ -1,0 +1,90 @@
+"""diffcp's derivative against finite differences of tight solves and against this package's own."""
+
+import numpy as np
+import pytest
+import torch
+from programs import CONES, random_program, select
+
+from ddn_cvx.adjoint.diffcp import DiffcpAdjoint
+from ddn_cvx.cones import Product
+from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.program.conic import ConicData
+from ddn_cvx.solvers.base import Workspace
+from ddn_cvx.solvers.clarabel import Clarabel
+
+KINDS = {k: CONES[k] for k in ("linear", "second-order", "semidefinite", "exponential")}
+KINDS["several"] = Product(1, 2, (3,), (2,), 1)
+TIGHT = Clarabel(tol_feas=1e-13, tol_gap_abs=1e-13, tol_gap_rel=1e-13)
+
+
+@pytest.mark.parametrize("quadratic", [True, False], ids=["quadratic", "linear objective"])
+@pytest.mark.parametrize("cones", KINDS)
+def test_gradient_is_the_slope(cones, quadratic):
+    program, data = random_program(KINDS[cones], batch=2, seed=5, quadratic=quadratic)
+    rng = np.random.default_rng(1)
+    raw = TIGHT.solve(program, data, Workspace())
+    gx, gy, gs = (torch.as_tensor(rng.standard_normal(t.shape)) for t in (raw.x, raw.y, raw.s))
+    if cones == "linear" and not quadratic:
+        gs = gs * 0  # an LP at a vertex
+    mode = DiffcpAdjoint(mode="dense" if quadratic else "lsqr", eps=1e-12)
+    found = mode.vjp(program, data, raw.x, raw.y, raw.s, gx, gy, gs)
+
+    def loss(moved):
+        r = TIGHT.solve(program, moved, Workspace())
+        return (gx * r.x).sum(1) + (gy * r.y).sum(1) + (gs * r.s).sum(1)
+
+    step = 1e-3
+    for part, gradient in zip(data._fields, found, strict=True):
+        value = getattr(data, part)
+        direction = torch.as_tensor(rng.standard_normal(value.shape))
+        up, down = (loss(data._replace(**{part: value + sign * step * direction})) for sign in (1, -1))
+        slope = (up - down) / (2 * step)
+        np.testing.assert_allclose((gradient * direction).sum(1), slope, rtol=2e-3, atol=2e-3)
+
+
+class _Solved:
+    """The forward computation of a layer, as an adjoint sees it."""
+
+    def __init__(self, program, ok):
+        self.program, self.ok, self.factors = program, ok, None
+
+    def __call__(self, data: ConicData, *extra):
+        raw = TIGHT.solve(self.program, data, Workspace())
+        keep = self.ok[:, None]
+        return torch.where(keep, raw.x, 0.0), torch.where(keep, raw.y - raw.s, 0.0), self.ok
+
+
+def test_attached_to_a_solve():
+    program, data = random_program(KINDS["second-order"], batch=3)
+    leaves = [t.clone().requires_grad_() for t in data]
+    solve = _Solved(program, torch.tensor([True, False, True]))
+    x, v, ok = DiffcpAdjoint(mode="dense").attach(solve, ConicData(*leaves), (torch.ones(3),))
+    y = program.cones.project_dual(v)
+    (x.sum() + (y**2).sum()).backward()
+    rest = [0, 2]
+    ones = torch.ones(2, program.n).double()
+    expected = DiffcpAdjoint(mode="dense").vjp(
+        program, select(data, rest), x[rest], y[rest], (y - v)[rest], ones, 2 * y[rest], torch.zeros_like(y[rest])
+    )
+    for leaf, value in zip(leaves, expected, strict=True):
+        assert torch.count_nonzero(leaf.grad[1]) == 0
+        np.testing.assert_allclose(leaf.grad[rest], value, rtol=1e-4, atol=1e-5)
+    # Nothing solved: nothing to differentiate.
+    x, _, _ = DiffcpAdjoint().attach(_Solved(program, torch.zeros(3, dtype=torch.bool)), ConicData(*leaves), ())
+    assert all(not g.any() for g in torch.autograd.grad(x.sum(), leaves))
+
+
+def test_power_cones_are_refused():
+    program, data = random_program(CONES["power"], batch=1)
+    raw = TIGHT.solve(program, data, Workspace())
+    with pytest.raises(DifferentiationError, match="power"):
+        DiffcpAdjoint().vjp(program, data, raw.x, raw.y, raw.s, raw.x, raw.y)
+
+
+def test_infeasible_program_is_refused():
+    program, data = random_program(KINDS["linear"], batch=1)
+    raw = TIGHT.solve(program, data, Workspace())
+    data.b[:, -6:] -= 1e3
+    data.A[:] = 0.0
+    with pytest.raises(DifferentiationError, match="could not solve"):
+        DiffcpAdjoint().vjp(program, data, raw.x, raw.y, raw.s, raw.x, raw.y)
