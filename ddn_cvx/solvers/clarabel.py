@@ -81,12 +81,19 @@ class Clarabel(Solver):
         P, q, A, b, D, E, c = equilibrate(data)
 
         def worker() -> Callable[[int], Answer]:
-            solver = workspace.get((self, program), lambda: self._solver(program))
+            kept = workspace.get((self, program), lambda: [self._solver(program)])
 
             def one(i: int) -> Answer:
                 # Lists are read several times faster than arrays.
-                solver.update(P=P[i].tolist(), q=q[i].tolist(), A=A[i].tolist(), b=b[i].tolist())
-                found = solver.solve()
+                kept[0].update(P=P[i].tolist(), q=q[i].tolist(), A=A[i].tolist(), b=b[i].tolist())
+                try:
+                    found = kept[0].solve()
+                except BaseException as error:
+                    # Clarabel's assertions fail on some hopeless numbers, which is no Exception and ruins the object.
+                    if type(error).__name__ != "PanicException":
+                        raise
+                    kept[0] = self._solver(program)
+                    return Answer(Status.NUMERICAL_ERROR, 0, np.nan, np.nan, np.nan)
                 return Answer(_STATUS[str(found.status)], found.iterations, found.x, found.z, found.s)
 
             return one

@@ -161,9 +161,7 @@ class CvxpySolver(Solver):
         try:
             self._run(problem)
         except cp.SolverError:
-            return Answer(
-                Status.NUMERICAL_ERROR, 0, *(np.full(k, np.nan) for k in (program.n, program.m, program.m))
-            )
+            return Answer(Status.NUMERICAL_ERROR, 0, np.nan, np.nan, np.nan)
         if problem.status == "infeasible_or_unbounded":
             # Without an objective only the first is possible.
             feasibility = cp.Problem(cp.Minimize(0), constraints)
@@ -181,7 +179,7 @@ class CvxpySolver(Solver):
                 raise InputError(
                     f"solver '{self.solver}' returns no dual variables, which derivatives need; choose another"
                 )
-            return Answer(status, 0, *(np.full(k, np.nan) for k in (program.n, program.m, program.m)))
+            return Answer(status, 0, np.nan, np.nan, np.nan)
         y = np.concatenate([recover(c) for c, recover in zip(constraints, read, strict=True)])
         return Answer(status, int(problem.solver_stats.num_iters or 0), x.value, y, b - matrix @ x.value)
 

@@ -23,12 +23,15 @@ aligned to 16 bytes.  On other devices, where kernels may also depend on the siz
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.linalg import cholesky_ex, solve_triangular
+from torch.linalg import cholesky_ex, solve_triangular, vector_norm
 from torch.nn.functional import pad
+
+from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 
 SOLVED, INACCURATE, INFEASIBLE, UNBOUNDED, ITERATION_LIMIT, NUMERICAL_ERROR = range(6)
 
@@ -47,7 +50,7 @@ _CHUNK = 2**26  # numbers in P and A that are solved at a time (half a gigabyte)
 
 
 @dataclass(frozen=True)
-class InteriorPoint:
+class InteriorPoint(Solver):
     """Options of the interior-point method.  Tolerances are relative and apply to equilibrated data."""
 
     max_iterations: int = 60
@@ -62,8 +65,6 @@ class InteriorPoint:
     """Largest residual of a certificate of infeasibility or unboundedness (default 1e-9)."""
     regularisation: float = 1e-9
     """The proximal weight delta, next to data of order one (default 1e-9)."""
-    scaling_passes: int = 3
-    """Passes of equilibration (default 3)."""
 
 
 def solve_qp(
@@ -117,64 +118,91 @@ def _validate(P: Tensor, q: Tensor, A: Tensor, b: Tensor, zero: int) -> None:
 def _solve(
     P: Tensor, q: Tensor, A: Tensor, b: Tensor, zero: int, options: InteriorPoint
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    finite = torch.cat((P.flatten(1), q, A.flatten(1), b), 1).isfinite().all(1)
+    finite = (P.sum((1, 2)) + q.sum(1) + A.sum((1, 2)) + b.sum(1)).isfinite()
     every = bool(finite.all())
     if not every:  # a harmless problem takes the place of one that cannot be solved
         row = finite[:, None]
         P, A = torch.where(row[..., None], P, torch.eye(P.shape[1]).to(P)), torch.where(row[..., None], A, 0.0)
         q, b = torch.where(row, q, 0.0), torch.where(row, b, (torch.arange(b.shape[1], device=b.device) >= zero).to(b))
-    diagonal = (P != 0).sum((1, 2)) == (P.diagonal(dim1=1, dim2=2) != 0).sum(1)
-    separable = diagonal & ((A[:, zero:] != 0).sum(2) <= 1).all(1)
+    separable = vector_norm(P, 0, (1, 2)) == vector_norm(P.diagonal(dim1=1, dim2=2), 0, 1)
+    if bool(separable.any()):
+        separable &= (vector_norm(A[:, zero:], 0, 2) <= 1).all(1)
     if not every:
         separable = torch.where(finite, separable, (separable & finite).any())
-    scaled = _equilibrate(P, q, A, b, options.scaling_passes)
     x, y, s = torch.empty_like(q), torch.empty_like(b), torch.empty_like(b)
     status = torch.empty(len(q), dtype=torch.int64, device=q.device)
     iterations = torch.empty_like(status)
     for kind in (True, False):
         members = (separable == kind).nonzero().squeeze(1)
         if len(members):
-            part = scaled if len(members) == len(q) else _Scaled(*(t[members] for t in scaled))
-            answer = _solve_scaled(part, zero, kind, options)
-            for whole, piece in zip((x, y, s, status, iterations), answer, strict=True):
-                whole[members] = piece
-    status = _check(P, q, A, b, x, y, s, status, options)
-    if bool((status > INACCURATE).any()):
-        y = torch.where((status == INFEASIBLE)[:, None], y / -(b * y).sum(1, keepdim=True), y)
-        x = torch.where((status == UNBOUNDED)[:, None], x / -(q * x).sum(1, keepdim=True), x)
+            data = (P, q, A, b) if len(members) == len(q) else (t[members] for t in (P, q, A, b))
+            for whole, part in zip((x, y, s, status, iterations), _solve_kind(*data, zero, kind, options), strict=True):
+                whole[members] = part
     if not every:
         status = torch.where(finite, status, NUMERICAL_ERROR)
         x, y, s = (torch.where(row, t, torch.nan) for t in (x, y, s))
     return x, y, s, status, iterations
 
 
-def _check(
-    P: Tensor, q: Tensor, A: Tensor, b: Tensor, x: Tensor, y: Tensor, s: Tensor, status: Tensor, options: InteriorPoint
-) -> Tensor:
-    """Lower the status of elements whose backward error, on the data as given, is not what their status says."""
-    X, Y, At = x[:, None], y[:, None], A.mT
-    error = ((s * y).sum(1) / ((q * x).abs().sum(1) + (b * y).abs().sum(1) + _TINY)).abs()
-    stationarity = torch.baddbmm(X @ P, Y, A).squeeze(1) + q
-    size = torch.baddbmm(X.abs() @ P.abs(), Y.abs(), A.abs()).squeeze(1) + q.abs()
-    error = torch.maximum(error, stationarity.abs().amax(1) / (size.amax(1) + _TINY))
+def _solve_kind(
+    P: Tensor, q: Tensor, A: Tensor, b: Tensor, zero: int, separable: bool, options: InteriorPoint
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Scale, pad, iterate, undo both, and check: for finite data that are all separable or all to be taken as dense."""
+    m, n = A.shape[1:]
+    D, R, beta, gamma = _scales(P.diagonal(dim1=1, dim2=2)[:, None], q[:, None], A, b[:, None])
+    parts = (n, zero, m - zero)
+    c = _even(torch.cat((q[:, None] * (D / gamma), b[:, None] * (-R / beta)), 2), 2, *parts)
+    new_A = _even(_even((A * D).mul_(R.mT), 2, n), 1, *parts[1:])
+    if separable:
+        new_P = _even(P.diagonal(dim1=1, dim2=2)[:, None] * (D * D * (beta / gamma)), 2, n)
+    else:
+        new_P = _even(_even((P * (D * (beta / gamma))).mul_(D.mT), 2, n), 1, n)
+    if n % 2:  # the variable added
+        new_P[:, -1, n] = 1
+    if (m - zero) % 2:  # the row added: s = 1
+        c[..., -1] = -1
+    newton = _Newton(new_P, new_A, c, zero + zero % 2, separable, options.regularisation)
+    z, status, iterations = _iterate(newton, options)
+    x, y, y_G, s = z.tensor_split((newton.n, newton.n + newton.p, newton.n + newton.p + newton.m), 2)
+    x, s = (x[..., :n] * (D * beta))[:, 0], (pad(s[..., : m - zero], (zero, 0)) * (beta / R))[:, 0]
+    y = (torch.cat((y[..., :zero], y_G[..., : m - zero]), 2) * (R * gamma))[:, 0]
+    status = _check(P, q, A, b, x, y, s, status, options)
+    if bool((status > INACCURATE).any()):
+        y = torch.where((status == INFEASIBLE)[:, None], y / -(b * y).sum(1, keepdim=True), y)
+        x = torch.where((status == UNBOUNDED)[:, None], x / -(q * x).sum(1, keepdim=True), x)
+    return x, y, s, status, iterations
+
+
+def _even(t: Tensor, dim: int, *lengths: int) -> Tensor:
+    """Add a zero to every part of odd length along a dimension."""
+    pieces = []
+    for piece in t.split(lengths, dim):
+        pieces += [piece, torch.zeros_like(piece.narrow(dim, 0, 1))] if piece.shape[dim] % 2 else [piece]
+    return torch.cat(pieces, dim) if len(pieces) > len(lengths) else t
+
+
+def _scales(diagonal: Tensor, q: Tensor, A: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Powers of two that bring the largest entries of the rows and columns of P, A, then of b, then of P and q, near one.
+
+    With ``x = beta D x^``, ``s = beta s^ / R``, ``y = gamma R y^`` the data become ``D P D beta / gamma``, ``D q / gamma``, ``R A D`` and
+    ``R b / beta``.  The largest entries of P are on its ``diagonal``.  The size of b is its geometric mean, for many a
+    bound is far away.  Returns rows ``D (B, 1, n)``, ``R (B, 1, m)``, ``beta`` and ``gamma (B, 1, 1)``.
+    """
+    columns = diagonal.clamp(min=0).sqrt_()
+    if not A.shape[1]:
+        D, R = 1 / _power_of_two(columns), b
+    else:
+        entries = A.abs()
+        first = 1 / _power_of_two(entries.amax(2, keepdim=True))
+        D = 1 / _power_of_two(torch.maximum(columns, entries.mul_(first).amax(1, keepdim=True)))
+        R = (first / _power_of_two(entries.mul_(D).amax(2, keepdim=True))).mT
+    size_P, size_q = (diagonal * D * D).amax(2, keepdim=True), (q * D).abs().amax(2, keepdim=True)
+    beta = torch.where((size_P > 0) & (size_q > 0), _power_of_two(size_q) / _power_of_two(size_P), 1.0)
     if A.shape[1]:
-        feasibility, size = (X @ At).squeeze(1) + s - b, (X.abs() @ At.abs()).squeeze(1) + s + b.abs()
-        error = torch.maximum(error, feasibility.abs().amax(1) / (size.amax(1) + _TINY))
-    claimed = status <= INACCURATE
-    status = torch.where(claimed & (error > options.solved_tolerance), INACCURATE, status)
-    return torch.where(claimed & ~(error <= options.inaccurate_tolerance), NUMERICAL_ERROR, status)
-
-
-class _Scaled(NamedTuple):
-    """Equilibrated data, vectors as rows ``(B, 1, .)``, and the factors that take the answer back."""
-
-    P: Tensor
-    q: Tensor
-    A: Tensor
-    b: Tensor
-    of_x: Tensor
-    of_y: Tensor
-    of_s: Tensor
+        count = (b != 0).sum(2, keepdim=True)
+        exponent = torch.frexp(R * b).exponent.sum(2, keepdim=True) / count.clamp(min=1) - 0.5
+        beta = torch.where(count > 0, torch.ldexp(torch.ones_like(beta), exponent.round().to(torch.int32)), beta)
+    return D, R, beta, _power_of_two(torch.maximum(beta * size_P, size_q))
 
 
 def _power_of_two(size: Tensor) -> Tensor:
@@ -183,50 +211,21 @@ def _power_of_two(size: Tensor) -> Tensor:
     return torch.where(size > 0, 0.5 * size / torch.frexp(size).mantissa, 1.0)
 
 
-def _equilibrate(P: Tensor, q: Tensor, A: Tensor, b: Tensor, passes: int) -> _Scaled:
-    """Ruiz (2001): scale the columns and rows of [[P, A'], [A, 0]] to largest entries near one, then b and [P q] likewise.
-
-    With ``x = beta D x^``, ``s = beta R^-1 s^``, ``y = gamma R y^`` the data are ``(beta / gamma) D P D``, ``D q / gamma``, ``R A D``,
-    ``R b / beta``.  The size of b is its geometric mean, since bounds far away are common.
-    """
-    D, R = torch.ones_like(q)[:, None], torch.ones_like(b)[..., None]
-    sizes_P, sizes_A = P.abs(), A.abs()
-    for _ in range(passes):
-        columns = (sizes_P * (D * D.mT)).amax(1, keepdim=True)
-        if A.shape[1]:
-            entries = sizes_A * (R * D)
-            columns = torch.maximum(columns, entries.amax(1, keepdim=True))
-            R = R / _power_of_two(entries.amax(2, keepdim=True).sqrt())
-        D = D / _power_of_two(columns.sqrt())
-    P, q, A, b = P * (D * D.mT), q[:, None] * D, A * (R * D), b[:, None] * R.mT
-    size_P, size_q = P.abs().amax((1, 2), keepdim=True), q.abs().amax(2, keepdim=True)
-    beta = torch.where((size_P > 0) & (size_q > 0), _power_of_two(size_q) / _power_of_two(size_P), 1.0)
+def _check(
+    P: Tensor, q: Tensor, A: Tensor, b: Tensor, x: Tensor, y: Tensor, s: Tensor, status: Tensor, options: InteriorPoint
+) -> Tensor:
+    """Lower the status of elements whose backward error, on the data as given, is not what their status says."""
+    X, Y, sizes = x[:, None], y[:, None], A.abs()
+    error = ((s * y).sum(1) / ((q * x).abs().sum(1) + (b * y).abs().sum(1) + _TINY)).abs()
+    stationarity = torch.baddbmm(X @ P, Y, A).squeeze(1) + q
+    size = torch.baddbmm(X.abs() @ P.abs(), Y.abs(), sizes).squeeze(1) + q.abs()
+    error = torch.maximum(error, stationarity.abs().amax(1) / (size.amax(1) + _TINY))
     if A.shape[1]:
-        count = (b != 0).sum(2, keepdim=True)
-        exponent = torch.frexp(b).exponent.sum(2, keepdim=True) / count.clamp(min=1) - 0.5
-        beta = torch.where(count > 0, torch.ldexp(torch.ones_like(beta), exponent.round().to(torch.int32)), beta)
-    gamma = _power_of_two(torch.maximum(beta * size_P, size_q))
-    return _Scaled(P * (beta / gamma), q / gamma, A, b / beta, D * beta, R.mT * gamma, beta / R.mT)
-
-
-def _solve_scaled(
-    data: _Scaled, zero: int, separable: bool, options: InteriorPoint
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Pad to even numbers (a variable ``1/2 x^2``, rows ``0'x = 0`` and ``0'x + s = 1``), solve, and undo both."""
-    batch, m, n = data.A.shape
-    odd_n, odd_p, odd_m = n % 2, zero % 2, (m - zero) % 2
-    p = zero + odd_p
-    P = pad(data.P, (0, odd_n, 0, odd_n))
-    if odd_n:
-        P[:, n, n] = 1
-    A, h = pad(data.A[:, zero:], (0, odd_n, 0, odd_m)), pad(data.b[..., zero:], (0, odd_m), value=1.0)
-    if p:
-        A = torch.cat((pad(data.A[:, :zero], (0, odd_n, 0, odd_p)), A), 1)
-    c = torch.cat((pad(data.q, (0, odd_n)), -pad(data.b[..., :zero], (0, odd_p)), -h), 2)
-    z, status, iterations = _iterate(_Newton(P, A, c, p, separable, options.regularisation), options)
-    x, y, y_more, s = z.tensor_split((n + odd_n, n + odd_n + p, n + odd_n + p + h.shape[2]), 2)
-    x, y, s = x[..., :n], torch.cat((y[..., :zero], y_more[..., : m - zero]), 2), pad(s[..., : m - zero], (zero, 0))
-    return (x * data.of_x)[:, 0], (y * data.of_y)[:, 0], (s * data.of_s)[:, 0], status, iterations
+        feasibility, size = (X @ A.mT).squeeze(1) + s - b, (X.abs() @ sizes.mT).squeeze(1) + s + b.abs()
+        error = torch.maximum(error, feasibility.abs().amax(1) / (size.amax(1) + _TINY))
+    claimed = status <= INACCURATE
+    status = torch.where(claimed & (error > options.solved_tolerance), INACCURATE, status)
+    return torch.where(claimed & ~(error <= options.inaccurate_tolerance), NUMERICAL_ERROR, status)
 
 
 class _Newton:
@@ -241,8 +240,7 @@ class _Newton:
         self.n, self.m, self.size = P.shape[2], A.shape[1] - p, c.abs() + _FLOOR
         self.E, self.G, self.At, self.Gt = A[:, :p], A[:, p:], A.mT, A[:, p:].mT
         if separable:
-            self.diagonal = P.diagonal(dim1=1, dim2=2)[:, None]
-            self.base, self.squares = self.diagonal + delta, self.G * self.G
+            self.base, self.squares = P + delta, self.G * self.G
         else:
             self.base = torch.baddbmm(P, self.E.mT, self.E)
             self.base.diagonal(dim1=1, dim2=2).add_(delta)
@@ -251,7 +249,7 @@ class _Newton:
         return _Newton(self.P[rows], self.A[rows], self.c[rows], self.p, self.separable, self.delta)
 
     def times_P(self, x: Tensor) -> Tensor:
-        return x * self.diagonal if self.separable else torch.bmm(x, self.P)
+        return x * self.P if self.separable else torch.bmm(x, self.P)
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.cat((torch.baddbmm(self.times_P(x), y, self.A), torch.bmm(x, self.At)), 2)

@@ -18,7 +18,12 @@ from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.scs import SCS
 
 SOLVERS: dict[str, type[Solver]] = {
-    solver.name: solver for solver in (Auto, Clarabel, Diffcp, ECOS, InteriorPoint, SCS)
+    "auto": Auto,
+    "clarabel": Clarabel,
+    "diffcp": Diffcp,
+    "ecos": ECOS,
+    "interior_point": InteriorPoint,
+    "scs": SCS,
 }
 
 

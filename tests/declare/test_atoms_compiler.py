@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cvxpy as cp
@@ -15,13 +19,11 @@ from cvxpy.atoms.elementwise.elementwise import Elementwise
 from cvxpy.reductions.dcp2cone.canonicalizers.quad.power_canon import power_canon
 from cvxpy.reductions.dcp2cone.canonicalizers.quad.quad_over_lin_canon import quad_over_lin_canon
 from cvxpy.transforms.suppfunc import SuppFunc
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ddn_cvx.declare.atoms import compile_expression
 from ddn_cvx.declare.atoms_base import RULES, Entry
 from ddn_cvx.errors import DeclarationError, InputError
-
-# torch's forward mode imports a module that still scripts its decompositions.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 
 class Cube(Elementwise):
@@ -61,7 +63,7 @@ def test_an_expression_that_is_no_atom_is_named() -> None:
 
 def test_a_leaf_that_is_not_declared_is_named() -> None:
     x, p = cp.Variable(2, name="x"), cp.Parameter(2, name="p")
-    with pytest.raises(DeclarationError, match=r"parameter 'p', which is not among the leaves .*\('x'\)"):
+    with pytest.raises(DeclarationError, match=r"parameter 'p', which is not among the leaves .*\(Variable 'x'\)"):
         compile_expression(x + p, [x])
 
 
@@ -94,7 +96,7 @@ def test_constant_subexpressions_are_folded() -> None:
 
 def test_a_constant_expression_has_no_batch_dimensions_and_is_the_callers_own() -> None:
     x = cp.Variable(3)
-    evaluate = compile_expression(cp.Constant([[1, 2], [3, 4]]), [x])
+    evaluate = compile_expression(cp.Constant(np.array([[1, 2], [3, 4]])), [x])
     for dtype in (torch.float32, torch.float64):
         out = evaluate({x.id: torch.zeros(5, 3, dtype=dtype)})
         torch.testing.assert_close(out, torch.tensor([[1, 2], [3, 4]], dtype=dtype))
@@ -158,6 +160,18 @@ def test_evaluators_can_be_pickled_and_copied_and_hold_no_cvxpy_object() -> None
         assert torch.equal(other(values), expected)
 
 
+def test_a_pickled_evaluator_works_in_another_process(tmp_path: Path) -> None:
+    x = cp.Variable(2)
+    torch.save({"evaluate": compile_expression(cp.exp(x), [x]), "id": x.id}, tmp_path / "evaluator.pt")
+    script = (
+        "import sys, torch; d = torch.load(sys.argv[1], weights_only=False); print(d['evaluate']({d['id']: torch.zeros(2)}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "evaluator.pt"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "tensor([1., 1.])"
+
+
 def test_constants_made_in_inference_mode_serve_autograd_later() -> None:
     x = cp.Variable(2)
     evaluate = compile_expression(np.array([[1.0, 2.0], [3.0, 4.0]]) @ x, [x])
@@ -175,6 +189,18 @@ def test_constants_made_inside_a_transform_serve_outside() -> None:
     inside = torch.func.vmap(torch.func.jacrev(lambda v: evaluate({x.id: v})))(value)
     torch.testing.assert_close(inside[0], torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64))
     torch.testing.assert_close(evaluate({x.id: value}), value @ inside[0].mT + 1)
+
+
+def test_constants_moved_inside_a_transform_do_not_outlive_it() -> None:
+    """As on an accelerator: the constants are copied to the device within the transform."""
+    x = cp.Variable(2)
+    evaluate = compile_expression(np.array([[1.0, 2.0], [3.0, 4.0]]) @ x + 1, [x])
+    value = torch.zeros(5, 2, device="meta")
+    torch.func.vmap(torch.func.jacrev(lambda v: evaluate({x.id: v})))(value)
+    traced = make_fx(lambda v: evaluate({x.id: v}))(value)
+    assert traced(value).shape == evaluate({x.id: value}).shape == (5, 2)
+    kept = [constant for constants in evaluate._cache.values() for constant in constants]
+    assert kept and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, kept))
 
 
 def test_mixed_precision_is_computed_in_the_higher_one() -> None:
@@ -297,6 +323,11 @@ def evaluate_at(expr: cp.Expression, *pairs: tuple[cp.Variable, torch.Tensor]) -
     return compile_expression(expr, [leaf for leaf, _ in pairs])({leaf.id: value for leaf, value in pairs})
 
 
+def of_one(expr: cp.Expression, leaf: cp.Variable) -> Callable[[torch.Tensor], torch.Tensor]:
+    evaluate = compile_expression(expr, [leaf])
+    return lambda value: evaluate({leaf.id: value})
+
+
 def test_relative_entropy_at_the_end_of_its_domain() -> None:
     x, y = cp.Variable(6), cp.Variable(6)
     a = torch.tensor([0.0, 0.0, 1.0, -1.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
@@ -339,11 +370,7 @@ def test_one_bad_element_leaves_the_others_as_they_were() -> None:
 @pytest.mark.parametrize("p", [1.5, 2, 3])
 def test_norms_have_finite_first_and_second_derivatives_at_zeros(p: float) -> None:
     x = cp.Variable(3)
-    evaluate = compile_expression(cp.norm(x, p), [x])
-
-    def function(v: torch.Tensor) -> torch.Tensor:
-        return evaluate({x.id: v}).sum()
-
+    function = of_one(cp.norm(x, p), x)
     for value in (torch.zeros(3), torch.tensor([0.0, 1.0, 2.0])):
         assert torch.autograd.functional.jacobian(function, value)[0] == 0
         assert torch.autograd.functional.hessian(function, value).isfinite().all()
@@ -371,9 +398,9 @@ def test_products_with_zero_factors_have_exact_second_derivatives() -> None:
     hessian = torch.zeros(3, 3, dtype=torch.float64)
     hessian[0, 2] = hessian[2, 0] = 2.0
     for expr in (cp.prod(x), cp.cumprod(x)[2]):
-        evaluate = compile_expression(expr, [x])
-        torch.testing.assert_close(torch.autograd.functional.hessian(lambda v: evaluate({x.id: v}), value), hessian)  # noqa: B023
-        torch.testing.assert_close(torch.func.hessian(lambda v: evaluate({x.id: v}))(value), hessian)  # noqa: B023
+        function = of_one(expr, x)
+        torch.testing.assert_close(torch.autograd.functional.hessian(function, value), hessian)
+        torch.testing.assert_close(torch.func.hessian(function)(value), hessian)
 
 
 def test_steps_have_derivative_zero() -> None:

@@ -21,8 +21,8 @@ SIZES = st.integers(1, 3)
 
 # Maps of any real array, bounded enough that a composition of a few stays of moderate size.
 ELEMENTWISE: list[Callable[[Expr], Expr]] = [
-    cp.abs, cp.logistic, cp.pos, cp.square, cp.nlp.tanh, cp.nlp.sin, cp.nlp.asinh, cp.nlp.normcdf, lambda x: -x, lambda x: x / 3,
-    lambda x: cp.exp(cp.nlp.tanh(x)), lambda x: cp.log(1.5 + cp.square(x)), lambda x: cp.sqrt(0.5 + cp.square(x)),
+    cp.abs, cp.logistic, cp.pos, cp.square, cp.nlp.tanh, cp.nlp.sin, cp.nlp.asinh, cp.nlp.normcdf,
+    lambda x: -x, lambda x: x / 3, lambda x: cp.exp(cp.nlp.tanh(x)), lambda x: cp.log(1.5 + cp.square(x)), lambda x: cp.sqrt(0.5 + cp.square(x)),
     lambda x: cp.huber(x, 0.8), lambda x: cp.inv_pos(1 + cp.abs(x)), lambda x: cp.entr(0.2 + cp.abs(x)),
     lambda x: cp.xexp(cp.abs(cp.nlp.tanh(x))), lambda x: cp.power(0.5 + cp.abs(x), 0.7), lambda x: cp.multiply(x, x),
     lambda x: cp.kl_div(cp.abs(x) + 0.3, 1.2), lambda x: cp.minimum(x, 0.4), lambda x: 1 - 0.5 * x, lambda x: x + 1,
@@ -35,13 +35,15 @@ MATRIX: list[Callable[[Expr], Expr]] = [
     lambda x: x.T, lambda x: cp.vec(x, order="F"), lambda x: cp.reshape(x, (x.size, 1), order="C"), lambda x: x[::-1, :],
     lambda x: x[0], lambda x: x[:, -1], lambda x: x[:, [0]], lambda x: cp.cumsum(x, axis=1), lambda x: cp.norm(x, "fro"),
     lambda x: cp.normNuc(x), lambda x: cp.sigma_max(x), lambda x: x.T @ x, lambda x: cp.lambda_max(x @ x.T),
-    lambda x: cp.log_det(x @ x.T + np.eye(x.shape[0])), lambda x: cp.trace(x @ x.T), lambda x: cp.kron(np.ones((1, 2)), x),
-    lambda x: cp.upper_tri(x.T @ x) if x.shape[1] > 1 else x, lambda x: cp.diag(x @ x.T), lambda x: cp.mixed_norm(x, 2, 1), lambda x: cp.tr_inv(x @ x.T + np.eye(x.shape[0])),
+    lambda x: cp.log_det(x @ x.T + np.eye(x.shape[0])), lambda x: cp.tr_inv(x @ x.T + np.eye(x.shape[0])),
+    lambda x: cp.trace(x @ x.T), lambda x: cp.kron(np.ones((1, 2)), x), lambda x: cp.diag(x @ x.T),
+    lambda x: cp.upper_tri(x.T @ x) if x.shape[1] > 1 else x, lambda x: cp.mixed_norm(x, 2, 1),
 ]  # fmt: skip
 VECTOR: list[Callable[[Expr], Expr]] = [
     lambda x: cp.diag(x), lambda x: x[::-1], lambda x: cp.cumsum(x), lambda x: cp.norm(x, 2), lambda x: cp.norm(x, 3),
     lambda x: cp.outer(x, x), lambda x: cp.convolve(np.array([1.0, -0.5]), x), lambda x: cp.hstack([x, 1.0]),
-    lambda x: cp.quad_form(x, np.eye(x.size) + 0.1), lambda x: cp.cumprod(x), lambda x: cp.matrix_frac(x, cp.diag(cp.exp(x) + 1)),
+    lambda x: cp.quad_form(x, np.eye(x.size) + 0.1), lambda x: cp.cumprod(x),
+    lambda x: cp.matrix_frac(x, cp.diag(cp.exp(x) + 1)),
 ]  # fmt: skip
 PAIR: list[Callable[[Expr, Expr], Expr]] = [
     lambda x, y: x + y, lambda x, y: x - 2 * y, cp.multiply, lambda x, y: x / (1 + cp.square(y)), cp.maximum, cp.minimum,
@@ -119,4 +121,6 @@ def test_random_composition(composition: tuple[Expr, list[cp.Variable]], number:
         value_at(expr, leaves, [p + s * h * d for p, d in zip(point, directions, strict=True)]) for s in (1, -1)
     )
     expected = (forward - backward) / (2 * h)
-    np.testing.assert_allclose(tangent, expected, rtol=1e-5, atol=1e-5 * (1 + np.abs(expected).max() + np.abs(forward).max()))
+    np.testing.assert_allclose(
+        tangent, expected, rtol=1e-5, atol=1e-5 * (1 + np.abs(expected).max() + np.abs(forward).max())
+    )
