@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddn_cvx.errors import SolverError
 from ddn_cvx.inputs import Batch
-from ddn_cvx.program.base import Bound, ConvexNode
+from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
 from ddn_cvx.solution import Regularity, Status
@@ -74,13 +74,10 @@ class Call:
         self.report: Report | None = None
 
     def __call__(self, data: ConicData, *extra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solve physical tensors; ``extra`` is ``(admissible, constant, [full data,] *values)``."""
-        program, count = self.program, len(self.node.parameters)
-        admissible, constant, *rest = extra
-        values = rest[len(rest) - count :]
-        bound = Bound(data, constant, ConicData(*rest[:4]) if len(rest) > count else data)
-        finite = admissible
-        for part in (*data, constant.unsqueeze(-1)):
+        """Solve physical tensors; ``extra`` is ``(admissible, *values)``."""
+        program = self.program
+        finite, *values = extra
+        for part in data:
             finite = finite & torch.isfinite(part).all(-1)
         if self.on_failure == "raise" and not bool(finite.all()):
             status = torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA))
@@ -94,7 +91,7 @@ class Call:
         y = program.cones.project_dual(v)
         s = y - v
         measured = residuals(program, clean, x, y, s)
-        seen = self.node.inspect(values, x, y, bound, self.tolerance)
+        seen = self.node.inspect(values, x, y, self.tolerance)
         right = (measured.worst <= self.tolerance) & (seen.violation <= self.tolerance)
         ok = usable & right
         status = torch.where(ok, int(Status.SOLVED), _failure(raw.status, usable))

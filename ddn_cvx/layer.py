@@ -187,8 +187,7 @@ class DeclarativeLayer(nn.Module):
             admissible = node.admissible(batch.values)
         values = [torch.where(_like(admissible, v), v, torch.ones_like(v)) for v in batch.values]
         bound = node.bind(values)
-        extra = (admissible, bound.constant, *(() if bound.full is bound.data else bound.full), *values)
-        x, v, ok = self.adjoint.attach(call, bound.data, extra)
+        x, v, ok = self.adjoint.attach(call, bound.data, (admissible, *values))
         y = node.program.cones.project_dual(v)
         outputs = tuple(
             batch.restore(torch.where(_like(ok, out), out, torch.full_like(out, torch.nan)))

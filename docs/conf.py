@@ -1,6 +1,5 @@
 """Sphinx configuration: MyST pages, the furo theme, and the API from the docstrings."""
 
-import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -21,14 +20,6 @@ html_theme = "furo"
 html_title = f"ddn_cvx {release}"
 
 autodoc_member_order = "bysource"
+napoleon_google_docstring = False
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-
-
-def _shapes_are_not_emphasis(app, what, name, obj, options, lines):
-    """Docstrings write shapes as `(*batch, n)`; outside literals reStructuredText would read emphasis."""
-    lines[:] = [re.sub(r"(?<![`*\\])\*(?=\w+[,)])", r"\\*", line) for line in lines]
-
-
-def setup(app):
-    app.connect("autodoc-process-docstring", _shapes_are_not_emphasis)

@@ -224,6 +224,8 @@ def test_wrong_arguments_say_what_there_is(arguments: list[str], message: str, c
 
 
 def test_a_peer_that_is_not_installed_is_skipped_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("cvxpylayers.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "cvxpylayers", None)
     found, skipped = installed()
     assert [peer.name for peer in found] == ["ddn_cvx"]

@@ -58,7 +58,7 @@ class CvxpyLayer(nn.Module):
     ``solve_method``
         "SCS", "ECOS" or "Clarabel": the forward solver, whatever ``solver`` says.
     ``eps``, ``eps_abs``, ``eps_rel``
-        Its tolerances, but not looser than 1e-7. No effect on the default solver, which has tight ones.
+        Its tolerances, where these are tighter than its own here (1e-9 or 1e-10). No effect on the default solver.
     ``max_iters``, ``max_iter``
         Its iteration limit. No effect on the default solver, which has its own.
     ``time_limit_secs``
@@ -164,7 +164,8 @@ class CvxpyLayer(nn.Module):
         try:
             return cast(tuple[Tensor, ...], layer(*params))
         except SolverError as error:
-            raise _solver_error(str(error), error.status, error.indices) from None
+            message = f"{error} Both are of the DeclarativeLayer in the attribute `layer` of this CvxpyLayer."
+            raise _solver_error(message, error.status, error.indices) from None
 
     def _check_shapes(self, params: Sequence[Tensor]) -> None:
         """At most one batch dimension, of one size: cvxpylayers broadcasts nothing else."""

@@ -16,9 +16,6 @@ from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.registry import resolve
 from ddn_cvx.solvers.scs import SCS
 
-LOOSEST = 1e-7
-"""A looser tolerance is tightened to this, so that what the layer accepts in the end (1e-6) is not left to luck."""
-
 METHODS = {"SCS": "SCS", "ECOS": "ECOS", "Clarabel": "Clarabel", "CLARABEL": "Clarabel"}
 EXACT_MODES = ("lsqr", "lsmr", "dense")
 ELSEWHERE = ("MOREAU", "CUCLARABEL", "MPAX")
@@ -79,7 +76,7 @@ def choose(solver: str | Solver | None, args: Mapping[str, Any]) -> Solver:
                 f"Names of cvxpylayers: {', '.join(sorted({*COUNTERPARTS, *KNOBS, 'mode', 'solve_method'}))}."
             )
         for target in targets:
-            changes[target] = _converted(name, value, target, changes)
+            changes[target] = _converted(name, value, target, changes.get(target, getattr(base, target)))
     return replace(base, **changes) if changes else base  # type: ignore[type-var]  # every solver is a dataclass
 
 
@@ -104,11 +101,13 @@ def _base(solver: str | Solver | None, args: dict[str, Any]) -> Solver:
     return resolve(solver)
 
 
-def _converted(name: str, value: Any, target: str, changes: Mapping[str, Any]) -> Any:
+def _converted(name: str, value: Any, target: str, present: Any) -> Any:
+    """The value of the solver's option ``target``, which is ``present`` so far."""
     if name in TOLERANCES:
         if not isinstance(value, (int, float)):
             raise InputError(f"solver_args[{name!r}] must be a number, got {value!r}.")
-        return min(value, changes.get(target, LOOSEST), LOOSEST)
+        # Looser, and whether the layer can accept the answer would be left to luck on linear programs.
+        return min(value, present)
     if name == "n_jobs_forward":
         return None if value == -1 else value
     return math.inf if target == "time_limit" and value == 0 else value

@@ -165,16 +165,17 @@ def newton(
     """The root of an increasing scalar equation in [low, high], elementwise, by Newton steps that bisection replaces when
     they leave the bracket. The number of iterations is fixed, so nothing waits for the device.
 
-    ``equation`` returns value and slope at x. With ``of_logarithm``, x = log t, a step is first tried in t and then in x:
-    the former is right where the equation is like t − t*, the latter where it is like log t − log t*.
+    ``equation`` returns value and slope at x. With ``of_logarithm``, x = log t and the step is Newton's in t, which is exact
+    near a root t* of the form t − t*; should it lead below t = 0, Newton's in x, or in t again but only its length, if shorter.
     """
     x = start
     for _ in range(iterations):
         value, slope = equation(x)
         low, high = torch.where(value <= 0, x, low), torch.where(value >= 0, x, high)
         change = -value / slope
-        steps = [x + change.log1p(), x + change] if of_logarithm else [x + change]
-        x = (low + high) / 2
-        for step in reversed(steps):
-            x = torch.where((step >= low) & (step <= high), step, x)
+        if of_logarithm:
+            in_t = (1 + change).abs().log()
+            change = torch.where(change > -1, in_t, torch.minimum(change, in_t))
+        step = x + change
+        x = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
     return x

@@ -160,16 +160,19 @@ class Evaluator:
 
 
 def _read(leaf: Input, values: Mapping[int, Tensor], dtype: torch.dtype) -> Tensor:
-    expected = f"(*batch{''.join(f', {d}' for d in leaf.shape)})"
     if leaf.id not in values:
-        raise InputError(f"No value for {leaf.name}: expected a tensor of shape {expected} under its id.")
+        raise InputError(f"No value for {leaf.name}: expected a tensor of shape {_expected(leaf)} under its id.")
     value = values[leaf.id]
     if value.ndim < len(leaf.shape) or value.shape[value.ndim - len(leaf.shape) :] != leaf.shape:
         raise InputError(
-            f"The value of {leaf.name} has shape {tuple(value.shape)}; expected {expected}. "
+            f"The value of {leaf.name} has shape {tuple(value.shape)}; expected {_expected(leaf)}. "
             "Give the declared shape, after any batch dimensions."
         )
     return value.to(dtype.to_complex() if value.is_complex() else dtype)
+
+
+def _expected(leaf: Input) -> str:
+    return f"(*batch{''.join(f', {d}' for d in leaf.shape)})"
 
 
 def _tensor(value: Array, dtype: torch.dtype) -> Tensor:

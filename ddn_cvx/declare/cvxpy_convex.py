@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from cvxpy.expressions.expression import Expression
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.declare.as_declared import AsDeclared
@@ -19,8 +20,8 @@ from ddn_cvx.declare.rules import check_declaration, check_parametrised
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.affine_map import SparseLinear
 from ddn_cvx.program.base import Bound, Inspection, ParameterSpec
-from ddn_cvx.program.conic import DENSE_LIMIT, ConicData, ConicProgram
-from ddn_cvx.program.elimination import Elimination, removable
+from ddn_cvx.program.conic import ConicProgram
+from ddn_cvx.program.elimination import Elimination, Posed
 
 Output = tuple[SparseLinear, SparseLinear | None, tuple[int, ...]]
 
@@ -65,7 +66,6 @@ class ConvexProblem:
         canonical = canonicalise(posed, roots, gp)
         self._bind_map(canonical, roots)
         self._recovery(canonical, problem, posed, variables)
-        self._eliminate(canonical)
 
     # ---------------------------------------------------------------- declaration
 
@@ -109,10 +109,10 @@ class ConvexProblem:
             theta = sp.csr_array(entries, shape=(theta_size, width))
         else:
             theta = sp.csr_array((theta_size, width))
-        self._map = SparseLinear(canonical.data[:, :theta_size] @ theta)
-        self._offset = torch.from_numpy(canonical.data[:, [theta_size]].toarray().ravel())
-        program = canonical.program
-        self._sizes = [program.P.nnz, program.n, 1, program.A.nnz, program.m]
+        constant = canonical.data[:, [theta_size]]
+        matrix = sp.csr_array(sp.hstack([canonical.data[:, :theta_size] @ theta, constant]))
+        self._elimination = Elimination(Posed(canonical.program, matrix))
+        self.program: ConicProgram = self._elimination.reduced
 
     def _recovery(
         self, canonical: Canonical, problem: cp.Problem, posed: cp.Problem, variables: Sequence[cp.Variable]
@@ -138,49 +138,56 @@ class ConvexProblem:
             is_primal = variable.id in self._primal
             if not is_primal and variable.id not in self._dual:
                 raise DeclarationError(
-                    f"variables[{k}] ({variable.name()!r}) is the dual variable of a constraint whose multiplier cvxpy cannot "
-                    "map back (complex second-order cones); ask for a primal variable instead."
+                    f"variables[{k}] ({variable.name()!r}) is the dual variable of a constraint whose multiplier cvxpy "
+                    "cannot map back (complex second-order cones); ask for a primal variable instead."
                 )
             self._outputs.append((is_primal, variable.id))
+        self._direct = self._direct_outputs()
 
-    def _eliminate(self, canonical: Canonical) -> None:
-        full = canonical.program
-        self.program: ConicProgram = full
-        self._elimination: Elimination | None = None
-        start = full.P.nnz + full.n + 1
-        block = slice(start, start + full.A.nnz)
-        parametric = np.diff(self._map.matrix.indptr)[block] > 0
-        constant = np.where(parametric, np.nan, self._offset.numpy()[block])
-        columns, rows = removable(full, constant)
-        small = full.n + full.m - 2 * len(columns) <= DENSE_LIMIT
-        if small and 0 < len(columns) < full.n:
-            self._elimination = Elimination(full, columns, rows)
-            self.program = self._elimination.reduced
+    def _direct_outputs(self) -> list[Output] | None:
+        """The outputs as maps of the reduced solution, where no output was eliminated."""
+        found: list[Output] = []
+        for is_primal, key in self._outputs:
+            real, imag, shape = self._primal[key] if is_primal else self._dual[key]
+            kept = self._elimination.kept if is_primal else self._elimination.kept_rows
+            parts = [None if part is None else _restrict(part, kept) for part in (real, imag)]
+            if parts[0] is None or (imag is not None and parts[1] is None):
+                return None
+            found.append((parts[0], parts[1], shape))
+        return found
 
     # ---------------------------------------------------------------- plain torch
 
     def bind(self, values: Sequence[Tensor]) -> Bound:
         """Conic data for parameter values ``(B, *shape)``; differentiable."""
-        values = [*values, *self._lift(values)]
+        u = self._flatten(values)
+        return Bound(self._elimination.bind(u), u)
+
+    def _flatten(self, values: Sequence[Tensor]) -> Tensor:
+        by_id = dict(zip(self._parameter_ids, values, strict=True))
+        values = [*values, *(evaluate(by_id) for evaluate in self._lifted)]
         flat = []
         for value in values:
             v = _rows(value)
             flat += [v.real, v.imag] if v.is_complex() else [v]
         flat += [_rows(values[k]).log() for k in self._logarithms]
-        u = torch.cat(flat, 1) if flat else self._offset.new_zeros(1, 0)
-        stacked = self._map(u) + self._offset.to(u)
-        P, q, constant, A, b = stacked.split(self._sizes, 1)
-        full = ConicData(P, q, A, b)
-        if self._elimination is None:
-            return Bound(full, constant[:, 0], full)
-        data, more = self._elimination.reduce(full)
-        return Bound(data, constant[:, 0] + more, full)
+        return torch.cat(flat, 1) if flat else torch.zeros(1, 0, dtype=torch.float64)
 
     def recover(self, x: Tensor, y: Tensor, bound: Bound) -> tuple[Tensor, ...]:
         """The requested outputs from the conic solution; differentiable."""
-        x, y = self._expand(x, y, bound)
+        if self._direct is not None:
+            raw = [
+                _assemble(x if is_primal else y, maps)
+                for (is_primal, _), maps in zip(self._outputs, self._direct, strict=True)
+            ]
+        else:
+            x, y, _ = self._elimination.expand(x, y, bound.parameters)
+            raw = [
+                _assemble(x, self._primal[key]) if is_primal else _assemble(y, self._dual[key])
+                for is_primal, key in self._outputs
+            ]
         return tuple(
-            self._variable(x, key) if is_primal else _assemble(y, self._dual[key]) for is_primal, key in self._outputs
+            value.exp() if self.gp and is_primal else value for value, (is_primal, _) in zip(raw, self._outputs, strict=True)
         )
 
     def admissible(self, values: Sequence[Tensor]) -> Tensor:
@@ -196,27 +203,18 @@ class ConvexProblem:
                     good = good & (_rows(values[k]) > 0).all(1)
         return good
 
-    def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, bound: Bound, tolerance: float) -> Inspection:
+    def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, tolerance: float) -> Inspection:
         """Evaluate the declared problem at a candidate solution."""
-        canonical_value = self.program.objective(x, bound.data) + bound.constant
-        x, y = self._expand(x, y, bound)
+        x, y, canonical_value = self._elimination.expand(x, y, self._flatten(values))
         primal = {name: self._variable(x, key) for name, key in self._variable_ids.items()}
         dual = tuple(tuple(_assemble(y, self._dual[key]) for key in ids) for ids in self._dual_ids)
         by_id = dict(zip(self._parameter_ids, values, strict=True))
         by_id.update({self._variable_ids[name]: value for name, value in primal.items()})
         value, violation = self.declared(by_id, tolerance)
-        expected = torch.exp(canonical_value) if self.gp else canonical_value
-        expected = expected**self.sign if self.gp else self.sign * expected
+        expected = (self.sign * canonical_value).exp() if self.gp else self.sign * canonical_value
         mismatch = (value - expected).abs() / (1 + value.abs())
         violation = torch.maximum(violation, torch.nan_to_num(mismatch, nan=torch.inf))
         return Inspection(value, violation, primal, dual)
-
-    def _lift(self, values: Sequence[Tensor]) -> list[Tensor]:
-        by_id = dict(zip(self._parameter_ids, values, strict=True))
-        return [evaluate(by_id) for evaluate in self._lifted]
-
-    def _expand(self, x: Tensor, y: Tensor, bound: Bound) -> tuple[Tensor, Tensor]:
-        return (x, y) if self._elimination is None else self._elimination.expand(x, y, bound.full)
 
     def _variable(self, x: Tensor, key: int) -> Tensor:
         value = _assemble(x, self._primal[key])
@@ -226,6 +224,13 @@ class ConvexProblem:
 def _rows(tensor: Tensor) -> Tensor:
     """``(B, *shape)`` -> ``(B, size)``, also when there is nothing in it."""
     return tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
+
+
+def _restrict(linear: SparseLinear, kept: NDArray[np.int64]) -> SparseLinear | None:
+    """The map from the kept entries alone; None if it reads others."""
+    matrix = sp.csc_array(linear.matrix)
+    other = np.setdiff1d(np.arange(matrix.shape[1]), kept)
+    return None if matrix[:, other].nnz else SparseLinear(matrix[:, kept])
 
 
 def _output(maps: tuple[sp.csr_array, sp.csr_array | None], shape: tuple[int, ...]) -> Output:

@@ -26,10 +26,8 @@ class Bound:
 
     data: ConicData
     """Numbers of the program that is solved."""
-    constant: Tensor
-    """What to add to the program's objective, ``(B,)``."""
-    full: ConicData
-    """Numbers of the program before variables were eliminated (the same object when none were)."""
+    parameters: Tensor
+    """The parameters as one vector, ``(B, k)``, of which the data are a function."""
 
 
 @dataclass(frozen=True)
@@ -59,5 +57,5 @@ class ConvexNode(Protocol):
     def admissible(self, values: Sequence[Tensor]) -> Tensor:
         """Whether the parameters are finite and have their declared attributes, ``(B,)`` bool."""
 
-    def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, bound: Bound, tolerance: float) -> Inspection:
+    def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, tolerance: float) -> Inspection:
         """Evaluate the problem as declared at a candidate solution."""

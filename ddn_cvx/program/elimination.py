@@ -2,13 +2,17 @@
 
 Canonical forms of ``sum_squares(A x - b)`` carry an auxiliary variable ``r`` with ``r = A x - b``. Substituting it away
 leaves a program of half the size with the quadratic term ``A'A``. A column may go when it appears in exactly one row of
-A, that row is an equality, and the coefficient there is a constant; columns with different such rows go together,
-because none of them appears in another's row.
+A, that row is an equality, the coefficient there is a constant, and the quadratic terms it meets are constants. Columns
+with different such rows go together, because none of them appears in another's row.
 
-The substitution and its inverse are ordinary torch, so their derivatives need no further thought.
+Where M is constant the substitution is folded into the affine map from parameters to data, once. Where it depends on
+parameters (``A`` is a parameter) it is ordinary batched torch, so its derivatives need no further thought.
 """
 
 from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,132 +22,204 @@ from torch import Tensor
 
 from ddn_cvx.cones import Product
 from ddn_cvx.linalg.pattern import Pattern
-from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.affine_map import SparseLinear
+from ddn_cvx.program.conic import DENSE_LIMIT, ConicData, ConicProgram
+
+Index = NDArray[np.int64]
 
 
-def removable(program: ConicProgram, constant: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Columns that can be eliminated and the rows that define them.
+class AffineMap:
+    """``u -> matrix[:, :-1] u + matrix[:, -1]``, split into consecutive sections."""
 
-    ``constant`` (nnz(A),) holds each entry's value where it does not depend on a parameter, NaN where it does.
-    """
-    columns, rows, taken = [], [], set()
-    indptr, a_rows = program.A.indptr, program.A.rows
-    for column in range(program.n):
-        start, stop = indptr[column], indptr[column + 1]
-        if stop - start != 1:
-            continue
-        row, value = int(a_rows[start]), constant[start]
-        if row < program.cones.zero and row not in taken and np.isfinite(value) and abs(value) > 1e-8:
-            columns.append(column)
-            rows.append(row)
-            taken.add(row)
-    return np.array(columns, np.int64), np.array(rows, np.int64)
+    def __init__(self, matrix: sp.csr_array, sizes: list[int]):
+        self.linear = SparseLinear(matrix[:, :-1])
+        self.offset = torch.from_numpy(matrix[:, [matrix.shape[1] - 1]].toarray().ravel())
+        self.sizes = sizes
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, ...]:
+        """Sections ``(B, size)`` for u (B, k)."""
+        return (self.linear(u) + self.offset.to(u.device)).split(self.sizes, 1)
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A conic program with its data as affine functions of the parameters u (flattened, then a constant 1)."""
+
+    program: ConicProgram
+    matrix: sp.csr_array
+    """Rows: the values of P, q, d (one row), the values of A, b."""
+
+    @property
+    def sizes(self) -> list[int]:
+        p = self.program
+        return [p.P.nnz, p.n, 1, p.A.nnz, p.m]
+
+    def sections(self) -> list[sp.csr_array]:
+        stops = np.cumsum([0, *self.sizes])
+        return [self.matrix[a:b] for a, b in itertools.pairwise(stops)]
+
+    def constants(self) -> list[NDArray[np.float64]]:
+        """Each section's values, NaN where they depend on a parameter."""
+        out = []
+        for section in self.sections():
+            value = section[:, [section.shape[1] - 1]].toarray().ravel()
+            out.append(np.where(np.diff(section[:, :-1].tocsr().indptr) > 0, np.nan, value))
+        return out
 
 
 class Elimination:
-    """Between a conic program and the smaller one without the columns ``columns`` and the rows ``rows``.
+    """Binds the reduced program's data, and expands its solutions to the full program.
 
     Attributes
     ----------
     full, reduced : ConicProgram
-        The programs before and after.
+        The programs before and after (the same when nothing can be eliminated).
+    kept, kept_rows : index arrays
+        The columns and rows of the full program that remain.
     """
 
-    def __init__(self, full: ConicProgram, columns: NDArray[np.int64], rows: NDArray[np.int64]):
-        self.full = full
-        n, m = full.n, full.m
-        self.kept = np.setdiff1d(np.arange(n), columns)
-        self.kept_rows = np.setdiff1d(np.arange(m), rows)
-        self.columns, self.rows = columns, rows
-        a_rows, a_cols = full.A.rows, full.A.cols
-        new_col = np.full(n, -1)
-        new_col[self.kept] = np.arange(len(self.kept))
-        position = np.full(m, -1)
-        position[rows] = np.arange(len(rows))
-        defining = position[a_rows] >= 0
-        is_pivot = defining & (new_col[a_cols] < 0)
-        in_M = defining & ~is_pivot
-        self.pivot = np.empty(len(rows), np.int64)
-        self.pivot[position[a_rows[is_pivot]]] = np.flatnonzero(is_pivot)
-        self.M_entries = np.flatnonzero(in_M)
-        self.M_rows, self.M_cols = position[a_rows[in_M]], new_col[a_cols[in_M]]
-        self.A_entries = np.flatnonzero(~defining)
-        new_row = np.full(m, -1)
-        new_row[self.kept_rows] = np.arange(len(self.kept_rows))
-        remaining = sp.csc_array(
-            (np.arange(1, len(self.A_entries) + 1), (new_row[a_rows[~defining]], new_col[a_cols[~defining]])),
-            shape=(len(self.kept_rows), len(self.kept)),
-        )
+    def __init__(self, posed: Posed):
+        self.full = full = posed.program
+        self.full_map = AffineMap(posed.matrix, posed.sizes)
+        constants = posed.constants()
+        self.columns, self.rows, self.pivots = _removable(full, constants[0], constants[3])
+        self.kept = np.setdiff1d(np.arange(full.n), self.columns)
+        self.kept_rows = np.setdiff1d(np.arange(full.m), self.rows)
+        self._fold(posed, constants)
+        self._order = np.argsort(np.concatenate([self.kept, self.columns]))
+        self._row_order = np.argsort(np.concatenate([self.kept_rows, self.rows]))
+
+    def _fold(self, posed: Posed, constants: list[NDArray[np.float64]]) -> None:
+        """Build the map to the reduced data: constant substitutions (E = s) folded in, parametric ones (E = d) prepared."""
+        full, (P_map, q_map, _, A_map, b_map) = self.full, posed.sections()
+        c_map = sp.csr_array(sp.diags_array(1.0 / self.pivots) @ b_map[self.rows])
+        entry = sp.csr_array((np.arange(1, full.A.nnz + 1), (full.A.rows, full.A.cols)), shape=(full.m, full.n))
+        M = sp.coo_array(entry[self.rows][:, self.kept])  # M.data - 1 is the position among the values of A
+        value = constants[3][M.data - 1] / self.pivots[M.row]
+        parametric = np.zeros(len(self.rows), bool)
+        parametric[M.row[np.isnan(value)]] = True
+        d, s = np.flatnonzero(parametric), np.flatnonzero(~parametric)
+
+        upper = full.P.matrix(np.nan_to_num(constants[0]))
+        P = sp.csr_array(upper + sp.triu(upper, 1).T)
+        E, M_s = self.columns[s], sp.csr_array((np.nan_to_num(value), (M.row, M.col)), (len(self.rows), len(self.kept)))[s]
+        P_RE, P_EE = P[self.kept][:, E], P[E][:, E]
+        q_base = q_map[self.kept] - M_s.T @ q_map[E] + (P_RE - M_s.T @ P_EE) @ c_map[s]
+        P_fold = sp.coo_array(sp.triu(M_s.T @ P_EE @ M_s - P_RE @ M_s - M_s.T @ P_RE.T))
+
+        E, r = self.columns[d], len(self.kept)
+        self.P_dd = torch.from_numpy(P[E][:, E].toarray())
+        self.is_diagonal = bool(torch.equal(self.P_dd, torch.diag(self.P_dd.diagonal())))
+        self.is_linear = not bool(self.P_dd.any())
+        place = np.full(len(self.rows), -1)
+        place[d] = np.arange(len(d))
+        use = place[M.row] >= 0
+        M_rows, M_cols, M_data = place[M.row[use]], M.col[use], M.data[use] - 1
+        slots = M_cols * len(d) + M_rows  # M' is stored column-major, which is the order of dense columns of A
+        M_map = sp.csr_array((1.0 / self.pivots[M.row[use]], (slots, M_data)), (r * len(d), full.A.nnz)) @ A_map
+        touched = sp.csr_array((np.ones(len(slots)), (M_rows, M_cols)), (len(d), r))
+        P_add = sp.coo_array(sp.triu(touched.T @ abs(P[E][:, E]) @ touched))
+
+        pattern, P_base = self._quadratic(P_map, P_fold, P_add)
+        remaining = sp.csc_array(entry[self.kept_rows][:, self.kept])
         remaining.sort_indices()
-        self.A_entries = self.A_entries[remaining.data - 1]
-        self.P_pattern = self._quadratic_pattern()
-        old = full.cones
-        cones = Product(old.zero - len(rows), old.nonneg, old.soc, old.psd, old.exp, old.power)
-        self.reduced = ConicProgram(self.P_pattern, Pattern.of(remaining), cones)
+        cones = full.cones
+        left = Product(cones.zero - len(self.rows), cones.nonneg, cones.soc, cones.psd, cones.exp, cones.power)
+        self.reduced = ConicProgram(pattern, Pattern.of(abs(remaining)), left)
+        sections = [P_base, q_base, A_map[remaining.data - 1], b_map[self.kept_rows], M_map, c_map[d], q_map[E]]
+        self.map = AffineMap(sp.csr_array(sp.vstack(sections)), [section.shape[0] for section in sections])
+        self.shape = (r, len(d))
 
-    def _quadratic_pattern(self) -> Pattern:
-        """Upper triangle of the pattern of ``T'PT`` with ``T = [I; -M]``."""
-        n, e, r = self.full.n, len(self.columns), len(self.kept)
-        upper = self.full.P.matrix(np.ones(self.full.P.nnz))
-        M = sp.csr_array((np.ones(len(self.M_rows)), (self.M_rows, self.M_cols)), shape=(e, r))
-        embed = sp.csr_array((np.ones(r), (self.kept, np.arange(r))), shape=(n, r))
-        define = sp.csr_array((np.ones(e), (self.columns, np.arange(e))), shape=(n, e))
-        T = embed + define @ M
-        self.touched = bool((abs(upper) + abs(upper.T))[self.columns].nnz)
-        return Pattern.of(sp.triu(T.T @ (upper + upper.T) @ T))
+    def _quadratic(self, P_map: sp.csr_array, P_fold: sp.coo_array, P_add: sp.coo_array) -> tuple[Pattern, sp.csr_array]:
+        """The pattern of the reduced P, and the map to its values without what ``bind`` adds (at ``P_add``)."""
+        full, r = self.full, len(self.kept)
+        position = np.full(full.n, -1)
+        position[self.kept] = np.arange(r)
+        rows, cols = position[full.P.rows], position[full.P.cols]
+        old = np.flatnonzero((rows >= 0) & (cols >= 0))
+        code = [
+            cols[old] * r + rows[old],
+            P_fold.col.astype(np.int64) * r + P_fold.row,
+            P_add.col.astype(np.int64) * r + P_add.row,
+        ]
+        codes = np.unique(np.concatenate(code))
+        place = [np.searchsorted(codes, c) for c in code]
+        pattern = Pattern.of(sp.csc_array((np.ones(len(codes)), (codes % max(r, 1), codes // max(r, 1))), (r, r)))
+        gather = sp.csr_array((np.ones(len(old)), (place[0], old)), (len(codes), full.P.nnz))
+        last = np.full(P_fold.nnz, P_map.shape[1] - 1)
+        folded = sp.csr_array((P_fold.data, (place[1], last)), (len(codes), P_map.shape[1]))
+        flat = P_add.row.astype(np.int64) * r + P_add.col
+        self.pick = SparseLinear(sp.csr_array((np.ones(P_add.nnz), (place[2], flat)), (len(codes), r * r)))
+        return pattern, gather @ P_map + folded
 
-    def _substitution(self, data: ConicData) -> tuple[Tensor, Tensor]:
-        """``(M, c)`` with shapes (B, e, r) and (B, e)."""
-        pivot = data.A[:, self.pivot]
-        M = data.q.new_zeros(data.q.shape[0], len(self.columns) * len(self.kept))
-        slots = torch.as_tensor(self.M_rows * len(self.kept) + self.M_cols, device=M.device)
-        scaled = data.A[:, self.M_entries] / pivot[:, self.M_rows]
-        M = M.index_copy(1, slots, scaled)
-        return M.view(-1, len(self.columns), len(self.kept)), data.b[:, self.rows] / pivot
+    def bind(self, u: Tensor) -> ConicData:
+        """Data of the reduced program for parameters u (B, k); differentiable."""
+        P, q, A, b, M_values, c, q_E = self.map(u)
+        r, e = self.shape
+        if not e:
+            return ConicData(P, q, A, b)
+        Mt = M_values.reshape(u.shape[0], r, e)
+        if self.is_linear:
+            pull = q_E
+        else:
+            P_dd = self.P_dd.to(u.device)
+            weighted = Mt * P_dd.diagonal() if self.is_diagonal else Mt @ P_dd
+            P = P + self.pick((weighted @ Mt.mT).flatten(1))
+            pull = q_E + c @ P_dd
+        return ConicData(P, q - (Mt @ pull.unsqueeze(-1)).squeeze(-1), A, b)
 
-    def reduce(self, data: ConicData) -> tuple[ConicData, Tensor]:
-        """The reduced program's data and the constant to add to its objective, ``(B,)``."""
-        M, c = self._substitution(data)
-        q_E, q_R = data.q[:, self.columns], data.q[:, self.kept]
-        q = q_R - _times(M.mT, q_E)
-        constant = (q_E * c).sum(-1)
-        P_values = data.P.new_zeros(data.P.shape[0], 0)
-        if self.P_pattern.nnz:
-            P_RR, P_RE, P_EE = self._blocks(data.P)
-            PM = P_EE @ M
-            P = P_RR - P_RE @ M - M.mT @ P_RE.mT + M.mT @ PM
-            q = q + _times(P_RE, c) - _times(PM.mT, c)
-            constant = constant + 0.5 * (c * _times(P_EE, c)).sum(-1)
-            P_values = P[:, self.P_pattern.rows, self.P_pattern.cols]
-        elif self.touched:
-            _, _, P_EE = self._blocks(data.P)
-            constant = constant + 0.5 * (c * _times(P_EE, c)).sum(-1)
-        return ConicData(P_values, q, data.A[:, self.A_entries], data.b[:, self.kept_rows]), constant
+    def expand(self, x: Tensor, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Full primal (B, n), full dual (B, m) and objective value (B,) from the reduced solution.
 
-    def _blocks(self, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n = self.full.n
-        rows, cols, _, _ = self.full.index(P.device)
-        flat = P.new_zeros(P.shape[0], n * n).index_copy(1, rows * n + cols, P)
-        whole = flat.index_copy(1, cols * n + rows, P).view(-1, n, n)
-        R, E = torch.as_tensor(self.kept, device=P.device), torch.as_tensor(self.columns, device=P.device)
-        return (
-            whole.index_select(1, R).index_select(2, R),
-            whole.index_select(1, R).index_select(2, E),
-            whole.index_select(1, E).index_select(2, E),
-        )
-
-    def expand(self, x: Tensor, y: Tensor, data: ConicData) -> tuple[Tensor, Tensor]:
-        """The full primal ``(B, n)`` and dual ``(B, m)`` from the reduced ones; the multipliers of the eliminated
-        rows follow from stationarity in the eliminated variables, ``a y = -(P x + q)``."""
-        M, c = self._substitution(data)
-        x_E = c - _times(M, x)
-        order = np.argsort(np.concatenate([self.kept, self.columns]))
-        x_full = torch.cat([x, x_E], -1)[:, order]
-        gradient = self.full.P_times(data.P, x_full) + data.q
-        y_E = -gradient[:, self.columns] / data.A[:, self.pivot]
-        order = np.argsort(np.concatenate([self.kept_rows, self.rows]))
-        return x_full, torch.cat([y, y_E], -1)[:, order]
+        The multipliers of the eliminated rows follow from stationarity in the eliminated variables: ``a y = -(P x + q)``.
+        """
+        P, q, constant, A, b = self.full_map(u)
+        data = ConicData(P, q, A, b)
+        x = torch.cat([x, x.new_zeros(x.shape[0], len(self.columns))], 1)[:, self._order]
+        pivots = torch.from_numpy(self.pivots).to(x.device)
+        x_E = (b - self.full.A_times(A, x))[:, self.rows] / pivots
+        x = torch.cat([x[:, self.kept], x_E], 1)[:, self._order]
+        Px = self.full.P_times(P, x)
+        y = torch.cat([y, -(Px + q)[:, self.columns] / pivots], 1)[:, self._row_order]
+        return x, y, self.full.objective(x, data) + constant[:, 0]
 
 
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+def _removable(
+    program: ConicProgram, P: NDArray[np.float64], A: NDArray[np.float64]
+) -> tuple[Index, Index, NDArray[np.float64]]:
+    """Columns to eliminate, the rows that define them, and their coefficients there.
+
+    ``P`` and ``A`` hold the constant entries, NaN where they depend on a parameter.
+    """
+    n, pattern = program.n, program.A
+    meets_parameter = np.zeros(n, bool)
+    for index in (program.P.rows, program.P.cols):
+        meets_parameter[index[np.isnan(P)]] = True
+    count = np.diff(pattern.indptr)
+    single = np.flatnonzero((count == 1) & ~meets_parameter)
+    first = pattern.indptr[single]
+    rows, values = pattern.rows[first], A[first]
+    good = (rows < program.cones.zero) & np.isfinite(values) & (np.abs(np.nan_to_num(values)) > 1e-8)
+    single, rows, values = single[good], rows[good], values[good]
+    _, unique = np.unique(rows, return_index=True)
+    single, rows, values = single[unique], rows[unique], values[unique]
+    parametric_rows = np.zeros(program.m, bool)
+    parametric_rows[pattern.rows[np.isnan(A)]] = True
+    dynamic = parametric_rows[rows]
+    # a parametric M may meet constant quadratic terms among its own columns only
+    in_dynamic = np.zeros(n, bool)
+    in_dynamic[single[dynamic]] = True
+    mixed = in_dynamic[program.P.rows] != in_dynamic[program.P.cols]
+    clash = np.zeros(n, bool)
+    clash[program.P.rows[mixed]] = clash[program.P.cols[mixed]] = True
+    keep = ~(dynamic & clash[single])
+    if mixed.any():  # dropping some columns would let others meet them: drop all parametric ones
+        keep = ~dynamic
+    if n + program.m - 2 * int(keep.sum()) > DENSE_LIMIT:
+        # a large program stays sparse: only substitutions by at most one other variable, which cannot fill in P
+        entries = np.bincount(pattern.rows, minlength=program.m)
+        keep &= ~dynamic & (entries[rows] <= 2)
+    if int(keep.sum()) == n:
+        keep[0] = False  # a program keeps a variable
+    order = np.argsort(single[keep])
+    return single[keep][order], rows[keep][order], values[keep][order]

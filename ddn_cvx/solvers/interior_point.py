@@ -31,6 +31,7 @@ from torch.linalg import cholesky_ex, solve_triangular, vector_norm
 from torch.nn.functional import pad
 
 from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 
 SOLVED, INACCURATE, INFEASIBLE, UNBOUNDED, ITERATION_LIMIT, NUMERICAL_ERROR = range(6)
@@ -45,13 +46,15 @@ _FLOOR = 1e-6  # what counts as zero next to data of order one when residuals ar
 _CEILING = 1e3  # norm of an iterate beyond which residuals are no longer taken relative to it
 _MARGIN = (1e-4, 0.03)  # least and largest part of the way to the boundary that a step leaves
 _ROUNDING = 1e-14  # relative increase of a diagonal that outweighs the rounding of its Cholesky factor
-_TINY = 1e-300
 _CHUNK = 2**26  # numbers in P and A that are solved at a time (half a gigabyte)
 
 
 @dataclass(frozen=True)
 class InteriorPoint(Solver):
     """Options of the interior-point method.  Tolerances are relative and apply to equilibrated data."""
+
+    name: ClassVar[str] = "interior_point"
+    on_device: ClassVar[bool] = True
 
     max_iterations: int = 60
     """Iterations, of one factorisation each, after which an element gives up (default 60)."""
@@ -65,6 +68,23 @@ class InteriorPoint(Solver):
     """Largest residual of a certificate of infeasibility or unboundedness (default 1e-9)."""
     regularisation: float = 1e-9
     """The proximal weight delta, next to data of order one (default 1e-9)."""
+
+    def unsupported(self, program: ConicProgram) -> str | None:
+        if not program.cones.is_polyhedral:
+            return "it takes equalities and inequalities only, and the program has other cones"
+        return None if program.n else "it needs at least one variable"
+
+    def solve(
+        self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
+    ) -> RawSolution:
+        """Solve the batch.  An interior-point method gains nothing from a warm start: ``warm`` is not used."""
+        P, A = program.dense(data)
+        x, y, s, status, iterations = solve_qp(P, data.q, A, data.b, program.cones.zero, self)
+        finite = torch.stack([t.isfinite().all(1) for t in data]).all(0)
+        status = torch.where(finite, status, int(Status.INVALID_DATA))
+        solution = (status <= INACCURATE)[:, None]  # a certificate is none
+        x, y, s = (torch.where(solution, t, torch.nan) for t in (x, y, s))
+        return RawSolution(x, y, s, status, iterations)
 
 
 def solve_qp(
@@ -148,11 +168,10 @@ def _solve_kind(
     P: Tensor, q: Tensor, A: Tensor, b: Tensor, zero: int, separable: bool, options: InteriorPoint
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Scale, pad, iterate, undo both, and check: for finite data that are all separable or all to be taken as dense."""
-    m, n = A.shape[1:]
-    D, R, beta, gamma = _scales(P.diagonal(dim1=1, dim2=2)[:, None], q[:, None], A, b[:, None])
-    parts = (n, zero, m - zero)
-    c = _even(torch.cat((q[:, None] * (D / gamma), b[:, None] * (-R / beta)), 2), 2, *parts)
-    new_A = _even(_even((A * D).mul_(R.mT), 2, n), 1, *parts[1:])
+    (m, n), q, b = A.shape[1:], q[:, None], b[:, None]
+    D, R, beta, gamma = scales = _scales(P.diagonal(dim1=1, dim2=2)[:, None], q, A, b)
+    c = _even(torch.cat((q * (D / gamma), b * (-R / beta)), 2), 2, n, zero, m - zero)
+    new_A = _even(_even((A * D).mul_(R.mT), 2, n), 1, zero, m - zero)
     if separable:
         new_P = _even(P.diagonal(dim1=1, dim2=2)[:, None] * (D * D * (beta / gamma)), 2, n)
     else:
@@ -164,13 +183,15 @@ def _solve_kind(
     newton = _Newton(new_P, new_A, c, zero + zero % 2, separable, options.regularisation)
     z, status, iterations = _iterate(newton, options)
     x, y, y_G, s = z.tensor_split((newton.n, newton.n + newton.p, newton.n + newton.p + newton.m), 2)
-    x, s = (x[..., :n] * (D * beta))[:, 0], (pad(s[..., : m - zero], (zero, 0)) * (beta / R))[:, 0]
-    y = (torch.cat((y[..., :zero], y_G[..., : m - zero]), 2) * (R * gamma))[:, 0]
-    status = _check(P, q, A, b, x, y, s, status, options)
+    x, s = x[..., :n] * (D * beta), pad(s[..., : m - zero], (zero, 0)) * (beta / R)
+    y = torch.cat((y[..., :zero], y_G[..., : m - zero]), 2) * (R * gamma)
+    claimed, error = status <= INACCURATE, _backward_error(P, q, A, b, x, y, s, scales)
+    status = torch.where(claimed & (error > options.solved_tolerance), INACCURATE, status)
+    status = torch.where(claimed & ~(error <= options.inaccurate_tolerance), NUMERICAL_ERROR, status)
     if bool((status > INACCURATE).any()):
-        y = torch.where((status == INFEASIBLE)[:, None], y / -(b * y).sum(1, keepdim=True), y)
-        x = torch.where((status == UNBOUNDED)[:, None], x / -(q * x).sum(1, keepdim=True), x)
-    return x, y, s, status, iterations
+        y = torch.where((status == INFEASIBLE)[:, None, None], y / -(b * y).sum(2, keepdim=True), y)
+        x = torch.where((status == UNBOUNDED)[:, None, None], x / -(q * x).sum(2, keepdim=True), x)
+    return x.squeeze(1), y.squeeze(1), s.squeeze(1), status, iterations
 
 
 def _even(t: Tensor, dim: int, *lengths: int) -> Tensor:
@@ -211,21 +232,20 @@ def _power_of_two(size: Tensor) -> Tensor:
     return torch.where(size > 0, 0.5 * size / torch.frexp(size).mantissa, 1.0)
 
 
-def _check(
-    P: Tensor, q: Tensor, A: Tensor, b: Tensor, x: Tensor, y: Tensor, s: Tensor, status: Tensor, options: InteriorPoint
+def _backward_error(
+    P: Tensor, q: Tensor, A: Tensor, b: Tensor, x: Tensor, y: Tensor, s: Tensor, scales: tuple[Tensor, ...]
 ) -> Tensor:
-    """Lower the status of elements whose backward error, on the data as given, is not what their status says."""
-    X, Y, sizes = x[:, None], y[:, None], A.abs()
-    error = ((s * y).sum(1) / ((q * x).abs().sum(1) + (b * y).abs().sum(1) + _TINY)).abs()
-    stationarity = torch.baddbmm(X @ P, Y, A).squeeze(1) + q
-    size = torch.baddbmm(X.abs() @ P.abs(), Y.abs(), sizes).squeeze(1) + q.abs()
-    error = torch.maximum(error, stationarity.abs().amax(1) / (size.amax(1) + _TINY))
+    """The largest relative residual of the optimality conditions on the data as given, ``(B,)``; all vectors are rows."""
+    D, R, beta, gamma = scales
+    sizes = A.abs()
+    gap = (s * y).sum(2).abs() / ((q * x).abs().sum(2) + (b * y).abs().sum(2) + _FLOOR * (beta * gamma).squeeze(2))
+    stationarity = torch.baddbmm(x @ P, y, A) + q
+    size = torch.baddbmm(x.abs() @ P.abs(), y.abs(), sizes) + q.abs() + _FLOOR * gamma / D
+    error = torch.maximum(gap, stationarity.abs().amax(2) / size.amax(2))
     if A.shape[1]:
-        feasibility, size = (X @ A.mT).squeeze(1) + s - b, (X.abs() @ sizes.mT).squeeze(1) + s + b.abs()
-        error = torch.maximum(error, feasibility.abs().amax(1) / (size.amax(1) + _TINY))
-    claimed = status <= INACCURATE
-    status = torch.where(claimed & (error > options.solved_tolerance), INACCURATE, status)
-    return torch.where(claimed & ~(error <= options.inaccurate_tolerance), NUMERICAL_ERROR, status)
+        feasibility, size = x @ A.mT + s - b, x.abs() @ sizes.mT + s + b.abs() + _FLOOR * beta / R
+        error = torch.maximum(error, feasibility.abs().amax(2) / size.amax(2))
+    return error.squeeze(1)
 
 
 class _Newton:
@@ -425,6 +445,7 @@ def _advance(newton: _Newton, z: _Iterate, residual: Tensor, products: Tensor, g
     """
     n, inner, m = newton.n, newton.n + newton.p, newton.m
     if not m:
+        newton.factor(z.s)
         step = newton.solve(residual.neg())
         z.both.add_(step)
         return step

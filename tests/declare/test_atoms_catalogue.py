@@ -242,8 +242,9 @@ case("partial_trace", lambda x: cp.partial_trace(x, (2, 3), 0), real(6, 6))
 case("partial_transpose", lambda x: cp.partial_transpose(x, (2, 3), 1), real(6, 6))
 for key_name, key in {
     "[1]": 1, "[-1]": -1, "[1, 2]": (1, 2), "[:, 1]": (slice(None), 1), "[0:1, 1:]": (slice(0, 1), slice(1, None)),
-    "[::-1]": slice(None, None, -1), "[:, ::2]": (slice(None), slice(None, None, 2)), "[::-1, 1]": (slice(None, None, -1), 1),
-    "[:0]": slice(0, 0), "[-2:]": slice(-2, None), "[2:0:-1, ::-2]": (slice(2, 0, -1), slice(None, None, -2)),
+    "[::-1]": slice(None, None, -1), "[:, ::2]": (slice(None), slice(None, None, 2)),
+    "[::-1, 1]": (slice(None, None, -1), 1), "[:0]": slice(0, 0),
+    "[-2:]": slice(-2, None), "[2:0:-1, ::-2]": (slice(2, 0, -1), slice(None, None, -2)),
     "[[2, 0, 2]]": [2, 0, 2], "[[0, 1], [1, 2]]": ([0, 1], [1, 2]), "[1, [0, 2]]": (1, [0, 2]), "[None, 1]": (None, 1),
     "[...]": Ellipsis, "[mask]": np.arange(9).reshape(3, 3) % 2 == 0, "[array]": np.array([[0, 1], [2, 0]]),
 }.items():  # fmt: skip

@@ -22,7 +22,8 @@ SIZES = st.integers(1, 3)
 # Maps of any real array, bounded enough that a composition of a few stays of moderate size.
 ELEMENTWISE: list[Callable[[Expr], Expr]] = [
     cp.abs, cp.logistic, cp.pos, cp.square, cp.nlp.tanh, cp.nlp.sin, cp.nlp.asinh, cp.nlp.normcdf,
-    lambda x: -x, lambda x: x / 3, lambda x: cp.exp(cp.nlp.tanh(x)), lambda x: cp.log(1.5 + cp.square(x)), lambda x: cp.sqrt(0.5 + cp.square(x)),
+    lambda x: -x, lambda x: x / 3, lambda x: cp.exp(cp.nlp.tanh(x)), lambda x: cp.log(1.5 + cp.square(x)),
+    lambda x: cp.sqrt(0.5 + cp.square(x)),
     lambda x: cp.huber(x, 0.8), lambda x: cp.inv_pos(1 + cp.abs(x)), lambda x: cp.entr(0.2 + cp.abs(x)),
     lambda x: cp.xexp(cp.abs(cp.nlp.tanh(x))), lambda x: cp.power(0.5 + cp.abs(x), 0.7), lambda x: cp.multiply(x, x),
     lambda x: cp.kl_div(cp.abs(x) + 0.3, 1.2), lambda x: cp.minimum(x, 0.4), lambda x: 1 - 0.5 * x, lambda x: x + 1,

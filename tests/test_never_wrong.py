@@ -1,0 +1,771 @@
+"""Never silently wrong: hostile problems, every forward solver, and no finite answer that is not right.
+
+Each case declares a problem, gives the values of its parameters and says what is true of it: `best` is the least (or
+greatest) value of the objective, infinite where there is none, NaN where the values themselves are inadmissible. An
+answer is right if it satisfies the constraints by cvxpy's own account and reaches that value; where the problem is
+scaled so badly that this says little, the solution itself is known. A solver may give up. It may not be wrong.
+
+The module is long for one reason: it is a catalogue, read case by case.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import cvxpy
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import ddn_cvx as ddn
+from ddn_cvx.solution import Status
+
+cp: Any = cvxpy  # cvxpy's star imports are invisible to type checkers
+Array = Any
+INFEASIBLE, UNBOUNDED, INADMISSIBLE = np.inf, -np.inf, np.nan
+TOLERANCE = 1e-5
+
+# Limits that keep hopeless solves short; all else is as users get it.
+SOLVERS: dict[str, dict[str, Any]] = {
+    "auto": {}, "interior_point": {}, "clarabel": {}, "scs": {"max_iters": 4000}, "ecos": {}, "diffcp": {"max_iters": 4000},
+    "osqp": {"max_iter": 4000}, "piqp": {}, "daqp": {}, "highs": {}, "qoco": {}, "cvxopt": {},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Given:
+    """The value of a parameter and the attributes it is declared with."""
+
+    value: Array
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A problem, values for its parameters, and what is true of it."""
+
+    name: str
+    declare: Callable[..., Any]
+    given: Mapping[str, Given]
+    best: float
+    """Optimal value, or the bound that is approached without end."""
+    solution: list[Array] | None
+    """The values of the variables, where the objective alone is no test."""
+    gp: bool
+    dtype: torch.dtype
+
+    def build(self) -> tuple[Any, list[Any]]:
+        """Fresh cvxpy objects: the problem and its parameters."""
+        parameters = {k: cp.Parameter(np.shape(g.value), name=k, **g.attributes) for k, g in self.given.items()}
+        return self.declare(**parameters), list(parameters.values())
+
+    def values(self) -> list[Tensor]:
+        found = []
+        for given in self.given.values():
+            is_complex = np.iscomplexobj(given.value)
+            dtype = torch.complex128 if is_complex else self.dtype
+            found.append(torch.as_tensor(np.array(given.value, complex if is_complex else float)).to(dtype))
+        return found
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(
+    best: float, solution: list[Any] | None = None, gp: bool = False, dtype: torch.dtype = torch.float64, **given: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated declaration, which receives its parameters by name."""
+
+    def register(declare: Callable[..., Any]) -> Callable[..., Any]:
+        known = {k: g if isinstance(g, Given) else Given(g) for k, g in given.items()}
+        CASES[declare.__name__] = Case(declare.__name__, declare, known, best, solution, gp, dtype)
+        return declare
+
+    return register
+
+
+def minimise(objective: Any, *constraints: Any) -> cvxpy.Problem:
+    return cvxpy.Problem(cvxpy.Minimize(objective), list(constraints))
+
+
+def maximise(objective: Any, *constraints: Any) -> cvxpy.Problem:
+    return cvxpy.Problem(cvxpy.Maximize(objective), list(constraints))
+
+
+# Infeasible.
+
+
+@case(INFEASIBLE, b=[1, -1])
+def crossed_bounds(b: Any) -> Any:
+    x = cp.Variable()
+    return minimise(cp.square(x), x >= b[0], x <= b[1])
+
+
+@case(INFEASIBLE, b=[1 + 1e-5, 1])
+def barely_crossed_bounds(b: Any) -> Any:
+    x = cp.Variable()
+    return minimise(cp.square(x), x >= b[0], x <= b[1])
+
+
+@case(INFEASIBLE, low=[1, 0], high=[-1, 1])
+def contradictory_declared_bounds(low: Any, high: Any) -> Any:
+    return minimise(cp.sum(cp.Variable(2, bounds=[low, high])))
+
+
+@case(INFEASIBLE, total=[1, 2])
+def inconsistent_duplicates(total: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(cp.sum_squares(x), cp.sum(x) == total[0], cp.sum(x) == total[1])
+
+
+@case(INFEASIBLE, total=[1, 1.0001])
+def barely_inconsistent_duplicates(total: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(cp.sum(x), cp.sum(x) == total[0], cp.sum(x) == total[1], x >= 0)
+
+
+@case(INFEASIBLE, a=[[1, 0], [0, 1], [1, 1]], b=[1, 1, 0])
+def overdetermined_equalities(a: Any, b: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum_squares(x), a @ x == b)
+
+
+@case(INFEASIBLE, total=-1)
+def empty_polyhedron(total: Any) -> Any:
+    x = cp.Variable(3, nonneg=True)
+    return minimise(cp.sum(x), cp.sum(x) <= total)
+
+
+@case(INFEASIBLE, a=[0, 0])
+def zero_row_equality(a: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum_squares(x), a @ x == 1)
+
+
+@case(INFEASIBLE, a=[0, 0])
+def zero_row_inequality(a: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum_squares(x - 1), a @ x <= -1)
+
+
+@case(INFEASIBLE, p=-1)
+def constraint_on_the_parameter(p: Any) -> Any:
+    return minimise(cp.square(cp.Variable()), p >= 0)
+
+
+@case(INFEASIBLE, b=[1, -1])
+def infeasible_and_unbounded(b: Any) -> Any:
+    x, y = cp.Variable(), cp.Variable()
+    return minimise(-x, y >= b[0], y <= b[1])
+
+
+@case(INFEASIBLE, b=1e-8)
+def infeasible_in_a_small_row(b: Any) -> Any:
+    x = cp.Variable(2, nonneg=True)
+    return minimise(cp.sum_squares(x - 1), b * (x[0] + x[1]) <= -b)
+
+
+@case(INFEASIBLE, r=-1)
+def negative_radius(r: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(cp.sum(x), cp.norm(x, 2) <= r)
+
+
+@case(INFEASIBLE, centre=[3, 0])
+def disjoint_balls(centre: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum_squares(x), cp.norm(x, 2) <= 1, cp.norm(x - centre, 2) <= 1)
+
+
+@case(INFEASIBLE, p=np.array([2, 2j]))
+def complex_infeasible(p: Any) -> Any:
+    x = cp.Variable(2, complex=True)
+    return minimise(cp.norm(x, 2), x == p, cp.abs(x) <= 1)
+
+
+@case(INFEASIBLE, trace=-1)
+def semidefinite_with_negative_trace(trace: Any) -> Any:
+    x = cp.Variable((3, 3), PSD=True)
+    return minimise(x[0, 1], cp.trace(x) == trace)
+
+
+@case(INFEASIBLE, corner=1)
+def semidefinite_corner(corner: Any) -> Any:
+    """[[x, 1], [1, 0]] is never semidefinite, but nearly so for large x."""
+    x = cp.Variable((2, 2), symmetric=True)
+    return minimise(x[0, 0], x >> 0, x[0, 1] == corner, x[1, 1] == 0)
+
+
+@case(INFEASIBLE, p=-0.5)
+def negative_exponential(p: Any) -> Any:
+    x = cp.Variable()
+    return minimise(cp.square(x), cp.exp(x) <= p)
+
+
+@case(INFEASIBLE, p=0.5)
+def logarithm_above_its_bound(p: Any) -> Any:
+    x = cp.Variable()
+    return minimise(x, cp.log(x) >= 0, x <= p)
+
+
+@case(-INFEASIBLE, p=-1)
+def logarithm_of_a_negative_number(p: Any) -> Any:
+    x = cp.Variable()
+    return maximise(cp.log(x), x == p)
+
+
+@case(INFEASIBLE, b=1)
+def power_above_its_bound(b: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(x[0], cp.geo_mean(x, [0.3, 0.7], approx=False) >= 2 * b, cp.sum(x) <= b)
+
+
+@case(INFEASIBLE, t=0)
+def quadratic_over_zero(t: Any) -> Any:
+    x, y = cp.Variable(2), cp.Variable()
+    return minimise(cp.quad_over_lin(x, y), x == 1, y == t)
+
+
+@case(INFEASIBLE, gp=True, b=Given(2, {"pos": True}))
+def geometric_infeasible(b: Any) -> Any:
+    x, y = cp.Variable(pos=True), cp.Variable(pos=True)
+    return minimise(x / y, x * y <= 1, x >= b, y >= b)
+
+
+# Unbounded.
+
+
+@case(UNBOUNDED, c=[-1, 0])
+def linear_ray(c: Any) -> Any:
+    x = cp.Variable(2, nonneg=True)
+    return minimise(c @ x, x[1] <= 1)
+
+
+@case(UNBOUNDED, c=[1, -2])
+def linear_without_constraints(c: Any) -> Any:
+    return minimise(c @ cp.Variable(2))
+
+
+@case(-UNBOUNDED, c=[1, 1e-3])
+def quadratic_with_a_ray(c: Any) -> Any:
+    x = cp.Variable(2)
+    return maximise(c @ x - cp.square(x[0]))
+
+
+@case(UNBOUNDED, slope=-1.001)
+def norm_with_a_ray(slope: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(cp.norm(x, 2) + slope * x[0])
+
+
+@case(UNBOUNDED, s=Given([[-1, 0], [0, 1]], {"symmetric": True}))
+def semidefinite_ray(s: Any) -> Any:
+    x = cp.Variable((2, 2), PSD=True)
+    return minimise(cp.trace(s @ x))
+
+
+@case(-UNBOUNDED, c=1)
+def unbounded_logarithm(c: Any) -> Any:
+    x = cp.Variable()
+    return maximise(cp.log(x) + c)
+
+
+@case(-UNBOUNDED, price=[1, 0])
+def power_with_a_free_good(price: Any) -> Any:
+    x = cp.Variable(2)
+    return maximise(cp.geo_mean(x, [0.3, 0.7], approx=False), price @ x <= 1)
+
+
+@case(UNBOUNDED, gp=True, c=Given(1, {"pos": True}))
+def geometric_unbounded(c: Any) -> Any:
+    """Its infimum is zero, but no positive number reaches it."""
+    x = cp.Variable(pos=True)
+    return minimise(c * x)
+
+
+# Inadmissible values.
+
+
+@case(INADMISSIBLE, p=[1, np.nan])
+def nan_in_the_objective(p: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum_squares(x - p), x >= 0)
+
+
+@case(INADMISSIBLE, a=[[1, np.nan], [0, 1]], b=[1, 1])
+def nan_in_the_matrix(a: Any, b: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum_squares(x), a @ x == b)
+
+
+@case(INADMISSIBLE, high=[1, np.inf])
+def infinite_bound(high: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(-x[0], x <= high)
+
+
+@case(INADMISSIBLE, p=[-np.inf, 1], w=0)
+def zero_times_infinity(p: Any, w: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum_squares(x) + w * (p @ x))
+
+
+@case(INADMISSIBLE, p=1e200, q=1e200)
+def overflowing_product(p: Any, q: Any) -> Any:
+    x = cp.Variable()
+    return minimise(cp.square(x - 1), p * q * x <= 1)
+
+
+@case(INADMISSIBLE, p=1000)
+def overflowing_exponential(p: Any) -> Any:
+    x = cp.Variable()
+    return minimise(cp.square(x - 1), cp.exp(p) * x <= 1)
+
+
+@case(INADMISSIBLE, p=0)
+def division_by_zero(p: Any) -> Any:
+    x = cp.Variable()
+    return minimise(cp.square(x - 1), x / p <= 1)
+
+
+@case(INADMISSIBLE, p=0)
+def logarithm_of_zero(p: Any) -> Any:
+    x = cp.Variable()
+    return minimise(cp.square(x), cp.log(p) <= x)
+
+
+@case(INADMISSIBLE, w=Given(-1, {"nonneg": True}))
+def negative_weight(w: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(w * cp.sum_squares(x) + cp.sum(x), x >= -1, x <= 1)
+
+
+@case(INADMISSIBLE, s=Given([[1, 2], [2, 1]], {"PSD": True}))
+def indefinite_matrix(s: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.quad_form(x, s), cp.sum(x) == 1)
+
+
+@case(INADMISSIBLE, s=Given([[1, 2], [2, 1]], {"NSD": True}))
+def indefinite_hessian(s: Any) -> Any:
+    x = cp.Variable(2)
+    return maximise(cp.quad_form(x, s), cp.norm(x, 2) <= 1)
+
+
+@case(INADMISSIBLE, s=Given([[1, 5], [0, 1]], {"symmetric": True}))
+def unsymmetric_matrix(s: Any) -> Any:
+    x = cp.Variable((2, 2), symmetric=True)
+    return minimise(cp.sum_squares(x - s), x >> 0)
+
+
+@case(INADMISSIBLE, s=Given(np.array([[1, 1j], [1j, 1]]), {"hermitian": True}))
+def matrix_that_is_not_hermitian(s: Any) -> Any:
+    x = cp.Variable((2, 2), hermitian=True)
+    return minimise(cp.sum_squares(x - s), x >> 0)
+
+
+@case(INADMISSIBLE, d=Given([[1, 3], [3, 1]], {"diag": True}))
+def matrix_that_is_not_diagonal(d: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum_squares(d @ x - 1))
+
+
+@case(INADMISSIBLE, d=Given([[1, 3], [3, 1]], {"sparsity": ([0, 1], [0, 1])}))
+def value_off_the_sparsity_pattern(d: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum(x), d @ x >= 1)
+
+
+@case(INADMISSIBLE, p=Given(np.array([1 + 1j, 1j]), {"imag": True}))
+def real_part_of_an_imaginary_parameter(p: Any) -> Any:
+    x = cp.Variable(2, imag=True)
+    return minimise(cp.sum_squares(x - p))
+
+
+@case(INADMISSIBLE, p=np.array([1j, 1]))
+def complex_value_of_a_real_parameter(p: Any) -> Any:
+    """`Given` cannot tell: the declaration replaces the complex parameter."""
+    x, real = cp.Variable(2), cp.Parameter(2, name="p")
+    return minimise(cp.sum_squares(x - real))
+
+
+@case(INADMISSIBLE, p=Given(2, {"bounds": [0, 1]}))
+def parameter_beyond_its_bounds(p: Any) -> Any:
+    x = cp.Variable()
+    return minimise(cp.square(x), x >= p)
+
+
+@case(INADMISSIBLE, gp=True, a=Given(-1, {"pos": True}))
+def geometric_negative(a: Any) -> Any:
+    x = cp.Variable(pos=True)
+    return minimise(a * x + 1 / x)
+
+
+@case(INADMISSIBLE, gp=True, a=Given(0, {"pos": True}))
+def geometric_zero(a: Any) -> Any:
+    x = cp.Variable(pos=True)
+    return minimise(a * x + 1 / x)
+
+
+# Solvable, but degenerate.
+
+
+@case(1 / 3, total=[1, 2])
+def redundant_equalities(total: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(cp.sum_squares(x), cp.sum(x) == total[0], 2 * cp.sum(x) == total[1])
+
+
+@case(0, a=[[1, 2], [2, 4]], b=[1, 2])
+def rank_deficient_least_squares(a: Any, b: Any) -> Any:
+    return minimise(cp.sum_squares(a @ cp.Variable(2) - b))
+
+
+@case(1, c=[1, 1, 2])
+def edge_of_solutions(c: Any) -> Any:
+    x = cp.Variable(3, nonneg=True)
+    return minimise(c @ x, cp.sum(x) == 1)
+
+
+@case(0, b=[0, 1])
+def nothing_to_minimise(b: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(0, x >= b[0], cp.sum(x) <= b[1])
+
+
+@case(5, p=[1, 2])
+def empty_interior(p: Any) -> Any:
+    x = cp.Variable(2, nonneg=True)
+    return minimise(cp.sum_squares(x - p), cp.sum(x) <= 0)
+
+
+@case(5, p=[1, 2], r=0)
+def ball_of_radius_zero(p: Any, r: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum_squares(x - p), cp.norm(x, 2) <= r)
+
+
+@case(0, p=[1, -2, 3])
+def apex_of_the_second_order_cone(p: Any) -> Any:
+    return minimise(cp.norm(cp.Variable(3) - p, 2))
+
+
+@case(0, corner=0)
+def semidefinite_face(corner: Any) -> Any:
+    """A zero on the diagonal empties its row: no interior, and no multiplier either."""
+    x = cp.Variable((2, 2), PSD=True)
+    return minimise(x[0, 1], x[1, 1] == corner, x[0, 0] <= 1)
+
+
+@case(0, p=1)
+def semidefinite_duality_gap(p: Any) -> Any:
+    """The zero in the corner forces y = 0; the dual, and points that are nearly feasible, say y = -1."""
+    y, t = cp.Variable(), cp.Variable()
+    return minimise(y, cp.bmat([[0, y, 0], [y, t, 0], [0, 0, y + p]]) >> 0)
+
+
+@case(0, p=0)
+def unattained_exponential(p: Any) -> Any:
+    x = cp.Variable()
+    return minimise(cp.exp(x), x <= p)
+
+
+@case(0, p=1)
+def unattained_reciprocal(p: Any) -> Any:
+    x = cp.Variable()
+    return minimise(cp.inv_pos(x), x >= p)
+
+
+@case(np.log(2), q=[0.5, 0.5])
+def entropy_on_the_boundary(q: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum(cp.kl_div(x, q)), cp.sum(x) == 1, x[1] == 0)
+
+
+@case(0, p=0)
+def power_cone_with_zero(p: Any) -> Any:
+    x, y, z = cp.Variable(), cp.Variable(), cp.Variable()
+    return maximise(z, cp.PowCone3D(x, y, z, 0.5), x <= p, y <= 1)
+
+
+@case(1, p=2)
+def multiplier_of_no_meaning(p: Any) -> Any:
+    """Both constraints are tight and only one is needed."""
+    x = cp.Variable()
+    return minimise(cp.square(x - p), x <= 1, cp.square(x) <= 1)
+
+
+# Solvable, but badly scaled. The objective says little here, so the solution is given.
+
+TINY, HUGE = 1e-8, 1e8
+SKEWED = np.array([TINY, 1, HUGE])
+
+
+@case(0, [SKEWED], d=SKEWED)
+def scaled_rows(d: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(0, cp.multiply(1 / SKEWED, x) == d / SKEWED)
+
+
+@case(-3, [np.ones(3)], d=SKEWED)
+def scaled_inequalities(d: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(-cp.sum(x), cp.multiply(d, x) <= d)
+
+
+@case(-3, [1 / SKEWED], d=SKEWED)
+def scaled_columns(d: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(-d @ x, cp.multiply(d, x) <= 1)
+
+
+@case(-TINY, [np.array([0.8, 0.6])], c=[-0.8 * TINY, -0.6 * TINY])
+def tiny_linear_objective(c: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(c @ x, cp.norm(x, 2) <= 1)
+
+
+@case(-2 * TINY, [np.array([0, 1.0])], c=[-TINY, -2 * TINY])
+def tiny_linear_program(c: Any) -> Any:
+    x = cp.Variable(2, nonneg=True)
+    return minimise(c @ x, cp.sum(x) <= 1)
+
+
+@case(-HUGE, [np.array([0.8, 0.6])], c=[-0.8 * HUGE, -0.6 * HUGE])
+def huge_linear_objective(c: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(c @ x, cp.norm(x, 2) <= 1)
+
+
+@case(TINY * 2 / 9, [np.array([2 / 3, 1 / 3])], w=TINY)
+def tiny_quadratic_objective(w: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(w * (cp.square(x[0] - 1) + 2 * cp.square(x[1] - 0.5) + 1 / 18), cp.sum(x) == 1, x >= 0)
+
+
+@case(HUGE / 3, [np.full(3, 1 / 3)], w=HUGE)
+def huge_quadratic_objective(w: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(w * cp.sum_squares(x), cp.sum(x) == 1)
+
+
+@case(-1, [np.array(1.0)], w=Given(1e-12, {"nonneg": True}))
+def vanishing_quadratic_term(w: Any) -> Any:
+    x = cp.Variable()
+    return minimise(w * cp.square(x) - x, x <= 1)
+
+
+@case(0.5, [np.array([1.0, 0.5, 0.5])], w=Given([HUGE, 1, 1], {"nonneg": True}))
+def mixed_curvature(w: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(w[0] * cp.square(x[0] - 1) + w[1:] @ cp.square(x[1:]), cp.sum(x) == 2)
+
+
+@case(HUGE**2 / 3, [np.full(3, HUGE / 3)], total=HUGE)
+def huge_right_hand_side(total: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(cp.sum_squares(x), cp.sum(x) == total, x >= 0)
+
+
+@case(TINY**2 / 3, [np.full(3, TINY / 3)], total=TINY)
+def tiny_right_hand_side(total: Any) -> Any:
+    x = cp.Variable(3)
+    return minimise(cp.sum_squares(x), cp.sum(x) == total, x >= 0)
+
+
+@case(-TINY, [np.array([TINY, 0])], h=TINY)
+def tiny_linear_program_set(h: Any) -> Any:
+    x = cp.Variable(2, nonneg=True)
+    return minimise(-x[0], cp.sum(x) <= h)
+
+
+@case(0, [np.array([1e200, -1e200])], p=[1e200, -1e200])
+def overflowing_square(p: Any) -> Any:
+    return minimise(cp.sum_squares(cp.Variable(2) - p))
+
+
+@case(0, [np.array([1e-310, 0])], p=[1e-310, 0])
+def subnormal_number(p: Any) -> Any:
+    return minimise(cp.sum_squares(cp.Variable(2) - p))
+
+
+@case(0, [np.array([3e38])], dtype=torch.float32, p=[1e30])
+def overflow_of_single_precision(p: Any) -> Any:
+    """The answer 1e60 is not a single-precision number."""
+    x = cp.Variable(1)
+    return minimise(cp.sum_squares(x - 1e30 * p))
+
+
+@case(HUGE, [np.array([HUGE, TINY])], a=[TINY, HUGE])
+def reciprocal_scales(a: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(x[0], a[0] * x[0] >= 1, a[1] * x[1] == 1)
+
+
+# Nothing, or next to nothing.
+
+
+@case(0)
+def no_parameters() -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum_squares(x), x >= -1)
+
+
+@case(4, p=2)
+def no_variables(p: Any) -> Any:
+    return minimise(cp.square(p))
+
+
+@case(INFEASIBLE, p=2)
+def no_variables_and_infeasible(p: Any) -> Any:
+    return minimise(cp.square(p), p <= 1)
+
+
+@case(1, p=np.zeros(0), q=1)
+def empty_parameter(p: Any, q: Any) -> Any:
+    x = cp.Variable()
+    return minimise(cp.square(x) + cp.sum(p), x >= q)
+
+
+@case(1, q=1)
+def empty_variable(q: Any) -> Any:
+    x, y = cp.Variable(), cp.Variable(0)
+    return minimise(cp.square(x) + cp.sum(y), x >= q)
+
+
+@case(1, q=1)
+def empty_constraint(q: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(cp.sum_squares(x), x[0] == q, x[:0] >= 5)
+
+
+@case(0, w=Given(0, {"nonneg": True}))
+def objective_times_zero(w: Any) -> Any:
+    x = cp.Variable(2)
+    return minimise(w * cp.sum_squares(x - 1), cp.norm(x, 2) <= 1)
+
+
+# What a layer makes of a case.
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one solver made of one case, in the two modes of failure, and what came back from the gradient."""
+
+    raised: str
+    reported: str
+    gradient: bool
+    """Finite where solved, zero where not."""
+    note: str = ""
+
+
+def is_right(case: Case, outputs: tuple[Tensor, ...]) -> bool:
+    """Judged by cvxpy, from the declaration alone."""
+    if not np.isfinite(case.best):
+        return False
+    problem, parameters = case.build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # overflow in what cvxpy evaluates; the comparison below is then false
+        for parameter, value in zip(parameters, case.values(), strict=True):
+            parameter.value = value.numpy()
+        found = [output.to(torch.complex128 if output.is_complex() else torch.float64).numpy() for output in outputs]
+        if not all(np.isfinite(x).all() for x in found):
+            return False
+        for variable, x in zip(problem.variables(), found, strict=True):
+            variable.save_value(x)
+            projected = np.asarray(variable.project(x)) if x.size else x
+            if x.size and np.max(np.abs(x - projected)) > TOLERANCE * (1 + np.max(np.abs(x))):
+                return False
+        if case.solution is not None:
+            return all(_near(x, known) for x, known in zip(found, case.solution, strict=True))
+        for constraint in problem.constraints:
+            size = max([0, *(np.max(np.abs(arg.value)) for arg in constraint.args if arg.size)])
+            if constraint.size and np.max(constraint.violation()) > TOLERANCE * (1 + size):
+                return False
+        return bool(abs(problem.objective.value - case.best) <= TOLERANCE * (1 + abs(case.best)))
+
+
+def _near(x: Array, known: Array) -> bool:
+    """Relative in every entry, however small."""
+    sizes = np.abs(known[known != 0])
+    return bool(np.allclose(x, known, rtol=10 * TOLERANCE, atol=TOLERANCE * sizes.min(initial=np.inf if not sizes.size else sizes.max())))
+
+
+@cache
+def forward_solver(name: str) -> Any:
+    if name in ("osqp", "piqp", "daqp", "highs", "qoco", "cvxopt"):
+        if name.upper() not in cp.installed_solvers():
+            return None
+        return ddn.CvxpySolver(name, SOLVERS[name])
+    return {s.name: s for s in (ddn.Auto, ddn.InteriorPoint, ddn.Clarabel, ddn.SCS, ddn.ECOS, ddn.Diffcp)}[name](**SOLVERS[name])
+
+
+REFUSED = (ddn.SolverError, ddn.InputError, ddn.DeclarationError)
+
+
+@cache
+def outcomes(case: Case) -> dict[str, Outcome]:
+    """By solver; solvers that do not take the problem are left out."""
+    problem, parameters = case.build()
+    try:
+        layer = ddn.DeclarativeLayer(problem, parameters, problem.variables(), gp=case.gp)
+    except ddn.DeclarationError as error:
+        return {"declaration": Outcome("refused", "refused", True, str(error))}
+    found = {}
+    for name in SOLVERS:
+        solver = forward_solver(name)
+        if solver is None or solver.unsupported(layer.node.program) is not None:
+            continue
+        layer.solver = solver
+        found[name] = Outcome(_raise_mode(case, layer), *_nan_mode(case, layer))
+    return found
+
+
+def _raise_mode(case: Case, layer: ddn.DeclarativeLayer) -> str:
+    layer.on_failure = "raise"
+    try:
+        outputs = layer(*case.values())
+    except REFUSED:
+        return "refused"
+    return "right" if is_right(case, outputs) else "wrong"
+
+
+def _nan_mode(case: Case, layer: ddn.DeclarativeLayer) -> tuple[str, bool, str]:
+    layer.on_failure = "nan"
+    try:
+        values = [value.unsqueeze(0).requires_grad_() for value in case.values()]
+        solution = layer.solve(*values)
+    except ddn.InputError as error:
+        return "refused", True, str(error)
+    status, outputs = Status(int(solution.status.reshape(-1)[0])), solution.outputs
+    blank = all(bool(output.isnan().all()) for output in outputs)
+    gradient = True
+    if values and any(output.requires_grad for output in outputs):
+        # The square of NaN sends NaN back: it must not arrive.
+        loss = sum(torch.view_as_real(o).square().sum() if o.is_complex() else o.square().sum() for o in outputs)
+        gradients = torch.autograd.grad(loss, values, allow_unused=True)
+        arrived = [g for g in gradients if g is not None]
+        gradient = all(bool(g.isfinite().all() if status == Status.SOLVED else (g == 0).all()) for g in arrived)
+    if status != Status.SOLVED:
+        return ("failed" if blank else "wrong"), gradient, status.name
+    rows = tuple(output.detach().reshape(output.shape[1:] if values else output.shape) for output in outputs)
+    return ("right" if is_right(case, rows) else "wrong"), gradient, str(rows)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
+def test_no_solver_is_silently_wrong(case: Case) -> None:
+    found = outcomes(case)
+    assert {k: o for k, o in found.items() if "wrong" in (o.raised, o.reported)} == {}
+    assert {k: o for k, o in found.items() if not o.gradient} == {}
+
+
+def test_count(capsys: pytest.CaptureFixture[str]) -> None:
+    every = [(case, name, outcome) for case in CASES.values() for name, outcome in outcomes(case).items()]
+    tally = Counter(verdict for _, _, outcome in every for verdict in (outcome.raised, outcome.reported))
+    with capsys.disabled():
+        print(f"\n{len(CASES)} hostile cases, {len(every)} pairs with a solver, two modes: {dict(tally)}")
+    assert tally["wrong"] == 0
