@@ -83,7 +83,7 @@ class Call:
             status = torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA))
             self._raise(status)
         clean = ConicData(*(torch.where(finite.unsqueeze(-1), part, 0.0) for part in data))
-        raw = self._solve(clean, finite)
+        raw = self._solve(ConicData(*(torch.where(finite.unsqueeze(-1), part, torch.nan) for part in data)))
         usable = finite & torch.isfinite(raw.x).all(-1) & torch.isfinite(raw.y).all(-1) & torch.isfinite(raw.s).all(-1)
         keep = usable.unsqueeze(-1)
         x, v = torch.where(keep, raw.x, 0.0), torch.where(keep, raw.y - raw.s, 0.0)
@@ -118,7 +118,7 @@ class Call:
             self._raise(status)
         return zero_x, zero_v, ok
 
-    def _solve(self, data: ConicData, finite: Tensor) -> RawSolution:
+    def _solve(self, data: ConicData) -> RawSolution:
         if not data.q.shape[0]:
             return RawSolution.empty(self.program, 0, data.q)
         if self.solver.on_device:

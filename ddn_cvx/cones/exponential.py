@@ -1,17 +1,17 @@
 r"""The exponential cone, by one scalar equation for the projection and a moving frame for its derivatives.
 
-The curved part of the boundary of K consists of the rays a(ρ) = (ρ, 1, e^ρ), and c(ρ) = (1, 1 − ρ, −e^−ρ) is the ray of the polar cone
-that is orthogonal to a(ρ). Outside K, the polar cone and the flat faces, v = αa(ρ) + βc(ρ) with α, β > 0 for exactly one ρ, the root of an
-increasing function, and Π(v) = αa (Friberg, "Projection onto the exponential cone: a univariate root-finding problem", Optim. Methods
-Softw. 38, 2023).
+The curved part of the boundary of K consists of the rays a(ρ) = (ρ, 1, e^ρ), and c(ρ) = (1, 1 − ρ, −e^−ρ) is the
+ray of the polar cone that is orthogonal to a(ρ). Outside K, the polar cone and the flat faces, v = αa(ρ) + βc(ρ) with
+α, β > 0 for exactly one ρ, the root of an increasing function, and Π(v) = αa (Friberg, "Projection onto the
+exponential cone: a univariate root-finding problem", Optim. Methods Softw. 38, 2023).
 
-Derivatives, in the orthonormal frame p = a/|a|, n = c/|c|, w = n × p that moves with ρ: Π moves freely along p, not at all along n, and along
-w by a share λ that the curvature of the boundary sets,
+Derivatives, in the orthonormal frame p = a/|a|, n = c/|c|, w = n × p that moves with ρ: Π moves freely along p, not at
+all along n, and along w by a share λ that the curvature of the boundary sets,
 
-    DΠ = ppᵀ + λwwᵀ,    λ = r k / N,    N = r k + d l,    r = |Π(v)|,  d = |v − Π(v)|,  k = |c|³E,  l = |a|³X.
+    DΠ = ppᵀ + λwwᵀ,    λ = rk/N,    N = rk + dl,    r = |Π(v)|,  d = |v − Π(v)|,  k = |c|³E,  l = |a|³X.
 
-Differentiating the frame once more (dp = λ/r w wᵀdv, dn = (1 − λ)/d w wᵀdv, dρ = |a|²|c|²/N wᵀdv) gives, ⊙ being the sum over the three
-orders of the factors,
+Differentiating once more, with dp = (λ/r) w wᵀdv, dn = ((1 − λ)/d) w wᵀdv, dρ = (|a|²|c|²/N) wᵀdv, and ⊙ the sum over
+the three orders of the factors,
 
     D²Π = λ(1 − λ) (p⊙w⊙w / r − n⊙w⊙w / d + (log k/l)′ |a|²|c|²/N w⊗w⊗w).
 
@@ -42,7 +42,8 @@ INSIDE, FLAT, POLAR, CURVED = range(4)
 class Exponential(Curved):
     """closure{(x, y, z) : y exp(x/y) ≤ z, y > 0}, of three rows.
 
-    Kinks: the boundaries of K and of its polar cone; the boundary of the region x, y ≤ 0, where Π(v) = (x, 0, max(z, 0)); and in it z = 0.
+    Kinks: the boundaries of K and of its polar cone; the boundary of the region x, y ≤ 0, where Π(v) = (x, 0, max(z, 0));
+    and, in this region, z = 0.
     """
 
     dim: int = field(default=3, init=False)
@@ -53,23 +54,21 @@ class Exponential(Curved):
         size = v.abs().amax(-1, keepdim=True)
         x, y, z = (v / torch.where(size == 0, 1.0, size)).split(1, dim=-1)
         x, y = (torch.where(t > 0, t.clamp_min(NEGLIGIBLE), t) for t in (x, y))
-        region = torch.full_like(x, CURVED, dtype=torch.int8)
-        region = torch.where(_inside(y - x, x, -z, strictly=True), POLAR, region)
+        region = torch.where(_inside(y - x, x, -z, strictly=True), POLAR, CURVED)
         region = torch.where((x <= 0) & (y <= 0), FLAT, region)
         region = torch.where(_inside(x, y, z, strictly=False), INSIDE, region)
         return _ratio(x, y, z), region
 
     def value(self, v: Tensor, *factor: Tensor) -> Tensor:
         rho, region = factor
-        p = _frame(v, rho).p
-        along = (p * v.double()).sum(-1, keepdim=True).clamp_min(0)
-        return _pieces(region, v, torch.where(_kept(v), v, 0.0), (along * p).to(v.dtype))
+        f = _frame(v, rho)
+        return _pieces(region, v, torch.where(_kept(v), v, 0.0), (f.r * f.p).to(v.dtype))
 
     def first(self, v: Tensor, h: Tensor, *factor: Tensor) -> Tensor:
         rho, region = factor
         f = _frame(v, rho)
-        hp, hw = (_dot(axis, h) for axis in (f.p, f.w))
-        return _pieces(region, h, torch.where(_kept(v), h, 0.0), (hp * f.p + f.share * hw * f.w).to(h.dtype))
+        curved = _dot(f.p, h) * f.p + f.share * _dot(f.w, h) * f.w
+        return _pieces(region, h, torch.where(_kept(v), h, 0.0), curved.to(h.dtype))
 
     def second(self, v: Tensor, a: Tensor, b: Tensor, *factor: Tensor) -> Tensor:
         rho, region = factor
@@ -85,26 +84,30 @@ class Exponential(Curved):
         f = _frame(v, rho)
         one = torch.ones_like(rho)
         values = _pieces(region, one, _kept(v).double(), torch.cat([one, 0 * one, f.share], dim=-1))
-        basis = torch.where((region == CURVED).unsqueeze(-1), torch.stack([f.p, f.n, f.w], dim=-1), torch.eye(3).to(f.p))
+        identity = torch.eye(3, dtype=f.p.dtype, device=v.device)
+        basis = torch.where((region == CURVED).unsqueeze(-1), torch.stack([f.p, f.n, f.w], dim=-1), identity)
         return Dense(values.to(v.dtype), basis.to(v.dtype))
 
     def margin(self, v: Tensor) -> Tensor:
-        """Exact on the curved and the flat region, a lower bound of the distance to the boundary inside K and its polar cone.
+        """Exact outside K and its polar cone, a lower bound of the distance to the boundary inside them.
 
-        Inside, g(v) = y log(z/y) − x is concave and g ≥ 0, so no boundary point with g = 0 is nearer than g/|∇g|.
+        Inside K, g(v) = y log(z/y) − x is concave and nonnegative, so no boundary point with g = 0 is nearer than g/|∇g|.
         """
         rho, region = self.factor(v)
-        w = v.double()
-        x, y, z = w.unbind(-1)
         f = _frame(v, rho)
+        w = v.double()
+        x, y, z = w.split(1, dim=-1)
         inside = torch.minimum(_gap(x, y, z, turned=False), y)
         polar = torch.minimum(_gap(y - x, x, -z, turned=True), x)
-        curved = torch.stack([f.r[..., 0], f.d[..., 0], torch.hypot(x.clamp_min(0), y.clamp_min(0))], dim=-1).amin(-1)
-        code = region[..., 0]
-        return _pieces(code, inside, w.abs().amin(-1), curved, polar).to(v.dtype)
+        to_flat = torch.hypot(x.clamp_min(0), y.clamp_min(0))
+        curved = torch.minimum(torch.minimum(f.r, f.d), to_flat)
+        margin = _pieces(region, inside, w.abs().amin(-1, keepdim=True), curved, polar)
+        return margin.clamp_min(0).squeeze(-1).to(v.dtype)
 
 
 class _Frame(NamedTuple):
+    """The frame, r = |Π(v)|, d = |v − Π(v)|, λ (``share``), and the coefficients of p⊙w⊙w, n⊙w⊙w and w⊗w⊗w in D²Π."""
+
     p: Tensor
     n: Tensor
     w: Tensor
@@ -117,7 +120,6 @@ class _Frame(NamedTuple):
 
 
 def _frame(v: Tensor, rho: Tensor) -> _Frame:
-    """The frame at ρ, λ (``share``), and the coefficients of p⊙w⊙w, n⊙w⊙w and w⊗w⊗w in D²Π."""
     v = v.double()
     E, X = torch.exp(-rho.clamp_min(0)), torch.exp(rho.clamp_max(0))
     a = torch.cat([rho * E, E, X], dim=-1)
@@ -127,36 +129,39 @@ def _frame(v: Tensor, rho: Tensor) -> _Frame:
     r, d = (_dot(axis, v).clamp_min(0) for axis in (p, n))
     k, l = c_size**3 * E, a_size**3 * X
     N = (r * k + d * l).clamp_min(torch.finfo(v.dtype).tiny)
-    slope = 2 - 3 * (E * E + (1 - rho) * X * X) / c_size**2 - 3 * (X * X + rho * E * E) / a_size**2
+    log_slope = 2 - 3 * (E * E + (1 - rho) * X * X) / c_size**2 - 3 * (X * X + rho * E * E) / a_size**2
     by_p, by_n = (k / N) * (l / N) * d, -(k / N) * (l / N) * r
-    by_w = by_p * (r / N) * slope * (a_size * c_size) ** 2
+    by_w = by_p * (r / N) * log_slope * (a_size * c_size) ** 2
     return _Frame(p, n, torch.linalg.cross(n, p), r, d, r * k / N, by_p, by_n, by_w)
 
 
 def _ratio(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     """ρ with αe^ρ − βe^−ρ = z, where αq = (ρ − 1)x + y, βq = x − ρy, q = ρ² − ρ + 1.
 
-    α vanishes at ρ = 1 − y/x, the lower end of the bracket if x > 0, and β at ρ = x/y, the upper end if y > 0. The distance e^θ of the root from an
-    end may be far below the spacing of floating-point numbers at ρ, so θ is the unknown. By the symmetry
-    (x, y, z, ρ) → (y, x, −z, 1 − ρ), which exchanges α and β and multiplies e^ρ by e, the root is always sought from the lower end.
+    α vanishes at ρ = 1 − y/x, the lower end of the bracket if x > 0, and β at ρ = x/y, the upper end if y > 0. The
+    distance of the root from an end may be far below the spacing of floating-point numbers at ρ, so its logarithm θ is
+    the unknown. By the symmetry (x, y, z, ρ) → (y, x, −z, 1 − ρ), which exchanges α and β and multiplies e^ρ by e, the
+    root is always sought from the lower end, in the lower half of the bracket.
     """
     lower, span = _bracket(x, y)
-    both = (x > 0) & (y > 0)
     middle, _ = _mismatch((span / 2).log(), x, y, z, lower, span, torch.zeros_like(x))
-    swap = torch.where(both, middle < 0, x <= 0)
+    swap = torch.where((x > 0) & (y > 0), middle < 0, x <= 0)
     x, y, z = torch.where(swap, y, x), torch.where(swap, x, y), torch.where(swap, -z, z)
     shift = torch.where(swap, -1.0, 0.0)
     lower, span = _bracket(x, y)
-    # For θ this large αe^ρ alone exceeds |z| + βe^−ρ, because |x|, |y|, |z| ≤ 1.
-    high = torch.minimum(span / 2, 6 - x.log() + 2 * lower.abs().log1p() + (-lower).clamp_min(0)).log()
+    # With |x|, |y|, |z| ≤ 1, beyond this distance from the end αe^ρ alone exceeds |z| + βe^−ρ.
+    beyond = 6 - x.log() + 2 * lower.abs().log1p() + (-lower).clamp_min(0)
+    high = torch.minimum(span / 2, beyond).log()
     low = torch.full_like(high, -700.0)
-    theta = newton(lambda t: _mismatch(t, x, y, z, lower, span, shift), low, high, high, ITERATIONS, of_logarithm=True)
+    theta = newton(
+        lambda t: _mismatch(t, x, y, z, lower, span, shift), low, high, high, ITERATIONS, of_logarithm=True
+    )
     rho = lower + theta.exp()
     return torch.where(swap, 1 - rho, rho)
 
 
 def _bracket(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower end 1 − y/x and length of the interval where α, β > 0, for x > 0; without an upper end the length is infinite."""
+    """Lower end and length of the interval where α, β > 0, for x > 0; for y ≤ 0 it has no upper end."""
     ratio = y / x
     return 1 - ratio, torch.where(y > 0, ratio + 1 / ratio - 1, torch.inf)
 
@@ -164,7 +169,7 @@ def _bracket(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _mismatch(
     theta: Tensor, x: Tensor, y: Tensor, z: Tensor, lower: Tensor, span: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """log αe^ρ − log(z + βe^−ρ) if z ≥ 0, else log(αe^ρ − z) − log βe^−ρ; and its derivative, as functions of θ = log(ρ − lower)."""
+    """log αe^ρ − log(z + βe^−ρ) if z ≥ 0, else log(αe^ρ − z) − log βe^−ρ, and its derivative in θ = log(ρ − lower)."""
     step = theta.exp()
     rho = lower + step
     q = rho * (rho - 1) + 1
@@ -175,8 +180,8 @@ def _mismatch(
     above = z >= 0
     part, part_slope = torch.where(above, down, up), torch.where(above, down_slope, up_slope)
     share = torch.sigmoid(part - rest)
-    total, total_slope = torch.logaddexp(part, rest), share * part_slope + (1 - share) * rest_slope
-    return torch.where(above, up - total, total - down), torch.where(above, up_slope - total_slope, total_slope - down_slope)
+    both, both_slope = torch.logaddexp(part, rest), share * part_slope + (1 - share) * rest_slope
+    return torch.where(above, up - both, both - down), torch.where(above, up_slope - both_slope, both_slope - down_slope)
 
 
 def _inside(x: Tensor, y: Tensor, z: Tensor, strictly: bool) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cvxpy as cp
+import numpy as np
 import torch
 from cvxpy.constraints.constraint import Constraint
 from cvxpy.expressions.leaf import Leaf
@@ -217,4 +218,10 @@ def implied(leaf: Leaf) -> list[Constraint]:
         found.append(leaf == leaf.T)
     if a["hermitian"]:
         found.append(leaf == leaf.H)
+    if a["diag"] or a["sparsity"]:
+        outside = np.ones(leaf.shape)
+        outside[leaf.sparse_idx if a["sparsity"] else np.diag_indices(leaf.shape[0])] = 0
+        found.append(cp.multiply(outside, leaf) == 0)
+    if a["imag"]:
+        found.append(cp.real(leaf) == 0)
     return found

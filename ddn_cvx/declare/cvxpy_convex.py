@@ -198,9 +198,9 @@ class ConvexProblem:
         if values:
             like = values[0].real.new_zeros(values[0].shape[0])
             good = good & self.declared.admissible(dict(zip(self._parameter_ids, values, strict=True)), like)
-            for k in self._logarithms:
-                if k < len(values):
-                    good = good & (_rows(values[k]) > 0).all(1)
+            # What is computed from parameters may overflow, or be the logarithm of zero.
+            safe = [torch.where(good.reshape(-1, *(1,) * (v.ndim - 1)), v, torch.ones_like(v)) for v in values]
+            good = good & torch.isfinite(self._flatten(safe)).all(1)
         return good
 
     def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, tolerance: float) -> Inspection:

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddn_cvx.cones import Product
+from ddn_cvx.linalg.kkt import Bounds
 from ddn_cvx.linalg.pattern import Pattern
 
 DENSE_LIMIT = 2000
@@ -55,6 +57,20 @@ class ConicProgram:
         self.P, self.A, self.cones = P, A, cones
         self.m, self.n = A.shape
         self._index: dict[torch.device, tuple[Tensor, ...]] = {}
+        self._bounds: dict[torch.device, Bounds | None] = {}
+
+    def bounds(self, device: torch.device) -> Bounds | None:
+        """The nonnegative rows of A that have a single entry, and all the others; None if there are none."""
+        if device not in self._bounds:
+            counts = np.bincount(self.A.rows, minlength=self.m)
+            in_orthant = np.zeros(self.m, bool)
+            in_orthant[self.cones.zero : self.cones.zero + self.cones.nonneg] = True
+            single = (counts == 1) & in_orthant
+            order = np.argsort(self.A.rows, kind="stable")
+            order = order[single[self.A.rows[order]]]
+            arrays = self.A.rows[order], self.A.cols[order], np.flatnonzero(~single)
+            self._bounds[device] = Bounds(*(torch.as_tensor(a, device=device) for a in arrays)) if single.any() else None
+        return self._bounds[device]
 
     @property
     def is_dense(self) -> bool:

@@ -32,7 +32,7 @@ def factorise(program: ConicProgram, P: Tensor, A: Tensor, v: Tensor, ok: Tensor
     spectrum = program.cones.dual_spectrum(v)
     if program.is_dense:
         dense_P, dense_A = program.dense(ConicData(P, v.new_zeros(v.shape[0], program.n), A, v))
-        return DenseKKT(dense_P, dense_A, spectrum, ok)
+        return DenseKKT(dense_P, dense_A, spectrum, ok, program.bounds(v.device))
     return SparseKKT(program.P, program.A, P, A, program.cones, spectrum, ok)
 
 

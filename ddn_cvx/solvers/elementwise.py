@@ -59,7 +59,10 @@ def solve_each(
     def run(elements: list[int]) -> None:
         one = worker()
         for i in elements:
-            answer = one(i)
+            try:
+                answer = one(i)
+            except (RuntimeError, ArithmeticError):  # what packages raise when they break down
+                continue
             status[i], iterations[i] = answer.status, answer.iterations
             if answer.status not in WITHOUT_POINT:
                 x[i], y[i], s[i] = answer.x, answer.y, answer.s

@@ -22,7 +22,7 @@ aligned to 16 bytes.  On other devices, where kernels may also depend on the siz
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -41,7 +41,7 @@ _FIRST_TEST = 3  # the first iteration that may be the last one where there are 
 _FIRST_REFINEMENT = 5  # S/Y spans too few orders of magnitude before this iteration for refinement to matter
 _PATIENCE = 3  # tests without progress after which an inaccurate iterate is the best there will be
 _START = 0.1  # products s y at the start, for data of order one
-_FAR = 1e4  # norm from which on an iterate may be diverging along a certificate
+_FAR = 1e7  # norm of an iterate that is diverging
 _FLOOR = 1e-6  # what counts as zero next to data of order one when residuals are made relative
 _CEILING = 1e3  # norm of an iterate beyond which residuals are no longer taken relative to it
 _MARGIN = (1e-4, 0.03)  # least and largest part of the way to the boundary that a step leaves
@@ -158,10 +158,57 @@ def _solve(
             data = (P, q, A, b) if len(members) == len(q) else (t[members] for t in (P, q, A, b))
             for whole, part in zip((x, y, s, status, iterations), _solve_kind(*data, zero, kind, options), strict=True):
                 whole[members] = part
+    unsolved = (finite & (status != SOLVED)).nonzero().squeeze(1)
+    if len(unsolved):
+        answer = (x, y, s, status)
+        proved = _certify(*(t[unsolved] for t in (P, q, A, b, *answer)), zero, options)
+        for whole, part in zip(answer, proved, strict=True):
+            whole[unsolved] = part
     if not every:
         status = torch.where(finite, status, NUMERICAL_ERROR)
         x, y, s = (torch.where(row, t, torch.nan) for t in (x, y, s))
     return x, y, s, status, iterations
+
+
+def _certify(
+    P: Tensor, q: Tensor, A: Tensor, b: Tensor, x: Tensor, y: Tensor, s: Tensor, status: Tensor, zero: int,
+    options: InteriorPoint,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Look for a proof that there is no solution, by two feasible and strictly convex programs of the same kind.
+
+    The point of ``{y : A'y = 0, y_G >= 0}`` nearest to ``-b`` is zero or has ``b'y < 0``, which proves that no point is feasible
+    (Farkas); the point of ``{x : Px = 0, Ex = 0, Gx <= 0}`` nearest to ``-q`` likewise that feasible points can get
+    better for ever.  Returns ``(x, y, s, status)`` with the proofs found.
+    """
+    m, n = A.shape[1:]
+    D, R, beta, gamma = _scales(P.diagonal(dim1=1, dim2=2)[:, None], q[:, None], A, b[:, None])
+    P, A, q_, b_ = P * D * D.mT * (beta / gamma), A * D * R.mT, (q[:, None] * D / gamma)[:, 0], (b[:, None] * R / beta)[:, 0]
+    exact = replace(options, tolerance=0.0)  # go on until there is no more progress
+
+    def relative(error: Tensor, gain: Tensor) -> Tensor:
+        return torch.where(gain > 0, error.amax(1, keepdim=True) / gain, torch.inf)
+
+    identity = torch.eye(m).to(P).expand(len(P), m, m)
+    rows = torch.cat((A.mT, -identity[:, zero:]), 1)
+    dual = _solve_kind(identity, b_, rows, rows.new_zeros(rows.shape[:2]), n, True, exact)[0]
+    dual[:, zero:].clamp_(min=0)
+    error = relative((dual[:, None] @ A)[:, 0].abs(), -(b_ * dual).sum(1, keepdim=True))
+    infeasible = error <= options.certificate_tolerance
+
+    identity = torch.eye(n).to(P).expand(len(P), n, n)
+    rows = torch.cat((P, A), 1)
+    ray = _solve_kind(identity, q_, rows, rows.new_zeros(rows.shape[:2]), n + zero, False, exact)[0]
+    change = (ray[:, None] @ rows.mT)[:, 0]
+    error = torch.cat((change[:, : n + zero].abs(), change[:, n + zero :]), 1)
+    unbounded = ~infeasible & (relative(error, -(q_ * ray).sum(1, keepdim=True)) <= options.certificate_tolerance)
+
+    dual, ray = dual * R[:, 0], ray * D[:, 0]
+    dual, ray = dual / -(b * dual).sum(1, keepdim=True), ray / -(q * ray).sum(1, keepdim=True)
+    nothing = infeasible | unbounded
+    status = torch.where(infeasible[:, 0], INFEASIBLE, torch.where(unbounded[:, 0], UNBOUNDED, status))
+    x = torch.where(unbounded, ray, torch.where(infeasible, torch.nan, x))
+    y = torch.where(infeasible, dual, torch.where(unbounded, torch.nan, y))
+    return x, y, torch.where(nothing, torch.nan, s), status
 
 
 def _solve_kind(
@@ -188,9 +235,6 @@ def _solve_kind(
     claimed, error = status <= INACCURATE, _backward_error(P, q, A, b, x, y, s, scales)
     status = torch.where(claimed & (error > options.solved_tolerance), INACCURATE, status)
     status = torch.where(claimed & ~(error <= options.inaccurate_tolerance), NUMERICAL_ERROR, status)
-    if bool((status > INACCURATE).any()):
-        y = torch.where((status == INFEASIBLE)[:, None, None], y / -(b * y).sum(2, keepdim=True), y)
-        x = torch.where((status == UNBOUNDED)[:, None, None], x / -(q * x).sum(2, keepdim=True), x)
     return x.squeeze(1), y.squeeze(1), s.squeeze(1), status, iterations
 
 
@@ -354,55 +398,21 @@ def _merit(newton: _Newton, z: _Iterate, residual: Tensor, gap: Tensor) -> tuple
     return torch.maximum((residual.abs() / scale).amax(2, keepdim=True), gap / objective), torch.maximum(size_x, size_y)
 
 
-def _certificates(newton: _Newton, z: _Iterate, step: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What the iterate or its last step, whichever is better, is worth as a proof that there is no solution.
-
-    Of infeasibility: ``y`` with ``A'y = 0, y_G >= 0, b'y < 0``; of unboundedness: ``x`` with ``Px = 0, Ex = 0, Gx <= 0, q'x < 0``.
-    Returns for both the relative error ``(B, 1, 1)`` and the vector.
-    """
-    n, p = newton.n, newton.p
-    x, y = torch.cat((z.x, step[..., :n]), 1), torch.cat((z.dual, step[..., n:]), 1)
-    y[..., p:].clamp_(min=0)
-    rows = torch.bmm(x, newton.At)
-    rows[..., p:].clamp_(min=0)
-    proofs = []
-    for vector, gain, error in (
-        (y, newton.c[..., n:] * y, _largest(torch.bmm(y, newton.A))),
-        (x, -newton.c[..., :n] * x, torch.maximum(_largest(newton.times_P(x)), _largest(rows))),
-    ):
-        gain = gain.sum(2, keepdim=True)
-        error = torch.where(gain > 0, error / gain, torch.inf)
-        better = error[:, :1] <= error[:, 1:]
-        proofs.append((torch.where(better, error[:, :1], error[:, 1:]), torch.where(better, vector[:, :1], vector[:, 1:])))
-    return proofs
-
-
 def _judge(
-    record: _Record, newton: _Newton, z: _Iterate, step: Tensor, merit: Tensor, size: Tensor,
-    iteration: int, options: InteriorPoint,
+    record: _Record, z: _Iterate, merit: Tensor, size: Tensor, iteration: int, options: InteriorPoint
 ) -> _Record:
-    """Keep the best iterates, and end the elements that are solved, certified to have no solution, or stuck."""
+    """Keep the best iterates, and end the elements that are solved, stuck or lost."""
     live = record.status == _RUNNING
     better = live & (merit < record.best)
     best, kept = torch.where(better, merit, record.best), torch.where(better, z.whole, record.kept)
     waited = torch.where(better, 0, record.waited + 1)
-    good, solved = best < options.inaccurate_tolerance, best <= options.tolerance
-    stop = live & (solved | (good & (waited >= _PATIENCE)) | ~merit.isfinite())
+    good = best < options.inaccurate_tolerance
+    lost = ~(merit.isfinite() & (size < _FAR))
+    stop = live & ((best <= options.tolerance) | (good & (waited >= _PATIENCE)) | lost)
     verdict = torch.where(stop, NUMERICAL_ERROR, ITERATION_LIMIT)
     verdict = torch.where(best <= options.solved_tolerance, SOLVED, torch.where(good, INACCURATE, verdict))
-    suspect = live & ~solved & (size > _FAR)
-    if bool(suspect.any()):
-        (no_point, y), (no_bound, x) = _certificates(newton, z, step)
-        for error, code, certificate in (
-            (no_point, INFEASIBLE, pad(y, (newton.n, newton.m), value=torch.nan)),
-            (no_bound, UNBOUNDED, pad(x, (0, newton.p + 2 * newton.m), value=torch.nan)),
-        ):
-            proved = suspect & (error <= options.certificate_tolerance)
-            kept, verdict, stop = torch.where(proved, certificate, kept), torch.where(proved, code, verdict), stop | proved
-    if iteration == options.max_iterations:
-        stop = live
-    status, iterations = torch.where(stop, verdict, record.status), torch.where(live, iteration, record.iterations)
-    return _Record(record.row, status, iterations, waited, best, kept)
+    status = torch.where(stop | (live & (iteration == options.max_iterations)), verdict, record.status)
+    return _Record(record.row, status, torch.where(live, iteration, record.iterations), waited, best, kept)
 
 
 def _iterate(newton: _Newton, options: InteriorPoint) -> tuple[Tensor, Tensor, Tensor]:
@@ -413,7 +423,7 @@ def _iterate(newton: _Newton, options: InteriorPoint) -> tuple[Tensor, Tensor, T
     row = torch.arange(len(z.whole), device=z.whole.device)[:, None, None]
     answer, status, iterations = torch.full_like(z.whole, torch.nan), torch.empty_like(row), torch.zeros_like(row)
     record = _Record(row, torch.full_like(row, _RUNNING), iterations, iterations, z.x.new_full(row.shape, limit), answer)
-    answer, step, iteration = answer.clone(), torch.zeros_like(newton.c), -1
+    answer, iteration = answer.clone(), -1
     while True:
         iteration += 1
         residual = newton.product(z.x, z.dual).add_(newton.c)
@@ -424,21 +434,21 @@ def _iterate(newton: _Newton, options: InteriorPoint) -> tuple[Tensor, Tensor, T
             merit, size = _merit(newton, z, residual, gap)
             notable = torch.minimum(torch.minimum(merit, record.best), limit * _FAR / size).amin()
             if iteration == last or not float(notable) >= limit:
-                record = _judge(record, newton, z, step, merit, size, iteration, options)
+                record = _judge(record, z, merit, size, iteration, options)
                 left = (record.status == _RUNNING).flatten().nonzero().squeeze(1)
                 if not len(left) or (shrinks and 2 * len(left) <= len(record.row)):
                     done = record.row.flatten()
                     answer[done], status[done], iterations[done] = record.kept, record.status, record.iterations
                     if not len(left):
                         return answer, status.flatten(), iterations.flatten()
-                    newton, z, step = newton.take(left), _Iterate(newton, z.whole[left]), step[left]
+                    newton, z = newton.take(left), _Iterate(newton, z.whole[left])
                     record = _Record(*(t[left] for t in record))
                     residual, products, gap = residual[left], products[left], gap[left]
-        step = _advance(newton, z, residual, products, gap, refine=iteration >= _FIRST_REFINEMENT)
+        _advance(newton, z, residual, products, gap, refine=iteration >= _FIRST_REFINEMENT)
 
 
-def _advance(newton: _Newton, z: _Iterate, residual: Tensor, products: Tensor, gap: Tensor, refine: bool) -> Tensor:
-    """One predictor-corrector step, in place; returns the direction of ``[x | y]``.
+def _advance(newton: _Newton, z: _Iterate, residual: Tensor, products: Tensor, gap: Tensor, refine: bool) -> None:
+    """One predictor-corrector step, in place.
 
     In relative terms, ``rho = dy / y``, the predictor ``s dy + y ds = -s y`` has ``ds / s = -1 - rho``, and the corrector
     ``s dy + y ds = -phi s y``,  ``phi = 1 + (dy ds)_predictor / (s y) - sigma mu / (s y)``,  has ``ds / s = -phi - rho``.
@@ -446,9 +456,8 @@ def _advance(newton: _Newton, z: _Iterate, residual: Tensor, products: Tensor, g
     n, inner, m = newton.n, newton.n + newton.p, newton.m
     if not m:
         newton.factor(z.s)
-        step = newton.solve(residual.neg())
-        z.both.add_(step)
-        return step
+        z.both.add_(newton.solve(residual.neg()))
+        return
     inverse = z.y.reciprocal()
     ratio = z.s * inverse
     newton.factor(ratio)
@@ -473,4 +482,3 @@ def _advance(newton: _Newton, z: _Iterate, residual: Tensor, products: Tensor, g
     length = fraction / torch.maximum(torch.maximum(psi, -rho).amax(2, keepdim=True), fraction)
     z.both.addcmul_(step, length)
     z.s.addcmul_(z.s * psi, length, value=-1)
-    return step

@@ -64,7 +64,8 @@ def polish(
         new_x, new_v = x + a.squeeze(-1), v + c.squeeze(-1)
         new_F = program.residual(torch.cat([new_x, new_v], -1), data)
         new_size = _scaled(program, data, new_F, new_x, new_v)
-        better = (ok & (new_size < size)).unsqueeze(-1)
+        # Elements at the goal stay: what they return must not depend on how long their batch mates take.
+        better = (ok & (size > goal) & (new_size < size)).unsqueeze(-1)
         x, v, F = torch.where(better, new_x, x), torch.where(better, new_v, v), torch.where(better, new_F, F)
         size = torch.where(better.squeeze(-1), new_size, size)
         if not bool(better.any()):

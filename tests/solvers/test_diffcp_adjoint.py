@@ -86,12 +86,13 @@ def test_attached_to_a_solve():
     leaves = [t.clone().requires_grad_() for t in data]
     solve = _Solved(program, torch.tensor([True, False, True]))
     x, v, ok = DiffcpAdjoint(mode="dense").attach(solve, ConicData(*leaves), (torch.ones(3),))
-    y = program.cones.project_dual(v)
-    (x.sum() + (y**2).sum()).backward()
+    c = torch.linspace(-1, 2, v.numel()).reshape(v.shape).double()
+    (x.sum() + (c * v).sum()).backward()
     rest = [0, 2]
-    ones = torch.ones(2, program.n).double()
+    v, c = v.detach()[rest], c[rest]
+    y = program.cones.project_dual(v)
     expected = DiffcpAdjoint(mode="dense").vjp(
-        program, select(data, rest), x[rest], y[rest], (y - v)[rest], ones, 2 * y[rest], torch.zeros_like(y[rest])
+        program, select(data, rest), x.detach()[rest], y, y - v, torch.ones(2, program.n).double(), c, -c
     )
     for leaf, value in zip(leaves, expected, strict=True):
         assert torch.count_nonzero(leaf.grad[1]) == 0
