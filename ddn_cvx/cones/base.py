@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectrum(ABC):
     """Eigendecomposition U diag(values) Uᵀ of DΠ(v); not differentiable, for use inside linear solves.
 
@@ -56,7 +56,7 @@ class Spectrum(ABC):
         """U applied to each column of ``(*batch, dim, k)``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diagonal(Spectrum):
     """A spectrum with U = I."""
 
@@ -71,7 +71,7 @@ class Diagonal(Spectrum):
         return columns
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dense(Spectrum):
     """A spectrum with an explicit orthogonal ``basis`` U of shape ``(*batch, dim, dim)``, for cones of a few rows."""
 

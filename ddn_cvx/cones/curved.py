@@ -77,8 +77,13 @@ class _DerivativeTensor(torch.autograd.Function):
                 f"{type(cone).__name__}.project offers derivatives up to the second, and order {order} was asked for: "
                 "a third derivative with respect to v went through it. Detach v, or differentiate once less."
             )
-        closed_forms: tuple[Callable[..., Tensor], ...] = (cone.value, cone.first, cone.second)
-        return closed_forms[order](*tensors)
+        if order < 2:
+            return cone.first(*tensors) if order else cone.value(*tensors)
+        v, a, b, *factor = tensors
+        curvature = cone.second(v, a, b, *factor)
+        # D²Π is of degree −1: where it exceeds the range of the dtype, v is a kink to working precision.
+        bad_input = (v.isnan() | a.isnan() | b.isnan()).any(-1, keepdim=True)
+        return torch.where(curvature.isfinite() | bad_input, curvature, 0.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

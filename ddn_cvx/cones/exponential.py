@@ -197,7 +197,8 @@ def _gap(x: Tensor, y: Tensor, z: Tensor, turned: bool) -> Tensor:
     gx, gy, gz = -torch.ones_like(log), log - 1, y / z
     if turned:
         gx, gy = gy - gx, gx
-    return (y * log - x) / torch.sqrt(gx * gx + gy * gy + gz * gz)
+    gap = (y * log - x) / torch.sqrt(gx * gx + gy * gy + gz * gz)
+    return torch.where((y == 0) | (z == 0), 0.0, gap)
 
 
 def _kept(v: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class Power(Curved):
     def spectrum(self, v: Tensor) -> Spectrum:
         logit, region = self.factor(v)
         if self.dim == 3:
-            p, n = (ray / torch.linalg.vector_norm(ray, dim=-1, keepdim=True) for ray in self._rays(v, logit))
+            p, n = (_unit(ray) for ray in self._rays(v, logit))
             w = torch.linalg.cross(p, n)
             share = (w * self.first(v.double(), w, logit, region)).sum(-1, keepdim=True)
             values, basis = torch.cat([torch.ones_like(share), 0 * share, share], dim=-1), torch.stack([p, n, w], dim=-1)
@@ -150,7 +150,7 @@ class Power(Curved):
         sizes = [torch.linalg.vector_norm(ray, dim=-1, keepdim=True) for ray in self._rays(v, logit)]
         curved = torch.cat([*sizes, torch.hypot(x, z)], dim=-1).amin(-1, keepdim=True)
         margin = _size(v) * torch.where(region == CURVED, curved, torch.where(mean > 0, inside, 0.0))
-        return margin.squeeze(-1).to(v.dtype)
+        return margin.clamp_min(0).squeeze(-1).to(v.dtype)
 
     def _split(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """α, x and |z| of v divided by its largest coordinate."""
@@ -218,6 +218,11 @@ def _mean(alpha: Tensor, t: Tensor) -> Tensor:
 def _size(v: Tensor) -> Tensor:
     size = v.double().abs().amax(-1, keepdim=True)
     return torch.where(size == 0, 1.0, size)
+
+
+def _unit(ray: Tensor) -> Tensor:
+    ray = ray / ray.abs().amax(-1, keepdim=True)
+    return ray / torch.linalg.vector_norm(ray, dim=-1, keepdim=True)
 
 
 def _sign(v: Tensor) -> Tensor:

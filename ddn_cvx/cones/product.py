@@ -232,7 +232,7 @@ class Layout(NamedTuple):
     cones_back: Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DualSpectrum(Spectrum):
     """Spectrum of DΠ_{K*}: ``values`` ``(*batch, m)``, one basis for each group of equal cones, none if K is polyhedral."""
 

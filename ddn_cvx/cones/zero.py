@@ -15,10 +15,10 @@ class Zero(Cone):
     """{0} in R^dim. Π = 0 everywhere, hence no kinks: the margin is +inf."""
 
     def project(self, v: Tensor) -> Tensor:
-        return torch.zeros_like(v)
+        return torch.where(v.isnan(), v, 0.0)
 
     def derivative(self, v: Tensor, h: Tensor) -> Tensor:
-        return torch.zeros(torch.broadcast_shapes(v.shape, h.shape), dtype=h.dtype, device=h.device)
+        return torch.where(v.isnan() | h.isnan(), torch.nan, 0 * h)
 
     def spectrum(self, v: Tensor) -> Diagonal:
         return Diagonal(torch.zeros_like(v))

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from ddn_cvx.cones import DualSpectrum
 
-SINGULAR = 1e-12
-"""K counts as singular when a probed inverse grows beyond ``1 / SINGULAR`` after equilibration."""
+SINGULAR = 1e-11
+"""K counts as singular when the estimated norm of its inverse exceeds ``1 / SINGULAR`` after equilibration."""
 EIGENVALUE_CUTOFF = 1e-9
 """Eigenvalues of a singular K below this fraction of the largest are taken as zero."""
 
@@ -109,7 +109,8 @@ class DenseKKT:
         probe = torch.cos(torch.arange(1, order + 1, dtype=self.K.dtype, device=self.K.device) ** 2)
         probe = (probe / probe.norm().clamp(min=1e-30)).expand(batch, order).unsqueeze(-1)
         grown = torch.linalg.ldl_solve(self.LD, self.pivots, probe.contiguous()).flatten(1).norm(dim=1)
-        healthy = grown * SINGULAR <= 1.0
+        # a fixed vector meets the worst direction in about 1 / sqrt(order) of its length
+        healthy = grown * order**0.5 * SINGULAR <= 1.0
         if irregular is not None:
             healthy = healthy & ~irregular
         none = torch.zeros_like(healthy, dtype=torch.int64)

@@ -97,8 +97,9 @@ class _Element:
         try:
             self.factor = spl.splu(sp.csc_array(D @ self.K @ D))
             probe = np.cos(np.arange(1.0, n + m + 1) ** 2)
-            growth = np.linalg.norm(self.factor.solve(probe)) / np.linalg.norm(probe)
-            if not growth * SINGULAR <= 1.0:
+            grown = self.factor.solve(probe / np.linalg.norm(probe))
+            inverse_norm = np.linalg.norm(self.factor.solve(grown / np.linalg.norm(grown)))
+            if not inverse_norm * SINGULAR <= 1.0:
                 self.factor = None
         except RuntimeError:  # SuperLU: "Factor is exactly singular"
             self.factor = None

@@ -72,7 +72,7 @@ class Auto(Solver):
         n, m = program.n, program.m
         if not program.cones.is_polyhedral:
             return self._clarabel, "it has cones other than half-lines"
-        if not self.least <= n + m <= self.most:
+        if not n or not self.least <= n + m <= self.most:
             return self._clarabel, f"n + m = {n + m} is not between {self.least} and {self.most}"
         density = (2 * program.P.nnz + program.A.nnz) / (n * (n + 1) + m * n)
         if density < self.density:

@@ -89,4 +89,7 @@ class Solver(ABC):
     def solve(
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
-        """Solve a batch of B instances (float64). Never raises for the sake of a single element: its status tells."""
+        """Solve a batch of B instances (float64). Never raises for the sake of a single element: its status tells.
+
+        Elements that are not to be solved hold NaN; they are ``INVALID_DATA``.
+        """

@@ -409,3 +409,11 @@ def test_steps_have_derivative_zero() -> None:
     for atom in (cp.sign, cp.ceil, cp.floor, cp.length):
         (gradient,) = torch.autograd.grad(evaluate_at(cp.sum(atom(x)), (x, value)), value)
         assert torch.equal(gradient, torch.zeros(3))
+
+
+def test_steps_take_cvxpys_side_at_their_jumps() -> None:
+    x = cp.Variable(4)
+    x.value = np.array([1.0 + 2e-5, 0.0, 5e-5, -2e-5])
+    for atom in (cp.sign, cp.ceil, cp.floor, cp.length):
+        out = evaluate_at(atom(x), (x, torch.as_tensor(x.value)))
+        np.testing.assert_array_equal(out, atom(x).value)
