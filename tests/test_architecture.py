@@ -53,7 +53,7 @@ MAY_IMPORT_CVXPY = ("declare/*", "solvers/cvxpy_any.py", "compat/*", "__main__.p
 
 # A solver package is imported by `solvers/NAME.py` alone, inside a function: none is needed at import.
 SOLVER_PACKAGES = ("clarabel", "cvxopt", "daqp", "diffcp", "ecos", "highspy", "osqp", "piqp", "qoco", "scs")
-ALSO_MAY_IMPORT = {"adjoint/diffcp.py": "diffcp"}
+ALSO_MAY_IMPORT = {"adjoint/diffcp.py": "diffcp", "compat/cvxpylayers.py": "diffcp"}
 
 # Batched LU on CPU returns garbage or hangs in some builds of torch; only linalg/ may call it, guarded.
 LU = re.compile(

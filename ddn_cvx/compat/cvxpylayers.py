@@ -126,7 +126,7 @@ class CvxpyLayer(nn.Module):
                 raise
             kind = "DPP for geometric programming" if gp else "DPP"
             raise DeclarationError(f"Problem must be {kind}. {error}") from error
-        self.register_load_state_dict_pre_hook(_forget_matrices)
+        self.register_load_state_dict_pre_hook(_forget_matrices)  # type: ignore[no-untyped-call]  # torch has no types for it
 
     def forward(
         self, *params: Tensor, solver_args: Mapping[str, Any] | None = None, warm_start: bool = False
