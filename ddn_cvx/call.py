@@ -45,8 +45,8 @@ class Report:
         if not flags.numel():
             return flags
         kkt = self.call.factors.at(P, A, v, ok)
-        flags = flags + (kkt.null.primal > 0) * int(Regularity.SINGULAR_HESSIAN)
-        flags = flags + (kkt.null.dual > 0) * int(Regularity.RANK_DEFICIENT)
+        flags = flags + kkt.null.primal * int(Regularity.SINGULAR_HESSIAN)
+        flags = flags + kkt.null.dual * int(Regularity.RANK_DEFICIENT)
         margin = self.call.program.cones.dual_margin(v)
         if margin.shape[-1]:
             weak = margin.amin(-1) <= WEAK * (1 + v.abs().amax(-1))

@@ -227,9 +227,10 @@ def _A_columns(program: ConicProgram, A: Tensor, columns: Tensor) -> Tensor:
 
 def _refuse_singular(factors: Factors) -> None:
     kkt = factors.last
-    if kkt is not None and kkt.singular.numel():
+    count = 0 if kkt is None else int(kkt.null.any.sum())
+    if count:
         raise DifferentiationError(
-            f"Second derivatives are not available at {kkt.singular.numel()} batch element(s) whose KKT system is singular "
+            f"Second derivatives are not available at {count} batch element(s) whose KKT system is singular "
             "(a valley of solutions or dependent active constraints; see Solution.regularity). "
             "Add a small quadratic term to the objective, or drop the redundant constraints."
         )

@@ -1,27 +1,30 @@
 r"""What a closed convex cone K offers: its projection, the derivatives of the projection, and where they jump.
 
-The Euclidean projection Π_K is the gradient of the potential φ(v) = ½‖Π_K(v)‖² (Moreau), so its derivatives are symmetric:
+The Euclidean projection Π onto K is the gradient of the potential φ(v) = ½‖Π(v)‖² (Moreau), so its derivatives are
+symmetric:
 
-    ``project``     Π(v)    = ∇φ(v)
-    ``derivative``  DΠ(v) h = ∇²φ(v) h           symmetric, eigenvalues in [0, 1], homogeneous of degree 0 in v
-    ``spectrum``    DΠ(v)   = U diag(values) Uᵀ
-    ``curvature``   ∇_v ⟨a, DΠ(v) b⟩ = ∇³φ(v)[a, b, ·]   symmetric in its three slots
+    ``project``      Π(v)    = ∇φ(v)
+    ``derivative``   DΠ(v) h = ∇²φ(v) h            eigenvalues in [0, 1], homogeneous of degree 0 in v
+    ``spectrum``     DΠ(v)   = U diag(values) Uᵀ
+    ``curvature``    ∇_v ⟨a, DΠ(v) b⟩ = ∇³φ(v)[a, b, ·]    symmetric in its three slots
 
-Everything acts on tensors ``(*batch, dim)`` with any number of leading dimensions; equal cones are stacked in a leading one,
-so fifty second-order cones of three rows are ``(*batch, 50, 3)``. A row that holds NaN gives NaN in that row and nowhere else.
+Everything acts on tensors ``(*batch, dim)`` with any number of leading dimensions; equal cones are stacked in a
+leading one, so fifty second-order cones of three rows are ``(*batch, 50, 3)``. NaN in one element of the batch stays
+in that element.
 
-Kinks. Π_K is differentiable except on a set of measure zero, where ``margin`` vanishes. There every method returns one element of
-the generalised Jacobian, chosen by one rule: **a zero counts as nonnegative**, that is K is closed and its polar cone is open.
+Kinks. Π is differentiable except on a set of measure zero, where ``margin`` vanishes. There, every method returns one
+element of the generalised Jacobian, chosen by one rule: **a zero counts as nonnegative**; K is closed and the
+interior of its polar cone is open.
 
     nonnegative     derivative 1 at v = 0
     every cone      the identity on the boundary of K, the apex included
-    second order    eigenvalues t ± ‖z‖ of v = (t, z): a zero one counts as nonnegative
+    second order    of the eigenvalues t ± ‖z‖ of v = (t, z), a zero one counts as nonnegative
     PSD             likewise each zero eigenvalue of the matrix
-    exponential,    on the boundary of the polar cone the limit from outside it: the rank-one projection onto the ray of K that is
-      power           orthogonal to v; on a flat face, zero coordinates count as nonnegative
+    exponential,    on the boundary of the polar cone, the limit from outside: the projection onto the ray of K that
+      power         is orthogonal to v; on flat faces, zero coordinates count as nonnegative
 
-On the dual side, DΠ_{K*}(v) = I − DΠ_K(−v), so that a constraint that is both tight and without force is treated as inactive.
-Curvature is taken from the same smooth piece as the derivative, and so is finite (zero wherever DΠ is locally constant).
+On the dual side DΠ_{K*}(v) = I − DΠ_K(−v): a constraint that is both tight and without force counts as inactive.
+The curvature is that of the same smooth piece, and always finite: zero where it is undefined or overflows.
 """
 
 from __future__ import annotations
@@ -34,10 +37,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Spectrum(ABC):
-    """Eigendecomposition U diag(values) Uᵀ of DΠ(v); not differentiable, for use inside linear solves.
+    """Eigendecomposition U diag(values) Uᵀ of a DΠ(v); not differentiable, for use inside linear solves.
 
-    ``values`` is ``(*batch, dim)`` in [0, 1], in no particular order. ``rotate`` and ``unrotate`` take and return matrices
-    ``(*batch, dim, k)``, one column a vector.
+    ``values`` is ``(*batch, dim)``, in [0, 1] and in no particular order. ``rotate`` and ``unrotate`` take and return
+    matrices ``(*batch, dim, k)``, one column a vector.
     """
 
     values: Tensor
@@ -45,7 +48,7 @@ class Spectrum(ABC):
     @property
     @abstractmethod
     def is_diagonal(self) -> bool:
-        """True if U = I, in which case ``rotate`` and ``unrotate`` return their argument untouched."""
+        """True if U = I; then ``rotate`` and ``unrotate`` return their argument untouched."""
 
     @abstractmethod
     def rotate(self, columns: Tensor) -> Tensor:
@@ -90,7 +93,7 @@ class Dense(Spectrum):
 
 @dataclass(frozen=True)
 class Cone(ABC):
-    """One closed convex cone in R^dim; see the module for the notation and for the rule at kinks."""
+    """One closed convex cone in R^dim; the module explains the notation and the rule at kinks."""
 
     dim: int
 
@@ -100,16 +103,16 @@ class Cone(ABC):
 
     @abstractmethod
     def derivative(self, v: Tensor, h: Tensor) -> Tensor:
-        """DΠ_K(v) h for v and h that broadcast to ``(*batch, dim)``; itself differentiable in v and h."""
+        """DΠ(v) h for v and h that broadcast to ``(*batch, dim)``; itself differentiable in v and h."""
 
     @abstractmethod
     def spectrum(self, v: Tensor) -> Spectrum:
-        """The eigendecomposition of DΠ_K(v)."""
+        """The eigendecomposition of DΠ(v)."""
 
     @abstractmethod
     def curvature(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """∇_v ⟨a, DΠ_K(v) b⟩, ``(*batch, dim)``; always finite."""
+        """∇_v ⟨a, DΠ(v) b⟩ for v, a, b that broadcast to ``(*batch, dim)``."""
 
     @abstractmethod
     def margin(self, v: Tensor) -> Tensor:
-        """How far v is from the nearest kink, ``(*batch,)`` in the units of v: positive, and zero exactly on the kinks."""
+        """How far v is from the kinks, ``(*batch,)``, in the units of v: positive, and zero exactly on them."""

@@ -8,12 +8,12 @@ exponential cone: a univariate root-finding problem", Optim. Methods Softw. 38, 
 Derivatives, in the orthonormal frame p = a/|a|, n = c/|c|, w = n × p that moves with ρ: Π moves freely along p, not at
 all along n, and along w by a share λ that the curvature of the boundary sets,
 
-    DΠ = ppᵀ + λwwᵀ,    λ = rk/N,    N = rk + dl,    r = |Π(v)|,  d = |v − Π(v)|,  k = |c|³E,  l = |a|³X.
+    DΠ = ppᵀ + λwwᵀ,    λ = rk/N,    N = rk + dm,    r = |Π(v)|,  d = |v − Π(v)|,  k = |c|³E,  m = |a|³X.
 
 Differentiating once more, with dp = (λ/r) w wᵀdv, dn = ((1 − λ)/d) w wᵀdv, dρ = (|a|²|c|²/N) wᵀdv, and ⊙ the sum over
 the three orders of the factors,
 
-    D²Π = λ(1 − λ) (p⊙w⊙w / r − n⊙w⊙w / d + (log k/l)′ |a|²|c|²/N w⊗w⊗w).
+    D²Π = λ(1 − λ) (p⊙w⊙w / r − n⊙w⊙w / d + (log k/m)′ |a|²|c|²/N w⊗w⊗w).
 
 Nothing overflows because a is divided by e^max(ρ, 0) and c by e^max(−ρ, 0), which leaves the frame as it is:
 a = (ρE, E, X), c = (X, (1 − ρ)X, −E) with E = e^−max(ρ, 0), X = e^min(ρ, 0). All is computed in float64.
@@ -127,10 +127,10 @@ def _frame(v: Tensor, rho: Tensor) -> _Frame:
     a_size, c_size = (torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (a, c))
     p, n = a / a_size, c / c_size
     r, d = (_dot(axis, v).clamp_min(0) for axis in (p, n))
-    k, l = c_size**3 * E, a_size**3 * X
-    N = (r * k + d * l).clamp_min(torch.finfo(v.dtype).tiny)
+    k, m = c_size**3 * E, a_size**3 * X
+    N = (r * k + d * m).clamp_min(torch.finfo(v.dtype).tiny)
     log_slope = 2 - 3 * (E * E + (1 - rho) * X * X) / c_size**2 - 3 * (X * X + rho * E * E) / a_size**2
-    by_p, by_n = (k / N) * (l / N) * d, -(k / N) * (l / N) * r
+    by_p, by_n = (k / N) * (m / N) * d, -(k / N) * (m / N) * r
     by_w = by_p * (r / N) * log_slope * (a_size * c_size) ** 2
     return _Frame(p, n, torch.linalg.cross(n, p), r, d, r * k / N, by_p, by_n, by_w)
 

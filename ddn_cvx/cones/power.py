@@ -1,16 +1,16 @@
 r"""The power cone {(x, z) ∈ R^d₊ × R : ∏ x_i^α_i ≥ |z|}, of three dimensions (d = 2) or more.
 
-Outside K and its polar cone Π(v) = (p, r sign z) with p_i² − x_i p_i = α_i s, s = r(|z| − r) and r = ∏ p_i^α_i ∈ (0, |z|): one decreasing
-scalar equation (Hien, "Differential properties of Euclidean projection onto power cone", Math. Methods Oper. Res. 82, 2015). Its unknown here is
-the logit u of τ = r/|z|, so that neither τ nor 1 − τ cancels.
+Outside K and its polar cone, Π(v) = (p, r sign z) with p_i² − x_i p_i = α_i s, s = r(|z| − r) and r = ∏ p_i^α_i in
+(0, |z|): one scalar equation for r (Hien, "Differential properties of Euclidean projection onto power cone", Math.
+Methods Oper. Res. 82, 2015). The unknown here is the logit u of τ = r/|z|, so that neither τ nor 1 − τ cancels.
 
-Differentiating these equations along h = (h_x, h_z), with g_i = 2p_i − x_i, π_i = p_i/g_i, e_i = α_i/g_i, η = h_z sign(z)/|z| and the means
-σ = Σα_i(1 − π_i), 1 − σ = Σα_iπ_i, gives logarithmic derivatives
+Differentiate these equations along h = (h_x, h_z). With g_i = 2p_i − x_i, π_i = p_i/g_i, e_i = α_i/g_i, the relative
+change η = sign(z) h_z/|z|, and the means σ = Σα_i(1 − π_i), 1 − σ = Σα_iπ_i, the logarithmic derivatives are
 
-    ς = s′/s = ((1 − 2τ) e·h_x + η) / W,    ϱ = r′/r = ((1 − τ) e·h_x + ση) / W,    W = (1 − τ)(1 − σ) + τσ > 0,
+    ς = s′/s = ((1 − 2τ) e·h_x + η) / W,    ϱ = r′/r = ((1 − τ) e·h_x + ση) / W,    W = (1 − τ)(1 − σ) + τσ,
     p_i′/p_i = h_i/g_i + (1 − π_i) ς,
 
-from which DΠ h = (π_i h_i + e_i s ς, sign(z) r ϱ) and, with the same rules once more, D²Π. All is computed in float64.
+hence DΠ h = (π_i h_i + e_i s ς, sign(z) r ϱ), and by the same rules D²Π. All is computed in float64.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ddn_cvx.cones.curved import Curved, newton
 from ddn_cvx.errors import DeclarationError
 
 ITERATIONS = 24
-"""Newton steps; 20 reach rounding level for exponents down to 1e-3 and coordinates that differ by up to sixty orders of magnitude."""
+"""Newton steps; 20 reach rounding level for exponents down to 1e-3 and coordinates of any relative size."""
 LOGIT_BOUND = 200.0
 """τ and 1 − τ are taken at least e^−200."""
 NEGLIGIBLE = 1e-100
@@ -40,11 +40,12 @@ INSIDE, POLAR, CURVED = range(3)
 
 @dataclass(frozen=True)
 class Power(Curved):
-    """{(x, z) : ∏ x_i^α_i ≥ |z|, x ≥ 0} for one tuple of exponents, or one each for cones stacked in the dimension before the last.
+    """{(x, z) : ∏ x_i^α_i ≥ |z|, x ≥ 0}.
 
-    ``alphas`` holds tuples of equal length d, positive and of sum 1; v is ``(*batch, count, d + 1)``, or ``(*batch, d + 1)`` for one tuple.
-    Kinks: the boundaries of K and of its polar cone, and z = x_i = 0. At z = 0 with x of both signs Π has one derivative but, unless the
-    exponents of the negative x_i sum to ½, no second one; D²Π is zero there.
+    ``alphas`` holds tuples of one length d, each positive and of sum 1. With one tuple, v is ``(*batch, d + 1)``; with
+    several, one for each of the cones stacked in the dimension before the last, ``(*batch, count, d + 1)``.
+    Kinks: the boundaries of K and of its polar cone, and z = x_i = 0. At z = 0, for x of both signs, Π has one
+    derivative but no second one unless the α_i of the negative x_i sum to ½; D²Π is zero there.
     """
 
     dim: int = field(init=False)
@@ -54,14 +55,20 @@ class Power(Curved):
     def __post_init__(self) -> None:
         lengths = {len(alpha) for alpha in self.alphas}
         if len(lengths) != 1 or lengths == {0}:
-            raise DeclarationError(f"Power: alphas must be nonempty tuples of one length, and lengths {sorted(lengths)} came.")
+            raise DeclarationError(
+                f"Power: alphas must be nonempty tuples of one length, and lengths {sorted(lengths)} came; "
+                "stack cones of different dimensions separately."
+            )
         for alpha in self.alphas:
             if min(alpha) <= 0 or abs(sum(alpha) - 1) > 1e-6:
-                raise DeclarationError(f"Power: exponents must be positive with sum 1, and {alpha} came; divide by the sum.")
+                raise DeclarationError(
+                    f"Power: exponents must be positive with sum 1, and {alpha} came; divide them by their sum."
+                )
         exponents = torch.tensor(self.alphas, dtype=torch.float64)
         exponents = exponents / exponents.sum(-1, keepdim=True)
         object.__setattr__(self, "dim", lengths.pop() + 1)
-        object.__setattr__(self, "_exponents", exponents.squeeze(0) if len(self.alphas) == 1 else exponents)
+        # A single cone needs no dimension for the stack.
+        object.__setattr__(self, "_exponents", exponents[0] if len(self.alphas) == 1 else exponents)
 
     def factor(self, v: Tensor) -> tuple[Tensor, ...]:
         """The logit u of r/|z|, and in which of the three regions v lies."""
@@ -100,19 +107,19 @@ class Power(Curved):
         ax, az, bx, bz = a[..., :-1], a[..., -1:], b[..., :-1], b[..., -1:]
         A, B = _logarithmic(at, a, sign / z), _logarithmic(at, b, sign / z)
 
-        # Primes are derivatives along b; g, e and s have logarithmic ones.
-        p_log = bx / at.g + at.co_share * B.s
-        g_log = 2 * at.share * p_log - bx / at.g
-        share = at.share * (p_log - g_log)
-        tau = at.tau * at.co_tau * (2 * B.r - B.s)
-        sigma = -(alpha * share).sum(-1, keepdim=True)
-        W = tau * (at.sigma - at.co_sigma) + (at.tau - at.co_tau) * sigma
-        ea = -(at.e * g_log * ax).sum(-1, keepdim=True)
-        eta_a, eta_ab = sign * az / z, -(az / z) * (bz / z)
-        s_log = (-2 * tau * A.eh + (at.co_tau - at.tau) * ea + eta_ab - W * A.s) / at.W
-        r_log = (-tau * A.eh + at.co_tau * ea + sigma * eta_a + at.sigma * eta_ab - W * A.r) / at.W
-        x_part = share * ax + at.e * at.s * (s_log + A.s * (B.s - g_log))
-        z_part = sign * z * at.tau * (r_log + A.r * B.r)
+        # d_ is the derivative along b, of p, g, e and s the logarithmic one.
+        d_p = bx / at.g + at.co_share * B.s
+        d_g = 2 * at.share * d_p - bx / at.g
+        d_share = at.share * (d_p - d_g)
+        d_tau = at.tau * at.co_tau * (2 * B.r - B.s)
+        d_sigma = -_mean(alpha, d_share)
+        d_W = d_tau * (at.sigma - at.co_sigma) + (at.tau - at.co_tau) * d_sigma
+        d_eh = -(at.e * d_g * ax).sum(-1, keepdim=True)
+        eta, d_eta = sign * az / z, -(az / z) * (bz / z)
+        d_s = (-2 * d_tau * A.eh + (at.co_tau - at.tau) * d_eh + d_eta - d_W * A.s) / at.W
+        d_r = (-d_tau * A.eh + at.co_tau * d_eh + d_sigma * eta + at.sigma * d_eta - d_W * A.r) / at.W
+        x_part = d_share * ax + at.e * at.s * (d_s + A.s * (B.s - d_g))
+        z_part = sign * z * at.tau * (d_r + A.r * B.r)
 
         # At z = 0, Π is even or odd in z and only the mixed terms ∂τ/∂x_i remain.
         tau_x = at.tau * at.co_tau * at.e / at.W
@@ -126,7 +133,8 @@ class Power(Curved):
             p, n = (_unit(ray) for ray in self._rays(v, logit))
             w = torch.linalg.cross(p, n)
             share = (w * self.first(v.double(), w, logit, region)).sum(-1, keepdim=True)
-            values, basis = torch.cat([torch.ones_like(share), 0 * share, share], dim=-1), torch.stack([p, n, w], dim=-1)
+            values = torch.cat([torch.ones_like(share), 0 * share, share], dim=-1)
+            basis = torch.stack([p, n, w], dim=-1)
         else:
             columns = torch.eye(self.dim, dtype=torch.float64, device=v.device)
             columns = columns.view(self.dim, *[1] * (v.ndim - 1), self.dim)
@@ -139,7 +147,8 @@ class Power(Curved):
     def margin(self, v: Tensor) -> Tensor:
         """Exact outside K and its polar cone, a lower bound of the distance to the boundary inside them.
 
-        Inside, g(v) = ∏ x_i^α_i − |z| is concave and vanishes on the boundary, so no boundary point is nearer than g/|∇g|.
+        Inside K, g(v) = ∏ x_i^α_i − |z| is concave and vanishes on the boundary, so no boundary point is nearer than
+        g/|∇g|; the polar cone is of the same form in −x_i/α_i.
         """
         logit, region = self.factor(v)
         alpha, x, z = self._split(v)
@@ -166,7 +175,7 @@ class Power(Curved):
 
 
 class _State(NamedTuple):
-    """The quantities of the module's derivation; ``co_p`` is p − x, and ``co_`` of a share t is 1 − t, free of cancellation."""
+    """The quantities of the module's derivation, free of cancellation: ``co_p`` is p − x, and other ``co_t`` are 1 − t."""
 
     tau: Tensor
     co_tau: Tensor
@@ -192,9 +201,8 @@ def _state(alpha: Tensor, x: Tensor, z: Tensor, logit: Tensor) -> _State:
     p, co_p = torch.where(x > 0, large, small), torch.where(x > 0, small, large)
     share, co_share = p / g, co_p / g
     sigma, co_sigma = _mean(alpha, co_share), _mean(alpha, share)
-    return _State(
-        tau, co_tau, s, g, alpha / g, p, co_p, share, co_share, sigma, co_sigma, co_tau * co_sigma + tau * sigma
-    )
+    W = co_tau * co_sigma + tau * sigma
+    return _State(tau, co_tau, s, g, alpha / g, p, co_p, share, co_share, sigma, co_sigma, W)
 
 
 class _Logarithmic(NamedTuple):

@@ -1,13 +1,13 @@
 """A product of cones: the cone K of a conic program, its dual K*, and the derivatives of the projection onto K*.
 
-Equal cones are one vectorised call. Where they do not lie next to each other (second-order cones of 3, 4 and 3 rows), the rows are
-permuted once on the way in and once on the way out.
+Equal cones are one vectorised call. Where they do not lie next to each other (second-order cones of 3, 4 and 3 rows),
+the rows are permuted once on the way in and once on the way out.
 
-The dual side follows from the primal one by Moreau's decomposition: with y = Π_{K*}(v) = v + Π_K(−v),
+The dual side follows from the primal one by Moreau's decomposition: Π_{K*}(v) = v + Π_K(−v), hence
 
     DΠ_{K*}(v) = I − DΠ_K(−v),      D²Π_{K*}(v) = D²Π_K(−v),
 
-so that the kinks and the spectral bases are those of K at −v.
+and the kinks and eigenvectors are those of K at −v.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from ddn_cvx.cones.base import Cone, Diagonal, Spectrum
+from ddn_cvx.cones.base import Cone, Spectrum
 from ddn_cvx.cones.exponential import Exponential
 from ddn_cvx.cones.nonnegative import Nonnegative
 from ddn_cvx.cones.power import Power
@@ -32,10 +32,10 @@ from ddn_cvx.errors import DeclarationError, InputError
 
 
 class Block(NamedTuple):
-    """One cone as a solver sees it: all zero rows are one block, and all nonnegative rows.
+    """One cone as a solver sees it; all zero rows are one block, and all nonnegative rows.
 
-    ``kind`` is ``zero``, ``nonneg``, ``soc``, ``psd``, ``exp`` or ``power``; ``extra`` is the number of rows, the matrix order for ``psd``, the exponents
-    for ``power``.
+    ``kind`` is ``zero``, ``nonneg``, ``soc``, ``psd``, ``exp`` or ``power``. ``extra`` is the matrix order of a PSD cone, the
+    tuple of exponents of a power cone, and else the number of rows.
     """
 
     kind: str
@@ -44,19 +44,25 @@ class Block(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Equal cones, in rows ``start`` to ``start + count * cone.dim`` of the sorted order."""
+    """``number`` equal cones, from row ``start`` on when the rows are sorted by group."""
 
     cone: Cone
     start: int
     number: int
 
-    @property
-    def length(self) -> int:
-        return self.number * self.cone.dim
-
     def take(self, v: Tensor) -> Tensor:
-        """``(*batch, m)`` → ``(*batch, count, dim)``."""
-        return v.narrow(-1, self.start, self.length).unflatten(-1, (self.number, self.cone.dim))
+        """``(*batch, m)`` → ``(*batch, number, dim)``."""
+        rows = v.narrow(-1, self.start, self.number * self.cone.dim)
+        return cast(Tensor, rows.unflatten(-1, (self.number, self.cone.dim)))
+
+
+class Layout(NamedTuple):
+    """``rows`` sorts the rows by group and ``back`` undoes it, ``cones_back`` does for one entry per cone; ``None`` if sorted."""
+
+    groups: tuple[Group, ...]
+    rows: Tensor | None
+    back: Tensor | None
+    cones_back: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -65,16 +71,25 @@ class Product:
 
     Parameters
     ----------
-    zero, nonneg, exp : int
-        Number of equality rows, of inequality rows, and of exponential cones (three rows each).
+    zero, nonneg : int
+        Number of equality and of inequality rows.
     soc : tuple of int
         Rows of each second-order cone.
     psd : tuple of int
-        Matrix order k of each PSD cone, k(k + 1)/2 rows.
+        Matrix order k of each PSD cone, which has k(k + 1)/2 rows.
+    exp : int
+        Number of exponential cones, of three rows each.
     power : tuple of tuples of float
-        Exponents of each power cone, one row more than exponents.
+        Exponents of each power cone, which has one row more.
 
-    Hashable and picklable. All methods take tensors ``(*batch, size)`` and raise ``InputError`` for another last dimension.
+    Raises
+    ------
+    DeclarationError
+        Impossible sizes or exponents.
+    InputError
+        From every method, for a tensor that is not ``(*batch, size)``.
+
+    Hashable and picklable. The empty product, ``size`` 0, is a cone like any other.
     """
 
     zero: int = 0
@@ -91,9 +106,9 @@ class Product:
         object.__setattr__(self, "soc", tuple(int(k) for k in self.soc))
         object.__setattr__(self, "psd", tuple(int(k) for k in self.psd))
         object.__setattr__(self, "power", tuple(tuple(float(a) for a in alpha) for alpha in self.power))
-        _ = self._layout  # builds every cone, which checks its own arguments
+        _ = self._layout  # makes every cone, and each checks its own arguments
 
-    # ---- structure
+    # Structure
 
     @cached_property
     def size(self) -> int:
@@ -102,13 +117,13 @@ class Product:
 
     @property
     def degree(self) -> int:
-        """What s'y is divided by to measure the gap of an interior-point method: 1 for a nonnegative row and for a second-order cone, k for
-        a PSD cone, 3 for an exponential cone, and the rows of a power cone."""
+        """What s'y is divided by to measure a duality gap: 1 for a nonnegative row or a second-order cone, k for a PSD cone, 3
+        for an exponential cone, d + 1 for a power cone."""
         return self.nonneg + len(self.soc) + sum(self.psd) + 3 * self.exp + sum(len(a) + 1 for a in self.power)
 
     @property
     def is_polyhedral(self) -> bool:
-        """True if there are zero and nonnegative rows only."""
+        """True if there are only zero and nonnegative rows."""
         return not (self.soc or self.psd or self.exp or self.power)
 
     def blocks(self) -> list[Block]:
@@ -132,109 +147,101 @@ class Product:
             alike.setdefault((block.kind, block.rows.stop - block.rows.start), []).append(block)
         groups, start = [], 0
         for (kind, length), members in alike.items():
-            cone, count = _cone(kind, length, members)
-            groups.append(Group(cone, start, count))
-            start += count * cone.dim
+            cone, number = _cone(kind, length, members)
+            groups.append(Group(cone, start, number))
+            start += number * cone.dim
         ranked = [block for members in alike.values() for block in members]
         if all(one.rows.start < two.rows.start for one, two in pairwise(ranked)):
             return Layout(tuple(groups), None, None, None)
         rows = torch.tensor([row for block in ranked for row in range(block.rows.start, block.rows.stop)])
-        curved = [block.rows.start for block in ranked if block.kind not in ("zero", "nonneg")]
-        cones_back = torch.cat([torch.arange(self.nonneg), self.nonneg + torch.tensor(curved).argsort()])
+        curved = torch.tensor([block.rows.start for block in ranked if block.kind not in ("zero", "nonneg")])
+        cones_back = torch.cat([torch.arange(self.nonneg), self.nonneg + curved.argsort()])
         return Layout(tuple(groups), rows, rows.argsort(), cones_back)
 
-    # ---- primal
+    # Primal
 
     def project(self, v: Tensor) -> Tensor:
         """Π_K(v)."""
         return self._blockwise(lambda cone, v: cone.project(v), v)
 
     def distance(self, s: Tensor) -> Tensor:
-        """Largest distance, over the cones, of the rows of s from their cone; ``(*batch,)``."""
-        return self._largest(s, lambda cone, s: s - cone.project(s))
+        """The largest distance of a block of s from its cone, ``(*batch,)``."""
+        return self._largest(lambda cone, s: s - cone.project(s), s)
 
-    # ---- dual
+    # Dual
 
     def project_dual(self, v: Tensor) -> Tensor:
-        """Π_{K*}(v) = v + Π_K(−v)."""
+        """Π_{K*}(v)."""
         if self.is_polyhedral:
-            return torch.where(self._active(v), v, 0.0)
+            return torch.where(self._kept(v), v, 0.0)
         return self._blockwise(lambda cone, v: v + cone.project(-v), v)
 
     def dual_distance(self, y: Tensor) -> Tensor:
-        """Largest distance, over the cones, of the rows of y from the dual of their cone; ``(*batch,)``."""
-        return self._largest(y, lambda cone, y: cone.project(-y))
+        """The largest distance of a block of y from the dual of its cone, ``(*batch,)``."""
+        return self._largest(lambda cone, y: cone.project(-y), y)
 
     def dual_derivative(self, v: Tensor, h: Tensor) -> Tensor:
-        """DΠ_{K*}(v) h. Leading dimensions broadcast, and what depends on v alone is computed once for all h."""
+        """DΠ_{K*}(v) h. Leading dimensions broadcast: what depends on v alone is computed once for many h."""
         if self.is_polyhedral:
-            return torch.where(self._active(v), h, 0.0)
+            return torch.where(self._kept(v), h, 0.0)
         return self._blockwise(lambda cone, v, h: h - cone.derivative(-v, h), v, h)
 
     def dual_curvature(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """∇_v ⟨a, DΠ_{K*}(v) b⟩."""
+        """∇_v ⟨a, DΠ_{K*}(v) b⟩; leading dimensions broadcast."""
         return self._blockwise(lambda cone, v, a, b: cone.curvature(-v, a, b), v, a, b)
 
     def dual_spectrum(self, v: Tensor) -> DualSpectrum:
-        """Eigendecomposition of DΠ_{K*}(v): that of DΠ_K(−v) with values 1 − value; U is block diagonal in the rows of v."""
+        """Eigendecomposition of DΠ_{K*}(v): U is that of K at −v, block diagonal; each value is one minus that of K."""
         if self.is_polyhedral:
-            return DualSpectrum(self._active(v).to(v.dtype), (), self._layout)
+            return DualSpectrum(self._kept(v).to(v.dtype), (), self._layout)
         ordered = self._ordered(v)
         parts = tuple(group.cone.spectrum(-group.take(ordered)) for group in self._layout.groups)
-        values = 1 - torch.cat([part.values.flatten(-2) for part in parts], dim=-1)
+        values = 1.0 - torch.cat([part.values.flatten(-2) for part in parts], dim=-1)
         return DualSpectrum(_select(values, -1, self._layout.back), parts, self._layout)
 
     def dual_margin(self, v: Tensor) -> Tensor:
-        """Margin of every cone, ``(*batch, count)`` in row order: each nonnegative row is a cone, and the zero rows, which have no
-        kinks, are left out."""
+        """The margin of each cone, ``(*batch, number of cones)`` in row order. Each nonnegative row counts as a cone; zero rows
+        have no kinks and are left out."""
         ordered = self._ordered(v)
-        groups = [group for group in self._layout.groups if not isinstance(group.cone, Zero)]
-        margins = [group.cone.margin(-group.take(ordered)) for group in groups]
+        curved = [group for group in self._layout.groups if not isinstance(group.cone, Zero)]
+        margins = [group.cone.margin(-group.take(ordered)) for group in curved]
         return _select(torch.cat([v[..., :0], *margins], dim=-1), -1, self._layout.cones_back)
 
-    # ---- all groups at once
+    # All groups at once
 
     def _blockwise(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         ordered = [self._ordered(t) for t in tensors]
         parts = [function(group.cone, *map(group.take, ordered)).flatten(-2) for group in self._layout.groups]
-        if not parts:
-            return tensors[0]
-        return _select(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1), -1, self._layout.back)
+        joined = parts[0] if len(parts) == 1 else torch.cat([tensors[0][..., :0], *parts], dim=-1)
+        return _select(joined, -1, self._layout.back)
 
-    def _largest(self, v: Tensor, error: Callable[[Cone, Tensor], Tensor]) -> Tensor:
+    def _largest(self, error: Callable[[Cone, Tensor], Tensor], v: Tensor) -> Tensor:
         ordered = self._ordered(v)
-        blocks = [error(group.cone, group.take(ordered)) for group in self._layout.groups]
-        norms = [torch.linalg.vector_norm(block, dim=-1).amax(-1) for block in blocks]
+        errors = [error(group.cone, group.take(ordered)) for group in self._layout.groups]
+        norms = [torch.linalg.vector_norm(e, dim=-1).amax(-1) for e in errors]
         return torch.stack([v.new_zeros(v.shape[:-1]), *norms]).amax(0)
 
-    def _active(self, v: Tensor) -> Tensor:
-        """Of a polyhedral K: the rows that Π_{K*} keeps, NaN among them."""
-        active = ~(self._checked(v) <= 0)
-        active[..., : self.zero] = True
-        return active
+    def _kept(self, v: Tensor) -> Tensor:
+        """The rows that Π_{K*} of a polyhedral K keeps, NaN among them; the other ones become zero."""
+        kept = ~(self._checked(v) <= 0)
+        kept[..., : self.zero] = True
+        return kept
 
     def _ordered(self, v: Tensor) -> Tensor:
         return _select(self._checked(v), -1, self._layout.rows)
 
     def _checked(self, v: Tensor) -> Tensor:
         if v.shape[-1:] != (self.size,):
-            raise InputError(f"{self} has {self.size} rows, and a tensor of shape {tuple(v.shape)} came; rows go last.")
+            raise InputError(
+                f"A product of cones with {self.size} rows takes tensors (*batch, {self.size}), and one of shape "
+                f"{tuple(v.shape)} came; the rows are the last dimension."
+            )
         return v
-
-
-class Layout(NamedTuple):
-    """How the rows are grouped: ``rows`` takes v to sorted order and ``back`` undoes it, ``cones_back`` likewise for one entry per cone;
-    ``None`` where the order is the same."""
-
-    groups: tuple[Group, ...]
-    rows: Tensor | None
-    back: Tensor | None
-    cones_back: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class DualSpectrum(Spectrum):
-    """Spectrum of DΠ_{K*}: ``values`` ``(*batch, m)``, one basis for each group of equal cones, none if K is polyhedral."""
+    """Spectrum of DΠ_{K*}: ``values`` ``(*batch, m)``, a spectrum of K for each group of equal cones, none if K is polyhedral."""
 
     parts: tuple[Spectrum, ...]
     layout: Layout
@@ -244,12 +251,14 @@ class DualSpectrum(Spectrum):
         return not self.parts
 
     def rotate(self, columns: Tensor) -> Tensor:
-        return columns if self.is_diagonal else self._blockwise(lambda part, block: part.rotate(block), columns)
+        return self._blockwise(lambda part, block: part.rotate(block), columns)
 
     def unrotate(self, columns: Tensor) -> Tensor:
-        return columns if self.is_diagonal else self._blockwise(lambda part, block: part.unrotate(block), columns)
+        return self._blockwise(lambda part, block: part.unrotate(block), columns)
 
     def _blockwise(self, turn: Callable[[Spectrum, Tensor], Tensor], columns: Tensor) -> Tensor:
+        if self.is_diagonal:
+            return columns
         ordered = _select(columns, -2, self.layout.rows).mT
         blocks = [
             turn(part, group.take(ordered).movedim(-3, -1)).flatten(-3, -2)
@@ -260,20 +269,20 @@ class DualSpectrum(Spectrum):
 
 def _cone(kind: str, length: int, members: list[Block]) -> tuple[Cone, int]:
     """The cone that equal blocks share, and how many of it there are."""
-    extra, count = members[0].extra, len(members)
+    extra, number = members[0].extra, len(members)
     match kind:
         case "zero":
             return Zero(1), length
         case "nonneg":
             return Nonnegative(1), length
         case "soc":
-            return SecondOrder(extra), count
+            return SecondOrder(extra), number
         case "psd":
-            return PSD(order=extra), count
+            return PSD(order=extra), number
         case "exp":
-            return Exponential(), count
+            return Exponential(), number
         case _:
-            return Power(alphas=tuple(block.extra for block in members)), count
+            return Power(alphas=tuple(block.extra for block in members)), number
 
 
 def _select(t: Tensor, dim: int, index: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ semidefinite matrices", Set-Valued Anal. 14, 2006); the second derivative takes 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 from ddn_cvx.cones.base import Spectrum
 from ddn_cvx.cones.curved import Curved
 from ddn_cvx.errors import DeclarationError
+
+ROOT = sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,12 @@ class PSD(Curved):
 
     def mat(self, v: Tensor) -> Tensor:
         """``(*batch, dim)`` → symmetric ``(*batch, order, order)``."""
-        X = _gather(v, self._place).unflatten(-1, (self.order, self.order))
-        return X * (_diagonal(X) + (1 - _diagonal(X)) * 0.5**0.5)
+        X: Tensor = _gather(v, self._place).unflatten(-1, (self.order, self.order))
+        return _scale_off_diagonal(X, 1 / ROOT)
 
     def svec(self, X: Tensor) -> Tensor:
         """Symmetric ``(*batch, order, order)`` → ``(*batch, dim)``, the inverse of ``mat``."""
-        weighted = X * (_diagonal(X) + (1 - _diagonal(X)) * 2**0.5)
-        return _gather(weighted.flatten(-2), self._entry)
+        return _gather(_scale_off_diagonal(X, ROOT).flatten(-2), self._entry)
 
     def factor(self, v: Tensor) -> tuple[Tensor, ...]:
         # LAPACK refuses a whole batch for one NaN: such an element is decomposed as zero and gets NaN eigenvalues.
@@ -98,8 +100,9 @@ def _first_differences(values: Tensor) -> Tensor:
     return torch.where(total == 0, 1.0, share)
 
 
-def _diagonal(X: Tensor) -> Tensor:
-    return torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
+def _scale_off_diagonal(X: Tensor, factor: float) -> Tensor:
+    diagonal = torch.eye(X.shape[-1], dtype=torch.bool, device=X.device)
+    return torch.where(diagonal, X, factor * X)
 
 
 def _gather(t: Tensor, index: Tensor) -> Tensor:

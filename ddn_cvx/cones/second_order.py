@@ -8,6 +8,7 @@ With n = ‖z‖ and e = z/n, the eigenvalues of v = (t, z) in the Jordan algebr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ddn_cvx.cones.base import Diagonal, Spectrum
 from ddn_cvx.cones.curved import Curved
 from ddn_cvx.errors import DeclarationError
 
-HALF_ROOT = 0.5**0.5
+HALF_ROOT = sqrt(0.5)
 
 
 @dataclass(frozen=True)

@@ -107,11 +107,14 @@ def canonicalise(problem: cp.Problem, parameters: Sequence[cp.Parameter], gp: bo
         data, chain, inverse = problem.get_problem_data(_Waist(), gp=gp, enforce_dpp=True)
     program: ParamConeProg = data[settings.PARAM_PROB]
     conic, matrix = _problem_data(program)
+    maps = _variable_maps(program, chain, problem.variables())
+    for real, imag in maps.values():
+        conic.visible[sp.csc_array(abs(real) if imag is None else abs(real) + abs(imag)).sum(axis=0) > 0] = True
     return Canonical(
         program=conic,
         data=matrix,
         sources=tuple(_parameter_sources(program, chain, parameters)),
-        variables=_variable_maps(program, chain, problem.variables()),
+        variables=maps,
         duals=_dual_maps(program, chain, inverse, problem, conic),
         exponentiate=gp,
     )
@@ -141,7 +144,7 @@ def _problem_data(pp: ParamConeProg) -> tuple[ConicProgram, sp.csr_array]:
     dims = pp.cone_dims
     power = tuple((float(a), 1.0 - float(a)) for a in dims.p3d) + tuple(tuple(map(float, a)) for a in dims.pnd)
     cones = Product(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, power)
-    return ConicProgram(P, A, cones), sp.csr_array(sp.vstack([P_map, q[:n], q[n : n + 1], A_map, b_map]))
+    return ConicProgram(P, A, cones, np.zeros(n, bool)), sp.csr_array(sp.vstack([P_map, q[:n], q[n : n + 1], A_map, b_map]))
 
 
 def _parameter_sources(

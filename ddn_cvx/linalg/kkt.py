@@ -31,16 +31,27 @@ from ddn_cvx.cones import DualSpectrum
 
 SINGULAR = 1e-11
 """K counts as singular when the estimated norm of its inverse exceeds ``1 / SINGULAR`` after equilibration."""
+VISIBLE = 1e-8
+"""Squared length of the part of a null space that counts as being there."""
 EIGENVALUE_CUTOFF = 1e-9
 """Eigenvalues of a singular K below this fraction of the largest are taken as zero."""
 
 
 @dataclass(frozen=True)
 class NullSpace:
-    """Dimension of the null space of K per element, split as above; both ``(B,)`` int64."""
+    """Whether K is singular, split as above; both ``(B,)`` bool.
+
+    Directions in auxiliary variables alone do not count: the declared variables are unique all the same, and so are
+    their derivatives of every order (the epigraph variable of an inactive ``norm(x) <= 1`` is an example).
+    """
 
     primal: Tensor
     dual: Tensor
+
+    @property
+    def any(self) -> Tensor:
+        """Either of them, ``(B,)`` bool."""
+        return self.primal | self.dual
 
 
 @dataclass(frozen=True)
@@ -67,10 +78,20 @@ class DenseKKT:
         Eigendecomposition of D at v, ``values`` (B, m).
     ok : Tensor (B,) bool
         Elements without a solution; their system is replaced by the identity. Their P and A must be zero.
+    visible : Tensor (n,) bool
+        The variables whose uniqueness matters.
     bounds : Bounds, optional
     """
 
-    def __init__(self, P: Tensor, A: Tensor, spectrum: DualSpectrum, ok: Tensor, bounds: Bounds | None = None):
+    def __init__(
+        self,
+        P: Tensor,
+        A: Tensor,
+        spectrum: DualSpectrum,
+        ok: Tensor,
+        visible: Tensor,
+        bounds: Bounds | None = None,
+    ):
         self.P, self.A, self.spectrum = P, A, spectrum
         self.n, self.bounds = P.shape[-1], bounds
         values = torch.where(ok.unsqueeze(-1), spectrum.values.clamp(0.0, 1.0), 0.0)
@@ -91,7 +112,7 @@ class DenseKKT:
         self.scale = _equilibrate(K)
         self.K = K.mul_(self.scale.unsqueeze(-1)).mul_(self.scale.unsqueeze(-2))
         self.LD, self.pivots, _ = torch.linalg.ldl_factor_ex(self.K)
-        self._detect(values, irregular)
+        self._detect(values, irregular, visible)
 
     def _substitute(self, bounds: Bounds, A: Tensor, values: Tensor) -> Tensor:
         """Mark the variables that active bounds fix; returns the elements where that is not possible."""
@@ -103,7 +124,7 @@ class DenseKKT:
         self.fixed = (count > 0.5).to(values.dtype)
         return (count > 1.5).any(-1) | (active != usable).any(-1)
 
-    def _detect(self, values: Tensor, irregular: Tensor | None) -> None:
+    def _detect(self, values: Tensor, irregular: Tensor | None, visible: Tensor) -> None:
         """Find singular elements by one step of inverse iteration from a fixed vector, and decompose just those."""
         batch, order, _ = self.K.shape
         probe = torch.cos(torch.arange(1, order + 1, dtype=self.K.dtype, device=self.K.device) ** 2)
@@ -113,7 +134,7 @@ class DenseKKT:
         healthy = grown * order**0.5 * SINGULAR <= 1.0
         if irregular is not None:
             healthy = healthy & ~irregular
-        none = torch.zeros_like(healthy, dtype=torch.int64)
+        none = torch.zeros_like(healthy)
         self.null = NullSpace(none, none.clone())
         self.singular = torch.nonzero(~healthy).flatten()
         if self.singular.numel():
@@ -124,9 +145,9 @@ class DenseKKT:
             zero = size <= EIGENVALUE_CUTOFF * size.amax(-1, keepdim=True).clamp(min=1e-300)
             self.inverse_spectrum = torch.where(zero, 0.0, 1.0 / torch.where(zero, 1.0, spectrum))
             self.vectors = vectors
-            weight = vectors**2 * zero.unsqueeze(-2)
-            self.null.primal[pick] = weight[:, : self.n].sum((-2, -1)).round().long()
-            self.null.dual[pick] = weight[:, self.n :].sum((-2, -1)).round().long()
+            weight = (vectors**2 * zero.unsqueeze(-2)).sum(-1)
+            self.null.primal[pick] = (weight[:, : self.n] * visible).sum(-1) > VISIBLE
+            self.null.dual[pick] = weight[:, self.n :].sum(-1) > VISIBLE
 
     def _solve(self, top: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """``K (u, omega) = (top, low)`` for the full K; minimum norm where singular."""

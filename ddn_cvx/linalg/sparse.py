@@ -34,6 +34,8 @@ class SparseKKT:
         Eigendecomposition of D at v.
     ok : Tensor (B,) bool
         Elements without a solution; their system is replaced by the identity.
+    visible : array (n,) of bool
+        The variables whose uniqueness matters.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class SparseKKT:
         cones: Product,
         spectrum: DualSpectrum,
         ok: Tensor,
+        visible: NDArray[np.bool_],
     ):
         self.m, self.n = A_pattern.shape
         self.device = A.device
@@ -53,16 +56,15 @@ class SparseKKT:
         P_values, A_values, good = P.cpu().numpy(), A.cpu().numpy(), ok.cpu().numpy()
         self.elements = [
             _Element(
-                P_pattern.matrix(P_values[i]), A_pattern.matrix(A_values[i]), values[i], bases[i] if bases else None
+                P_pattern.matrix(P_values[i]), A_pattern.matrix(A_values[i]), values[i], bases[i] if bases else None, visible
             )
             if good[i]
-            else _Element(sp.eye_array(self.n), sp.csc_array((self.m, self.n)), np.zeros(self.m), None)
+            else _Element(sp.eye_array(self.n), sp.csc_array((self.m, self.n)), np.zeros(self.m), None, visible)
             for i in range(len(values))
         ]
-        counts = np.array([e.null for e in self.elements], np.int64).reshape(-1, 2)
+        counts = np.array([e.null for e in self.elements], bool).reshape(-1, 2)
         self.null = NullSpace(*(torch.from_numpy(c.copy()).to(self.device) for c in counts.T))
-        self.singular = torch.nonzero(self.null.primal + self.null.dual).flatten()
-
+        
     def forward(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """``(a, c)`` with ``J (a, c) = (r, t)``; r (B, n, k), t (B, m, k)."""
         return self._map(_Element.forward, r, t)
@@ -82,7 +84,14 @@ class SparseKKT:
 class _Element:
     """One instance's factor."""
 
-    def __init__(self, P_upper: sp.csc_array, A: sp.csc_array, values: Array, basis: sp.csc_array | None):
+    def __init__(
+        self,
+        P_upper: sp.csc_array,
+        A: sp.csc_array,
+        values: Array,
+        basis: sp.csc_array | None,
+        visible: NDArray[np.bool_],
+    ):
         self.A, self.basis, self.root = A, basis, np.sqrt(values)
         m, n = A.shape
         P = P_upper + sp.triu(P_upper, 1).T
@@ -92,7 +101,7 @@ class _Element:
         size = np.maximum(abs(self.K).max(axis=1).toarray().ravel(), 0)
         self.scale = np.where(size > 0, 1.0 / np.sqrt(np.where(size > 0, size, 1.0)), 1.0)
         D = sp.diags_array(self.scale)
-        self.null = (0, 0)
+        self.null = (False, False)
         self.factor = None
         try:
             self.factor = spl.splu(sp.csc_array(D @ self.K @ D))
@@ -104,15 +113,16 @@ class _Element:
         except RuntimeError:  # SuperLU: "Factor is exactly singular"
             self.factor = None
         if self.factor is None:
-            self.null = self._null_space(n)
+            self.null = self._null_space(visible)
 
-    def _null_space(self, n: int) -> tuple[int, int]:
-        """Which parts of K are rank-deficient (1 or 0 each): the residue of a random vector that K's row space
-        cannot reproduce lies in the null space, whose primal and dual parts are separate."""
+    def _null_space(self, visible: NDArray[np.bool_]) -> tuple[bool, bool]:
+        """Which parts of K are rank-deficient: the residue of a random vector that K's row space cannot reproduce
+        lies in the null space, whose primal and dual parts are separate."""
         probe = np.cos(np.arange(1.0, self.K.shape[0] + 1) ** 2)
         residue = probe - self.K @ spl.lsmr(self.K, probe, atol=1e-13, btol=1e-13, maxiter=10 * len(probe))[0]
         threshold = 1e-6 * np.linalg.norm(probe)
-        return int(np.linalg.norm(residue[:n]) > threshold), int(np.linalg.norm(residue[n:]) > threshold)
+        primal, dual = residue[: len(visible)][visible], residue[len(visible) :]
+        return bool(np.linalg.norm(primal) > threshold), bool(np.linalg.norm(dual) > threshold)
 
     def _solve(self, r: Array) -> Array:
         if self.factor is None:

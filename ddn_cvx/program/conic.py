@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.cones import Product
@@ -51,10 +52,13 @@ class ConicProgram:
         The (m, n) constraint matrix.
     cones : Product
         K, with ``cones.size == m``.
+    visible : array of bool (n,), optional
+        The variables that somebody declared; the others are auxiliary (epigraphs), and need not be unique.
     """
 
-    def __init__(self, P: Pattern, A: Pattern, cones: Product):
+    def __init__(self, P: Pattern, A: Pattern, cones: Product, visible: NDArray[np.bool_] | None = None):
         self.P, self.A, self.cones = P, A, cones
+        self.visible = np.ones(A.shape[1], bool) if visible is None else visible
         self.m, self.n = A.shape
         self._index: dict[torch.device, tuple[Tensor, ...]] = {}
         self._bounds: dict[torch.device, Bounds | None] = {}

@@ -125,7 +125,7 @@ class Elimination:
         remaining.sort_indices()
         cones = full.cones
         left = Product(cones.zero - len(self.rows), cones.nonneg, cones.soc, cones.psd, cones.exp, cones.power)
-        self.reduced = ConicProgram(pattern, Pattern.of(abs(remaining)), left)
+        self.reduced = ConicProgram(pattern, Pattern.of(abs(remaining)), left, full.visible[self.kept])
         sections = [P_base, q_base, A_map[remaining.data - 1], b_map[self.kept_rows], M_map, c_map[d], q_map[E]]
         self.map = AffineMap(sp.csr_array(sp.vstack(sections)), [section.shape[0] for section in sections])
         self.shape = (r, len(d))

@@ -16,7 +16,6 @@ class KKT(Protocol):
     """Solves with the Jacobian J of the residual, and with its transpose, for k right-hand sides at once."""
 
     null: NullSpace
-    singular: Tensor
 
     def forward(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """``J (a, c) = (r, t)``; r (B, n, k), t (B, m, k)."""
@@ -32,8 +31,9 @@ def factorise(program: ConicProgram, P: Tensor, A: Tensor, v: Tensor, ok: Tensor
     spectrum = program.cones.dual_spectrum(v)
     if program.is_dense:
         dense_P, dense_A = program.dense(ConicData(P, v.new_zeros(v.shape[0], program.n), A, v))
-        return DenseKKT(dense_P, dense_A, spectrum, ok, program.bounds(v.device))
-    return SparseKKT(program.P, program.A, P, A, program.cones, spectrum, ok)
+        visible = torch.as_tensor(program.visible, device=v.device)
+        return DenseKKT(dense_P, dense_A, spectrum, ok, visible, program.bounds(v.device))
+    return SparseKKT(program.P, program.A, P, A, program.cones, spectrum, ok, program.visible)
 
 
 class Factors:

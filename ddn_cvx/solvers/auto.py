@@ -77,4 +77,7 @@ class Auto(Solver):
         density = (2 * program.P.nnz + program.A.nnz) / (n * (n + 1) + m * n)
         if density < self.density:
             return self._clarabel, f"only {density:.0%} of the entries of P and A are stored"
-        return InteriorPoint(), f"a quadratic program, {density:.0%} of whose entries are stored, is solved in one batch"
+        return (
+            InteriorPoint(),
+            f"a quadratic program with {density:.0%} of its entries is solved in one batch",
+        )

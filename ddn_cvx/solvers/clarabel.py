@@ -89,7 +89,7 @@ class Clarabel(Solver):
                 try:
                     found = kept[0].solve()
                 except BaseException as error:
-                    # Clarabel's assertions fail on some hopeless numbers, which is no Exception and ruins the object.
+                    # Hopeless numbers trip assertions of Clarabel; that is no Exception, and it ruins the object.
                     if type(error).__name__ != "PanicException":
                         raise
                     kept[0] = self._solver(program)

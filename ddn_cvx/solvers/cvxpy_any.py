@@ -166,13 +166,8 @@ class CvxpySolver(Solver):
             # Without an objective only the first is possible.
             feasibility = cp.Problem(cp.Minimize(0), constraints)
             self._run(feasibility)
-            return Answer(
-                Status.UNBOUNDED if feasibility.status == "optimal" else Status.INFEASIBLE,
-                0,
-                None,
-                None,
-                None,
-            )
+            feasible = feasibility.status == "optimal"
+            return Answer(Status.UNBOUNDED if feasible else Status.INFEASIBLE, 0, None, None, None)
         status = _STATUS.get(problem.status, Status.NUMERICAL_ERROR)
         if x.value is None or any(c.dual_value is None for c in constraints):
             if status in (Status.SOLVED, Status.INACCURATE):

@@ -109,13 +109,11 @@ def closed_form(program: ConicProgram, data: ConicData) -> RawSolution:
         inverse = torch.where(eigenvalues > least, 1 / eigenvalues, 0.0)
         x = -((vectors * inverse[:, None]) @ (vectors.mT @ q[:, :, None])).squeeze(-1)
         s, otherwise = b, Status.UNBOUNDED
-        concave = torch.where(eigenvalues < -least, 1.0 + q.abs().amax(-1, keepdim=True), 0.0)
-        error, size = program.P_times(P, x) + q + concave, q
-    largest = torch.zeros_like(q[:, :1]).new_zeros(q.shape[0], 1)
-    within = torch.cat([error.abs(), largest], 1).amax(-1) <= EXACT * (
-        1 + torch.cat([size.abs(), largest], 1).amax(-1)
+        error, size = program.P_times(P, x) + q, q
+        error[(eigenvalues < -least).any(-1)] = torch.inf  # concave in some direction
+    solved = finite & (
+        torch.linalg.vector_norm(error, dim=-1) <= EXACT * (1 + torch.linalg.vector_norm(size, dim=-1))
     )
-    solved = finite & within
     raw.status[:] = torch.where(solved, int(Status.SOLVED), int(otherwise))
     raw.status[~finite] = int(Status.INVALID_DATA)
     for vector, value in ((raw.x, x), (raw.s, s), (raw.y, torch.zeros_like(b))):

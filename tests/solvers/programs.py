@@ -1,4 +1,5 @@
-"""Random conic programs of every kind that have a strictly feasible primal and dual point, and so a solution."""
+"""Random conic programs of every kind that have a strictly feasible primal and dual point, and so a
+solution."""
 
 import numpy as np
 import scipy.sparse as sp
@@ -43,7 +44,9 @@ def interior(cones, rng, dual):
     for _ in range(cones.exp):
         x, y = 0.5 * rng.standard_normal(), 0.5 + rng.random()
         # y exp(x/y) <= z, and for the dual -u exp(v/u) <= e w, u < 0
-        parts.append(np.array([-y, x, y * np.exp(-x / y - 1) + 0.5] if dual else [x, y, y * np.exp(x / y) + 0.5]))
+        parts.append(
+            np.array([-y, x, y * np.exp(-x / y - 1) + 0.5] if dual else [x, y, y * np.exp(x / y) + 0.5])
+        )
     for alpha in cones.power:
         u = 0.5 + rng.random(len(alpha))
         bound = np.prod((u / alpha if dual else u) ** np.array(alpha))
@@ -52,7 +55,8 @@ def interior(cones, rng, dual):
 
 
 def random_program(cones, n=7, batch=3, seed=0, quadratic=True):
-    """``(program, data)``; a quadratic objective has rank n - 2 on all but the last variable, so it is singular."""
+    """``(program, data)``; a quadratic objective has rank n - 2 on all but the last variable, so it is
+    singular."""
     rng = np.random.default_rng(seed)
     m = cones.size
     mask = rng.random((m, n)) < 0.8
@@ -80,5 +84,7 @@ def select(data, rows):
 def kkt_residual(program, data, raw: RawSolution):
     """Largest violation of the optimality conditions, relative to the size of the solution, ``(B,)``."""
     v = raw.y - raw.s
-    error = torch.cat([program.residual(torch.cat([raw.x, v], 1), data), program.cones.project_dual(v) - raw.y], 1)
+    error = torch.cat(
+        [program.residual(torch.cat([raw.x, v], 1), data), program.cones.project_dual(v) - raw.y], 1
+    )
     return error.abs().amax(1) / (1 + torch.cat([raw.x, raw.y, raw.s], 1).abs().amax(1))

@@ -98,7 +98,10 @@ def cvxpy_model(program, data, i):
     q, b = data.q[i].numpy(), data.b[i].numpy()
     x = cp.Variable(program.n)
     linear = cones.zero + cones.nonneg
-    constraints = [A[: cones.zero] @ x == b[: cones.zero], A[cones.zero : linear] @ x <= b[cones.zero : linear]]
+    constraints = [
+        A[: cones.zero] @ x == b[: cones.zero],
+        A[cones.zero : linear] @ x <= b[cones.zero : linear],
+    ]
     s, at = b - A @ x, linear
     for k in cones.soc:
         constraints.append(cp.norm(s[at + 1 : at + k]) <= s[at] if k > 1 else s[at] >= 0)
@@ -106,13 +109,17 @@ def cvxpy_model(program, data, i):
     for k in cones.psd:
         M = cp.Variable((k, k), PSD=True)
         entries = [(r, c) for c in range(k) for r in range(c + 1)]
-        constraints += [s[at + e] == M[r, c] * (1 if r == c else np.sqrt(2)) for e, (r, c) in enumerate(entries)]
+        constraints += [
+            s[at + e] == M[r, c] * (1 if r == c else np.sqrt(2)) for e, (r, c) in enumerate(entries)
+        ]
         at += len(entries)
     for _ in range(cones.exp):
         constraints.append(s[at] + cp.rel_entr(s[at + 1], s[at + 2]) <= 0)  # x + y log(y/z) <= 0
         at += 3
     for alpha in cones.power:
-        constraints.append(cp.geo_mean(s[at : at + len(alpha)], [round(10 * a) for a in alpha]) >= cp.abs(s[at + len(alpha)]))
+        constraints.append(
+            cp.geo_mean(s[at : at + len(alpha)], [round(10 * a) for a in alpha]) >= cp.abs(s[at + len(alpha)])
+        )
         at += len(alpha) + 1
     problem = cp.Problem(cp.Minimize(cp.quad_form(x, cp.psd_wrap(P)) / 2 + q @ x), constraints)
     problem.solve(solver="CLARABEL", tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
@@ -174,9 +181,17 @@ def test_no_constraints(name):
     data = data._replace(P=data.P * torch.tensor([1.0, 1.0, 1.0, -1.0])[:, None], q=q)
     raw = solve(build(name), program, data)
     assert raw.status[:3].tolist() == [Status.SOLVED, Status.UNBOUNDED, Status.INVALID_DATA]
-    if name in ("scs", "ecos", "diffcp", "OSQP"):  # the interior-point methods take P to be what the declaration says
+    if name in (
+        "scs",
+        "ecos",
+        "diffcp",
+        "OSQP",
+    ):  # the interior-point methods take P to be what the declaration says
         assert raw.status[3] == Status.UNBOUNDED
-    assert kkt_residual(program, select(data, slice(0, 1)), type(raw)(*(t[:1] for t in vars(raw).values()))) < 1e-9
+    assert (
+        kkt_residual(program, select(data, slice(0, 1)), type(raw)(*(t[:1] for t in vars(raw).values())))
+        < 1e-9
+    )
     assert raw.x[1:3].isnan().all()
 
 
@@ -195,7 +210,11 @@ def test_no_variables(name):
 def test_empty_batch_and_nothing_at_all(name):
     program, data = random_program(CONES["linear"])
     raw = solve(build(name), program, select(data, slice(0, 0)))
-    assert raw.x.shape == (0, program.n) and raw.y.shape == raw.s.shape == (0, program.m) and raw.status.shape == (0,)
+    assert (
+        raw.x.shape == (0, program.n)
+        and raw.y.shape == raw.s.shape == (0, program.m)
+        and raw.status.shape == (0,)
+    )
     if name == "interior_point":
         return
     nothing = ConicProgram(Pattern.of(sp.csc_array((0, 0))), Pattern.of(sp.csc_array((0, 0))), Product())
@@ -267,6 +286,26 @@ def test_scs_reuses_a_factorisation_while_the_matrices_stay(monkeypatch):
     assert len(made) == 4
     assert raw.status.tolist() == [Status.SOLVED] * 6
     assert kkt_residual(program, data, raw).max() < 1e-6
+
+
+def test_a_package_that_breaks_down_fails_one_element(monkeypatch):
+    import ecos
+
+    program, data = random_program(CONES["linear"])
+    original, calls = ecos.solve, []
+
+    def broken(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ArithmeticError("singular")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(ecos, "solve", broken)
+    assert solve(ECOS(), program, data).status.tolist() == [
+        Status.SOLVED,
+        Status.NUMERICAL_ERROR,
+        Status.SOLVED,
+    ]
 
 
 def test_warm_start_of_scs():

@@ -18,7 +18,8 @@ TIGHT = Clarabel(tol_feas=1e-13, tol_gap_abs=1e-13, tol_gap_rel=1e-13)
 
 
 def newton(program, data, z):
-    """The root of the optimality conditions near z (B, n + m), to machine accuracy, with a Jacobian by differences."""
+    """The root of the optimality conditions near z (B, n + m), to machine accuracy, with a Jacobian by
+    differences."""
     steps = 1e-6 * torch.eye(z.shape[1]).double()
     for _ in range(4):
         root = []
@@ -63,7 +64,8 @@ def test_modes_agree(mode):
     raw = TIGHT.solve(program, data, Workspace())
     ones = torch.ones_like
     iterative, dense = (
-        DiffcpAdjoint(mode=m).vjp(program, data, raw.x, raw.y, raw.s, ones(raw.x), ones(raw.y)) for m in (mode, "dense")
+        DiffcpAdjoint(mode=m).vjp(program, data, raw.x, raw.y, raw.s, ones(raw.x), ones(raw.y))
+        for m in (mode, "dense")
     )
     for a, b in zip(iterative, dense, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
@@ -85,7 +87,7 @@ def test_attached_to_a_solve():
     program, data = random_program(KINDS["second-order"], batch=3)
     leaves = [t.clone().requires_grad_() for t in data]
     solve = _Solved(program, torch.tensor([True, False, True]))
-    x, v, ok = DiffcpAdjoint(mode="dense").attach(solve, ConicData(*leaves), (torch.ones(3),))
+    x, v, _ = DiffcpAdjoint(mode="dense").attach(solve, ConicData(*leaves), (torch.ones(3),))
     c = torch.linspace(-1, 2, v.numel()).reshape(v.shape).double()
     (x.sum() + (c * v).sum()).backward()
     rest = [0, 2]
@@ -98,7 +100,9 @@ def test_attached_to_a_solve():
         assert torch.count_nonzero(leaf.grad[1]) == 0
         np.testing.assert_allclose(leaf.grad[rest], value, rtol=1e-4, atol=1e-5)
     # Nothing solved: nothing to differentiate.
-    x, _, _ = DiffcpAdjoint().attach(_Solved(program, torch.zeros(3, dtype=torch.bool)), ConicData(*leaves), ())
+    x, _, _ = DiffcpAdjoint().attach(
+        _Solved(program, torch.zeros(3, dtype=torch.bool)), ConicData(*leaves), ()
+    )
     assert all(not g.any() for g in torch.autograd.grad(x.sum(), leaves))
 
 
