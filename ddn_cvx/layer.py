@@ -12,14 +12,13 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import cvxpy as cp
 import torch
 from torch import Tensor, nn
 
 from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.call import Call, Report
-from ddn_cvx.declare.cvxpy_convex import ConvexProblem
+from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Problem, Variable, declare
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.inputs import Batch, gather
 from ddn_cvx.solution import Solution
@@ -77,9 +76,9 @@ class DeclarativeLayer(nn.Module):
 
     def __init__(
         self,
-        problem: cp.Problem,
-        parameters: Sequence[cp.Parameter] | None = None,
-        variables: cp.Variable | Sequence[cp.Variable] | None = None,
+        problem: Problem,
+        parameters: Sequence[Parameter] | None = None,
+        variables: Variable | Sequence[Variable] | None = None,
         *,
         solver: str | Solver | None = None,
         solver_options: Mapping[str, Any] | None = None,
@@ -90,8 +89,6 @@ class DeclarativeLayer(nn.Module):
         polish_steps: int = 3,
     ):
         super().__init__()
-        if not isinstance(problem, cp.Problem):
-            raise DeclarationError(f"problem must be a cvxpy.Problem, got {type(problem).__name__}.")
         if on_failure not in ("raise", "nan"):
             raise InputError(f"on_failure must be 'raise' or 'nan', got {on_failure!r}.")
         if adjoint is not None and not isinstance(adjoint, Adjoint):
@@ -100,10 +97,7 @@ class DeclarativeLayer(nn.Module):
             raise InputError(f"tolerance must be positive, got {tolerance!r}.")
         if polish_steps < 0:
             raise InputError(f"polish_steps must not be negative, got {polish_steps!r}.")
-        self._bare = isinstance(variables, cp.Variable)
-        chosen = problem.variables() if variables is None else [variables] if self._bare else list(variables)
-        given = problem.parameters() if parameters is None else list(parameters)
-        self.node = ConvexProblem(problem, given, chosen, gp)
+        self.node, self._bare = declare(problem, parameters, variables, gp)
         self.solver = _able(resolve(solver, solver_options), self.node)
         self.adjoint: Adjoint = Implicit() if adjoint is None else adjoint
         self.on_failure, self.tolerance, self.polish_steps = on_failure, float(tolerance), int(polish_steps)

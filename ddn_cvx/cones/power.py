@@ -234,7 +234,7 @@ def _unit(ray: Tensor) -> Tensor:
 
 
 def _sign(v: Tensor) -> Tensor:
-    return torch.where(v[..., -1:] < 0, -1.0, 1.0).double()
+    return torch.where(v[..., -1:] < 0, -torch.ones_like(v[..., :1]), 1.0).double()
 
 
 def _pieces(region: Tensor, inside: Tensor, curved: Tensor) -> Tensor:

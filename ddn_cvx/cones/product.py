@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ from ddn_cvx.errors import DeclarationError, InputError
 class Block(NamedTuple):
     """One cone as a solver sees it; all zero rows are one block, and all nonnegative rows.
 
-    ``kind`` is ``zero``, ``nonneg``, ``soc``, ``psd``, ``exp`` or ``power``. ``extra`` is the matrix order of a PSD cone, the
-    tuple of exponents of a power cone, and else the number of rows.
+    ``kind`` is ``zero``, ``nonneg``, ``soc``, ``psd``, ``exp`` or ``power``. ``extra`` is the matrix order of a PSD cone, the tuple
+    of exponents of a power cone, and else the number of rows.
     """
 
     kind: str
@@ -53,11 +53,11 @@ class Group(NamedTuple):
     def take(self, v: Tensor) -> Tensor:
         """``(*batch, m)`` → ``(*batch, number, dim)``."""
         rows = v.narrow(-1, self.start, self.number * self.cone.dim)
-        return cast(Tensor, rows.unflatten(-1, (self.number, self.cone.dim)))
+        return rows.reshape(*v.shape[:-1], self.number, self.cone.dim)
 
 
 class Layout(NamedTuple):
-    """``rows`` sorts the rows by group and ``back`` undoes it, ``cones_back`` does for one entry per cone; ``None`` if sorted."""
+    """``rows`` sorts the rows by group, ``back`` undoes it, and ``cones_back`` does for one entry per cone; or all are ``None``."""
 
     groups: tuple[Group, ...]
     rows: Tensor | None
@@ -117,8 +117,8 @@ class Product:
 
     @property
     def degree(self) -> int:
-        """What s'y is divided by to measure a duality gap: 1 for a nonnegative row or a second-order cone, k for a PSD cone, 3
-        for an exponential cone, d + 1 for a power cone."""
+        """What s'y is divided by to measure a duality gap: 1 for a nonnegative row or a second-order cone, k for a PSD cone,
+        3 for an exponential cone, d + 1 for a power cone."""
         return self.nonneg + len(self.soc) + sum(self.psd) + 3 * self.exp + sum(len(a) + 1 for a in self.power)
 
     @property
@@ -200,8 +200,8 @@ class Product:
         return DualSpectrum(_select(values, -1, self._layout.back), parts, self._layout)
 
     def dual_margin(self, v: Tensor) -> Tensor:
-        """The margin of each cone, ``(*batch, number of cones)`` in row order. Each nonnegative row counts as a cone; zero rows
-        have no kinks and are left out."""
+        """The margin of each cone, ``(*batch, number of cones)`` in row order. Each nonnegative row counts as a cone; zero
+        rows have no kinks and are left out."""
         ordered = self._ordered(v)
         curved = [group for group in self._layout.groups if not isinstance(group.cone, Zero)]
         margins = [group.cone.margin(-group.take(ordered)) for group in curved]
@@ -241,7 +241,7 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class DualSpectrum(Spectrum):
-    """Spectrum of DΠ_{K*}: ``values`` ``(*batch, m)``, a spectrum of K for each group of equal cones, none if K is polyhedral."""
+    """Spectrum of DΠ_{K*}: ``values`` ``(*batch, m)``, and a spectrum of K for each group of equal cones, none if all are polyhedral."""
 
     parts: tuple[Spectrum, ...]
     layout: Layout

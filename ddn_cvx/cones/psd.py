@@ -46,7 +46,7 @@ class PSD(Curved):
 
     def mat(self, v: Tensor) -> Tensor:
         """``(*batch, dim)`` → symmetric ``(*batch, order, order)``."""
-        X: Tensor = _gather(v, self._place).unflatten(-1, (self.order, self.order))
+        X = _gather(v, self._place).reshape(*v.shape[:-1], self.order, self.order)
         return _scale_off_diagonal(X, 1 / ROOT)
 
     def svec(self, X: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import cvxpy as cp
 import numpy as np
@@ -22,6 +23,11 @@ from ddn_cvx.program.affine_map import SparseLinear
 from ddn_cvx.program.base import Bound, Inspection, ParameterSpec
 from ddn_cvx.program.conic import ConicProgram
 from ddn_cvx.program.elimination import Elimination, Posed
+
+# cvxpy itself stays in this package; the layer takes the names of its types from here.
+Problem: TypeAlias = cp.Problem
+Parameter: TypeAlias = cp.Parameter
+Variable: TypeAlias = cp.Variable
 
 Output = tuple[SparseLinear, SparseLinear | None, tuple[int, ...]]
 
@@ -246,9 +252,28 @@ def _assemble(vector: Tensor, output: Output) -> Tensor:
     return value.reshape(vector.shape[0], *shape)
 
 
-def _check_arguments(problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]) -> None:
+def declare(
+    problem: Problem,
+    parameters: Sequence[Parameter] | None,
+    variables: Variable | Sequence[Variable] | None,
+    gp: bool,
+) -> tuple[ConvexProblem, bool]:
+    """The node of a cvxpy problem, and whether its output is a bare variable rather than a list.
+
+    Raises
+    ------
+    DeclarationError
+        See ``ConvexProblem``.
+    """
     if not isinstance(problem, cp.Problem):
         raise DeclarationError(f"problem must be a cvxpy.Problem, got {type(problem).__name__}.")
+    bare = isinstance(variables, cp.Variable)
+    outputs = problem.variables() if variables is None else [variables] if bare else list(variables)
+    given = problem.parameters() if parameters is None else list(parameters)
+    return ConvexProblem(problem, given, outputs, gp), bare
+
+
+def _check_arguments(problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]) -> None:
     for k, p in enumerate(parameters):
         if not isinstance(p, cp.Parameter):
             raise DeclarationError(f"parameters[{k}] must be a cvxpy.Parameter, got {type(p).__name__}.")

@@ -356,6 +356,14 @@ def test_values_outside_the_domain() -> None:
         np.testing.assert_allclose(out, [inside, outside], rtol=1e-12)
 
 
+@pytest.mark.parametrize("p", [0.5, -1])
+def test_norms_of_small_exponent_outside_their_domain(p: float) -> None:
+    x = cp.Variable(2)
+    for value in ([1.0, -2.0], [0.0, 2.0], [3.0, 2.0]):
+        x.value = np.array(value)
+        np.testing.assert_allclose(evaluate_at(cp.pnorm(x, p), (x, torch.as_tensor(x.value))), cp.pnorm(x, p).value)
+
+
 def test_one_bad_element_leaves_the_others_as_they_were() -> None:
     m = cp.Variable((3, 3))
     good = torch.as_tensor(np.diag([1.0, 2.0, 3.0]) + 0.1)
@@ -373,6 +381,7 @@ def test_norms_have_finite_first_and_second_derivatives_at_zeros(p: float) -> No
     function = of_one(cp.norm(x, p), x)
     for value in (torch.zeros(3), torch.tensor([0.0, 1.0, 2.0])):
         assert torch.autograd.functional.jacobian(function, value)[0] == 0
+        assert torch.func.jacfwd(function)(value)[0] == 0
         assert torch.autograd.functional.hessian(function, value).isfinite().all()
         assert torch.func.hessian(function)(value).isfinite().all()
 

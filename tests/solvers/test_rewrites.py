@@ -40,11 +40,11 @@ def test_rows_are_selected_and_reordered():
         assert matrix.has_sorted_indices
 
 
-@pytest.mark.parametrize("cones", CONES)
+@pytest.mark.parametrize(
+    "cones", [c for c in CONES if c != "higher power"]
+)  # SCS, used here, has none of these
 def test_epigraph_has_the_same_solution(cones):
     program, data = random_program(CONES[cones])
-    if SCS().unsupported(program):
-        pytest.skip("not a cone of SCS, which is used here")
     epigraph = Epigraph(program)
     linear = epigraph.lift(data)
     assert epigraph.program.P.nnz == 0 and epigraph.program.m == epigraph.program.cones.size
