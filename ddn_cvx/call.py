@@ -11,7 +11,7 @@ from ddn_cvx.errors import SolverError
 from ddn_cvx.inputs import Batch
 from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
-from ddn_cvx.program.factor import Factors
+from ddn_cvx.program.factor import KKT, Factors
 from ddn_cvx.solution import Regularity, Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.polish import Residuals, polish, residuals
@@ -88,9 +88,7 @@ class Call:
         keep = usable.unsqueeze(-1)
         x, v = torch.where(keep, raw.x, 0.0), torch.where(keep, raw.y - raw.s, 0.0)
         x, v, factor = polish(program, clean, x, v, usable, self.polish_steps, POLISH_GOAL)
-        y = program.cones.project_dual(v)
-        s = y - v
-        measured = residuals(program, clean, x, y, s)
+        x, v, y, s, measured, factor = self._better(clean, raw, usable, x, v, factor)
         seen = self.node.inspect(values, x, y, self.tolerance)
         right = (measured.worst <= self.tolerance) & (seen.violation <= self.tolerance)
         ok = usable & right
@@ -117,6 +115,29 @@ class Call:
         if self.on_failure == "raise" and not bool(ok.all()):
             self._raise(status)
         return zero_x, zero_v, ok
+
+    def _better(
+        self, data: ConicData, raw: RawSolution, usable: Tensor, x: Tensor, v: Tensor, factor: KKT | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Residuals, KKT | None]:
+        """The polished point, or the solver's own where polishing does not reach it.
+
+        Reading ``v = y - s`` as a point loses what is left of complementarity. Newton's method makes up for that unless it
+        cannot find the active set, which happens close to weakly active constraints.
+        """
+        y = self.program.cones.project_dual(v)
+        s = y - v
+        measured = residuals(self.program, data, x, y, s)
+        if bool((~usable | (measured.worst <= self.tolerance)).all()):
+            return x, v, y, s, measured, factor
+        keep = usable.unsqueeze(-1)
+        raw_x, raw_y, raw_s = (torch.where(keep, t, 0.0) for t in (raw.x, raw.y, raw.s))
+        own = residuals(self.program, data, raw_x, raw_y, raw_s)
+        take = (measured.worst > self.tolerance) & (own.worst < measured.worst)
+        row = take.unsqueeze(-1)
+        pairs = ((raw_x, x), (raw_y - raw_s, v), (raw_y, y), (raw_s, s))
+        x, v, y, s = (torch.where(row, a, b) for a, b in pairs)
+        mixed = (torch.where(take, getattr(own, k), getattr(measured, k)) for k in ("primal", "dual", "gap"))
+        return x, v, y, s, Residuals(*mixed), None
 
     def _solve(self, data: ConicData) -> RawSolution:
         if not data.q.shape[0]:

@@ -54,7 +54,7 @@ class DeclarativeLayer(nn.Module):
         Largest relative residual of the optimality conditions, and violation of the problem as declared, that is
         accepted.
     polish_steps : int
-        Newton steps on the optimality conditions after the solver.
+        Newton steps, at most, on the optimality conditions after the solver; one is usual.
 
     Raises
     ------
@@ -86,7 +86,7 @@ class DeclarativeLayer(nn.Module):
         gp: bool = False,
         on_failure: Literal["raise", "nan"] = "raise",
         tolerance: float = 1e-6,
-        polish_steps: int = 3,
+        polish_steps: int = 10,
     ):
         super().__init__()
         if on_failure not in ("raise", "nan"):

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from ddn_cvx.cones.base import Dense, Spectrum
 from ddn_cvx.cones.curved import Curved, newton
@@ -80,7 +79,7 @@ class Power(Curved):
 
         def mismatch(u: Tensor) -> tuple[Tensor, Tensor]:
             at = _state(alpha, x, z, u)
-            return z.log() + logsigmoid(u) - _mean(alpha, at.p.log()), at.W
+            return (z * at.tau).log() - _mean(alpha, at.p.log()), at.W
 
         bound = torch.full_like(z, LOGIT_BOUND)
         return newton(mismatch, -bound, bound, torch.zeros_like(z), ITERATIONS), region
@@ -234,7 +233,8 @@ def _unit(ray: Tensor) -> Tensor:
 
 
 def _sign(v: Tensor) -> Tensor:
-    return torch.where(v[..., -1:] < 0, -torch.ones_like(v[..., :1]), 1.0).double()
+    one = torch.ones_like(v[..., -1:], dtype=torch.float64)
+    return torch.where(v[..., -1:] < 0, -one, one)
 
 
 def _pieces(region: Tensor, inside: Tensor, curved: Tensor) -> Tensor:

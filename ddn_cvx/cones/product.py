@@ -34,8 +34,8 @@ from ddn_cvx.errors import DeclarationError, InputError
 class Block(NamedTuple):
     """One cone as a solver sees it; all zero rows are one block, and all nonnegative rows.
 
-    ``kind`` is ``zero``, ``nonneg``, ``soc``, ``psd``, ``exp`` or ``power``. ``extra`` is the matrix order of a PSD cone, the tuple
-    of exponents of a power cone, and else the number of rows.
+    ``kind`` is ``zero``, ``nonneg``, ``soc``, ``psd``, ``exp`` or ``power``. ``extra`` is the matrix order of a PSD cone,
+    the tuple of exponents of a power cone, and the number of rows otherwise.
     """
 
     kind: str
@@ -55,9 +55,13 @@ class Group(NamedTuple):
         rows = v.narrow(-1, self.start, self.number * self.cone.dim)
         return rows.reshape(*v.shape[:-1], self.number, self.cone.dim)
 
+    def flat(self, blocks: Tensor) -> Tensor:
+        """The inverse of ``take`` for this group's rows alone."""
+        return blocks.reshape(*blocks.shape[:-2], self.number * self.cone.dim)
+
 
 class Layout(NamedTuple):
-    """``rows`` sorts the rows by group, ``back`` undoes it, and ``cones_back`` does for one entry per cone; or all are ``None``."""
+    """``rows`` sorts the rows by group and ``back`` undoes it, ``cones_back`` for one entry per cone; ``None`` if sorted."""
 
     groups: tuple[Group, ...]
     rows: Tensor | None
@@ -196,7 +200,8 @@ class Product:
             return DualSpectrum(self._kept(v).to(v.dtype), (), self._layout)
         ordered = self._ordered(v)
         parts = tuple(group.cone.spectrum(-group.take(ordered)) for group in self._layout.groups)
-        values = 1.0 - torch.cat([part.values.flatten(-2) for part in parts], dim=-1)
+        primal = torch.cat([group.flat(part.values) for group, part in zip(self._layout.groups, parts, strict=True)], -1)
+        values = torch.ones_like(primal) - primal
         return DualSpectrum(_select(values, -1, self._layout.back), parts, self._layout)
 
     def dual_margin(self, v: Tensor) -> Tensor:
@@ -211,7 +216,7 @@ class Product:
 
     def _blockwise(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         ordered = [self._ordered(t) for t in tensors]
-        parts = [function(group.cone, *map(group.take, ordered)).flatten(-2) for group in self._layout.groups]
+        parts = [group.flat(function(group.cone, *map(group.take, ordered))) for group in self._layout.groups]
         joined = parts[0] if len(parts) == 1 else torch.cat([tensors[0][..., :0], *parts], dim=-1)
         return _select(joined, -1, self._layout.back)
 
@@ -241,7 +246,7 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class DualSpectrum(Spectrum):
-    """Spectrum of DΠ_{K*}: ``values`` ``(*batch, m)``, and a spectrum of K for each group of equal cones, none if all are polyhedral."""
+    """Spectrum of DΠ_{K*}: ``values`` ``(*batch, m)``, and the spectrum of each group of equal cones, if not polyhedral."""
 
     parts: tuple[Spectrum, ...]
     layout: Layout

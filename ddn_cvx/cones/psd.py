@@ -32,7 +32,8 @@ class PSD(Curved):
     dim: int = field(init=False)
     order: int = 1
     _place: Tensor = field(init=False, repr=False, compare=False)
-    _entry: Tensor = field(init=False, repr=False, compare=False)
+    _row: Tensor = field(init=False, repr=False, compare=False)
+    _column: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.order < 1:
@@ -40,18 +41,22 @@ class PSD(Curved):
         column, row = torch.tril_indices(self.order, self.order)
         place = torch.empty(self.order, self.order, dtype=torch.int64)
         place[row, column] = place[column, row] = torch.arange(len(row))
-        object.__setattr__(self, "dim", len(row))
-        object.__setattr__(self, "_place", place.flatten())
-        object.__setattr__(self, "_entry", row * self.order + column)
+        for name, value in {"dim": len(row), "_place": place.flatten(), "_row": row, "_column": column}.items():
+            object.__setattr__(self, name, value)
 
     def mat(self, v: Tensor) -> Tensor:
         """``(*batch, dim)`` → symmetric ``(*batch, order, order)``."""
-        X = _gather(v, self._place).reshape(*v.shape[:-1], self.order, self.order)
+        place = self._place.to(v.device, non_blocking=True)
+        X = v.index_select(-1, place).reshape(*v.shape[:-1], self.order, self.order)
         return _scale_off_diagonal(X, 1 / ROOT)
 
     def svec(self, X: Tensor) -> Tensor:
         """Symmetric ``(*batch, order, order)`` → ``(*batch, dim)``, the inverse of ``mat``."""
-        return _gather(_scale_off_diagonal(X, ROOT).flatten(-2), self._entry)
+        return self._upper(_scale_off_diagonal(X, ROOT))
+
+    def _upper(self, X: Tensor) -> Tensor:
+        row, column = (index.to(X.device, non_blocking=True) for index in (self._row, self._column))
+        return X[..., row, column]
 
     def factor(self, v: Tensor) -> tuple[Tensor, ...]:
         # LAPACK refuses a whole batch for one NaN: such an element is decomposed as zero and gets NaN eigenvalues.
@@ -85,7 +90,7 @@ class PSD(Curved):
 
     def spectrum(self, v: Tensor) -> Spectrum:
         values, V = self.factor(v)
-        return _Congruence(_gather(_first_differences(values).flatten(-2), self._entry), self, V)
+        return _Congruence(self._upper(_first_differences(values)), self, V)
 
     def margin(self, v: Tensor) -> Tensor:
         values, _ = self.factor(v)
@@ -103,10 +108,6 @@ def _first_differences(values: Tensor) -> Tensor:
 def _scale_off_diagonal(X: Tensor, factor: float) -> Tensor:
     diagonal = torch.eye(X.shape[-1], dtype=torch.bool, device=X.device)
     return torch.where(diagonal, X, factor * X)
-
-
-def _gather(t: Tensor, index: Tensor) -> Tensor:
-    return t.index_select(-1, index.to(t.device, non_blocking=True))
 
 
 @dataclass(frozen=True, eq=False)

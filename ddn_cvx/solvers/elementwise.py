@@ -61,8 +61,10 @@ def solve_each(
         for i in elements:
             try:
                 answer = one(i)
-            except (RuntimeError, ArithmeticError):  # what packages raise when they break down
-                continue
+            except BaseException as error:
+                if not _is_breakdown(error):
+                    raise
+                continue  # the element stays NUMERICAL_ERROR
             status[i], iterations[i] = answer.status, answer.iterations
             if answer.status not in WITHOUT_POINT:
                 x[i], y[i], s[i] = answer.x, answer.y, answer.s
@@ -77,6 +79,14 @@ def solve_each(
     parts = min(4 * threads, len(todo))
     list(pool.map(run, (todo[len(todo) * k // parts : len(todo) * (k + 1) // parts] for k in range(parts))))
     return raw
+
+
+def _is_breakdown(error: BaseException) -> bool:
+    """Whether hopeless numbers made a package raise this, rather than a mistake or the user's Ctrl-C."""
+    if isinstance(error, ValueError):
+        return "ScsWork" in str(error)  # SCS could not factorise its matrices
+    # Failed assertions in Rust are no Exception.
+    return isinstance(error, (RuntimeError, ArithmeticError)) or type(error).__name__ == "PanicException"
 
 
 def processors() -> int:

@@ -16,6 +16,11 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import KKT, factorise
 
 
+FAIR = 1e-10
+"""Residual from which on a step that does not help is not shortened: rounding is in the way, not a wrong active set."""
+MAX_HALVINGS = 7
+
+
 @dataclass(frozen=True)
 class Residuals:
     """Relative residuals of the optimality conditions, each ``(B,)``."""
@@ -60,15 +65,22 @@ def polish(
             break
         if factor is None or factor_v is None or not _same_face(program, factor_v, v):
             factor, factor_v = factorise(program, data.P, data.A, v, ok), v
-        a, c = factor.forward(-F[:, : program.n, None], -F[:, program.n :, None])
-        new_x, new_v = x + a.squeeze(-1), v + c.squeeze(-1)
-        new_F = program.residual(torch.cat([new_x, new_v], -1), data)
-        new_size = _scaled(program, data, new_F, new_x, new_v)
-        # Elements at the goal stay: what they return must not depend on how long their batch mates take.
-        better = (ok & (size > goal) & (new_size < size)).unsqueeze(-1)
-        x, v, F = torch.where(better, new_x, x), torch.where(better, new_v, v), torch.where(better, new_F, F)
-        size = torch.where(better.squeeze(-1), new_size, size)
-        if not bool(better.any()):
+        a, c = (step.squeeze(-1) for step in factor.forward(-F[:, : program.n, None], -F[:, program.n :, None]))
+        improved = torch.zeros_like(ok)
+        for halvings in range(MAX_HALVINGS):
+            length = 0.5**halvings
+            new_x, new_v = x + length * a, v + length * c
+            new_F = program.residual(torch.cat([new_x, new_v], -1), data)
+            new_size = _scaled(program, data, new_F, new_x, new_v)
+            better = ok & ~improved & (new_size < size) & (size > goal)
+            keep = better.unsqueeze(-1)
+            x, v, F = torch.where(keep, new_x, x), torch.where(keep, new_v, v), torch.where(keep, new_F, F)
+            a, c = torch.where(keep, 0.0, a), torch.where(keep, 0.0, c)
+            size = torch.where(better, new_size, size)
+            improved = improved | better
+            if bool((improved | ~ok | (size <= FAIR)).all()):
+                break
+        if not bool(improved.any()):
             break
     return x, v, factor if factor_v is not None and _same_face(program, factor_v, v) else None
 

@@ -103,10 +103,10 @@ class SCS(Solver):
             kept = workspace.get((self, program), _Kept)
 
             def one(i: int) -> Answer:
-                if not (self.reuse and kept.holds(P[i], A[i])):
-                    kept.renew(P[i], A[i], self._solver(program, order, P[i], q[i], A[i], b[i]))
-                else:
+                if self.reuse and kept.holds(P[i], A[i]):
                     kept.solver.update(b=b[i], c=q[i])
+                else:
+                    kept.renew(P[i], A[i], self._solver(program, order, P[i], q[i], A[i], b[i]))
                 start = None if starts is None else [np.ascontiguousarray(t[i]) for t in starts]
                 if start is None or not all(np.isfinite(t).all() for t in start):
                     found = kept.solver.solve(warm_start=False)

@@ -308,6 +308,26 @@ def test_a_package_that_breaks_down_fails_one_element(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(
+    "name", ["clarabel", "scs", "ecos", "diffcp", "diffcp Clarabel", "Clarabel by cvxpy"]
+)
+@pytest.mark.parametrize("cones", ["linear", "exponential"])
+def test_no_numbers_make_a_solver_raise(name, cones):
+    program, data = random_program(CONES[cones], batch=12)
+    generator = torch.Generator().manual_seed(1)
+    span = torch.linspace(0, 300, 12)[:, None]
+    data = ConicData(
+        *(t * 10.0 ** ((torch.rand(t.shape, generator=generator) * 2 - 1) * span).double() for t in data)
+    )
+    solver = build(name)
+    if name in ("scs", "diffcp"):
+        solver = replace(solver, max_iters=500)
+    raw = solve(solver, program, data)
+    assert raw.status[0] in (Status.SOLVED, Status.INACCURATE)
+    assert (raw.status != Status.SOLVED).any()
+    assert raw.x[raw.status == Status.SOLVED].isfinite().all()
+
+
 def test_warm_start_of_scs():
     program, data = random_program(CONES["all but higher power"])
     solver, workspace = SCS(), Workspace()
