@@ -79,6 +79,8 @@ class Call:
         finite, *values = extra
         for part in data:
             finite = finite & torch.isfinite(part).all(-1)
+        if self.node.curvature_varies:
+            finite = finite & program.is_convex(ConicData(*(torch.where(finite.unsqueeze(-1), p, 0.0) for p in data)))
         if self.on_failure == "raise" and not bool(finite.all()):
             status = torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA))
             self._raise(status)

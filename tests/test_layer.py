@@ -143,6 +143,16 @@ def test_declared_attributes_of_parameters_are_enforced() -> None:
     assert layer.solve(w_good, skew).statuses == [ddn.Status.INVALID_DATA]
 
 
+def test_a_quadratic_form_that_turns_out_indefinite_is_refused() -> None:
+    x, B = cp.Variable(2), cp.Parameter((2, 2), name="B")
+    problem = cp.Problem(cp.Minimize(cp.quad_form(x, cp.psd_wrap(B + B.T)) + cp.sum(x)), [x >= -1, x <= 1])
+    layer = ddn.DeclarativeLayer(problem, [B], x, on_failure="nan")
+    saddle = torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
+    solution = layer.solve(torch.stack([torch.eye(2, dtype=torch.float64), saddle]))
+    assert solution.statuses == [ddn.Status.SOLVED, ddn.Status.INVALID_DATA]
+    assert torch.allclose(solution.outputs[0][0], torch.tensor([-0.25, -0.25], dtype=torch.float64))
+
+
 BAD_INPUTS = {
     "count": (lambda layer: layer(torch.zeros(3)), r"Expected 2 parameters \(p, cap\), got 1"),
     "shape": (lambda layer: layer(torch.zeros(4), torch.tensor(1.0)), r"'p' must have shape \(\*batch, 3\), got \(4,\)"),

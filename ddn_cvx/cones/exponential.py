@@ -30,7 +30,7 @@ from torch import Tensor
 from ddn_cvx.cones.base import Dense, Spectrum
 from ddn_cvx.cones.curved import Curved, newton
 
-ITERATIONS = 18
+ITERATIONS = 16
 """Newton steps; 14 reach rounding level on points whose coordinates differ by up to sixty orders of magnitude."""
 NEGLIGIBLE = 1e-60
 """Positive x and y are taken at least this large, relative to the largest coordinate."""

@@ -229,7 +229,8 @@ def _size(v: Tensor) -> Tensor:
 
 def _unit(ray: Tensor) -> Tensor:
     ray = ray / ray.abs().amax(-1, keepdim=True)
-    return ray / torch.linalg.vector_norm(ray, dim=-1, keepdim=True)
+    unit: Tensor = ray / torch.linalg.vector_norm(ray, dim=-1, keepdim=True)
+    return unit
 
 
 def _sign(v: Tensor) -> Tensor:

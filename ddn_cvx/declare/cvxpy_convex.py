@@ -119,6 +119,7 @@ class ConvexProblem:
         matrix = sp.csr_array(sp.hstack([canonical.data[:, :theta_size] @ theta, constant]))
         self._elimination = Elimination(Posed(canonical.program, matrix))
         self.program: ConicProgram = self._elimination.reduced
+        self.curvature_varies = self._elimination.curvature_varies
 
     def _recovery(
         self, canonical: Canonical, problem: cp.Problem, posed: cp.Problem, variables: Sequence[cp.Variable]

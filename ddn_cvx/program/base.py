@@ -47,6 +47,8 @@ class ConvexNode(Protocol):
 
     program: ConicProgram
     parameters: tuple[ParameterSpec, ...]
+    curvature_varies: bool
+    """Whether P depends on parameters, so that convexity has to be checked with their values."""
 
     def bind(self, values: Sequence[Tensor]) -> Bound:
         """Problem data; ``values`` are ``(B, *shape)`` in double precision. Differentiable."""

@@ -100,6 +100,15 @@ class ConicProgram:
         A[:, ar * self.n + ac] = data.A
         return P.view(batch, self.n, self.n), A.view(batch, self.m, self.n)
 
+    def is_convex(self, data: ConicData) -> Tensor:
+        """Whether P is positive semidefinite up to rounding, ``(B,)`` bool; dense programs only, others are trusted."""
+        if not self.P.nnz or not self.is_dense:
+            return torch.ones(data.q.shape[0], dtype=torch.bool, device=data.q.device)
+        P, _ = self.dense(data)
+        shift = 1e-8 * torch.linalg.vector_norm(data.P, torch.inf, dim=-1) + 1e-300
+        _, info = torch.linalg.cholesky_ex(P + torch.diag_embed(shift.unsqueeze(-1).expand(-1, self.n)))
+        return info == 0
+
     def objective(self, x: Tensor, data: ConicData) -> Tensor:
         """``1/2 x'Px + q'x``, ``(B,)``."""
         return (0.5 * self.P_times(data.P, x) * x + data.q * x).sum(-1)

@@ -82,6 +82,7 @@ class Elimination:
         self.full = full = posed.program
         self.full_map = AffineMap(posed.matrix, posed.sizes)
         constants = posed.constants()
+        self.curvature_varies = bool(np.isnan(constants[0]).any())
         self.columns, self.rows, self.pivots = _removable(full, constants[0], constants[3])
         self.kept = np.setdiff1d(np.arange(full.n), self.columns)
         self.kept_rows = np.setdiff1d(np.arange(full.m), self.rows)
