@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,19 +12,19 @@ from ddn_cvx.errors import SolverError
 from ddn_cvx.inputs import Batch
 from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
-from ddn_cvx.program.factor import KKT, Factors
+from ddn_cvx.program.factor import Factors
+from ddn_cvx.program.instance import Instance, Point, Residuals
 from ddn_cvx.solution import Regularity, Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
-from ddn_cvx.solvers.polish import Residuals, polish, residuals
+from ddn_cvx.solvers.polish import polish
 
-POLISH_GOAL = 1e-13
 WEAK = 1e-7
 """A constraint this close (relative) to the kink of its projection counts as weakly active."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything known about a batch of solves; NaN where there is no solution."""
+    """What is known about a batch of solves; vectors of elements without a solution are not meaningful."""
 
     x: Tensor
     y: Tensor
@@ -32,26 +33,15 @@ class Report:
     status: Tensor
     iterations: Tensor
     residuals: Residuals
-    primal: dict[str, Tensor]
-    dual: tuple[tuple[Tensor, ...], ...]
-    call: Call
+    values: Sequence[Tensor]
+    """The parameters that were solved for."""
     point: tuple[Tensor, Tensor, Tensor, Tensor]
     """``(P, A, v, ok)`` for the factor."""
 
-    def regularity(self) -> Tensor:
-        """``Regularity`` flags, ``(B,)`` int64; costs a factorisation unless one is at hand."""
-        P, A, v, ok = self.point
-        flags = torch.zeros_like(self.status)
-        if not flags.numel():
-            return flags
-        kkt = self.call.factors.at(P, A, v, ok)
-        flags = flags + kkt.null.primal * int(Regularity.SINGULAR_HESSIAN)
-        flags = flags + kkt.null.dual * int(Regularity.RANK_DEFICIENT)
-        margin = self.call.program.cones.dual_margin(v)
-        if margin.shape[-1]:
-            weak = margin.amin(-1) <= WEAK * (1 + v.abs().amax(-1))
-            flags = flags + weak * int(Regularity.WEAKLY_ACTIVE)
-        return torch.where(ok, flags, 0)
+    @property
+    def ok(self) -> Tensor:
+        """Which elements are solved, ``(B,)`` bool."""
+        return self.point[3]
 
 
 class Call:
@@ -74,72 +64,70 @@ class Call:
         self.report: Report | None = None
 
     def __call__(self, data: ConicData, *extra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solve physical tensors; ``extra`` is ``(admissible, *values)``."""
-        program = self.program
+        """Solve physical tensors; ``extra`` is ``(finite, *values)``."""
         finite, *values = extra
-        for part in data:
-            finite = finite & torch.isfinite(part).all(-1)
+        finite = finite & torch.isfinite(torch.cat(data, 1)).all(-1)
         if self.node.curvature_varies:
-            finite = finite & program.is_convex(ConicData(*(torch.where(finite.unsqueeze(-1), p, 0.0) for p in data)))
-        if self.on_failure == "raise" and not bool(finite.all()):
-            status = torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA))
-            self._raise(status)
-        clean = ConicData(*(torch.where(finite.unsqueeze(-1), part, 0.0) for part in data))
-        raw = self._solve(ConicData(*(torch.where(finite.unsqueeze(-1), part, torch.nan) for part in data)))
-        usable = finite & torch.isfinite(raw.x).all(-1) & torch.isfinite(raw.y).all(-1) & torch.isfinite(raw.s).all(-1)
-        keep = usable.unsqueeze(-1)
-        x, v = torch.where(keep, raw.x, 0.0), torch.where(keep, raw.y - raw.s, 0.0)
-        x, v, factor = polish(program, clean, x, v, usable, self.polish_steps, POLISH_GOAL)
-        x, v, y, s, measured, factor = self._better(clean, raw, usable, x, v, factor)
-        seen = self.node.inspect(values, x, y, self.tolerance)
-        right = (measured.worst <= self.tolerance) & (seen.violation <= self.tolerance)
-        ok = usable & right
-        status = torch.where(ok, int(Status.SOLVED), _failure(raw.status, usable))
-        status = torch.where(finite, status, int(Status.INVALID_DATA))
-        blank = ok.unsqueeze(-1)
-        zero_x, zero_v = torch.where(blank, x, 0.0), torch.where(blank, v, 0.0)
-        nan = torch.nan
-        self.report = Report(
-            x=torch.where(blank, x, nan),
-            y=torch.where(blank, y, nan),
-            s=torch.where(blank, s, nan),
-            value=torch.where(ok, seen.value, nan),
-            status=status,
-            iterations=raw.iterations,
-            residuals=measured,
-            primal={k: _mask(ok, t) for k, t in seen.primal.items()},
-            dual=tuple(tuple(_mask(ok, t) for t in ts) for ts in seen.dual),
-            call=self,
-            point=(data.P, data.A, zero_v, ok),
-        )
+            finite = finite & self.program.is_convex(_keep(finite, data, 0.0))
+        clean = asked = data
+        if not bool(finite.all()):
+            if self.on_failure == "raise":
+                self._raise(torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA)))
+            clean, asked = _keep(finite, data, 0.0), _keep(finite, data, torch.nan)
+        instance = Instance(self.program, clean)
+        raw = self._solve(asked)
+        usable = finite & torch.isfinite(torch.cat((raw.x, raw.y, raw.s), 1)).all(-1)
+        x, v = raw.x, raw.y - raw.s
+        if not bool(usable.all()):
+            x, v = (torch.where(usable.unsqueeze(-1), t, 0.0) for t in (x, v))
+        point, factor = polish(instance, x, v, usable, self.polish_steps)
+        if bool((usable & (point.residuals.worst > self.tolerance)).any()):
+            point, factor = self._better(instance, raw, usable, point), None
+        value, violation = self.node.inspect(values, point.x, point.y, self.tolerance)
+        ok = usable & (torch.maximum(point.residuals.worst, violation) <= self.tolerance)
+        status, x, v = torch.zeros_like(raw.status), point.x, point.v
+        if not bool(ok.all()):
+            status = torch.where(ok, int(Status.SOLVED), _failure(raw.status, usable))
+            status = torch.where(finite, status, int(Status.INVALID_DATA))
+            if self.on_failure == "raise":
+                self._raise(status)
+            x, v = (torch.where(ok.unsqueeze(-1), t, 0.0) for t in (x, v))
         if factor is not None and bool((ok == usable).all()):
-            self.factors.keep(data.P, data.A, zero_v, ok, factor)
-        if self.on_failure == "raise" and not bool(ok.all()):
-            self._raise(status)
-        return zero_x, zero_v, ok
+            self.factors.keep(data.P, data.A, v, ok, factor)
+        self.report = Report(
+            x, point.y, point.s, value, status, raw.iterations, point.residuals, values, (data.P, data.A, v, ok)
+        )
+        return x, v, ok
 
-    def _better(
-        self, data: ConicData, raw: RawSolution, usable: Tensor, x: Tensor, v: Tensor, factor: KKT | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Residuals, KKT | None]:
+    def _better(self, instance: Instance, raw: RawSolution, usable: Tensor, point: Point) -> Point:
         """The polished point, or the solver's own where polishing does not reach it.
 
-        Reading ``v = y - s`` as a point loses what is left of complementarity. Newton's method makes up for that unless it
-        cannot find the active set, which happens close to weakly active constraints.
+        Reading ``v = y - s`` as a point loses what is left of complementarity. Newton's method makes up for that unless
+        it cannot find the active set, which happens close to weakly active constraints.
         """
-        y = self.program.cones.project_dual(v)
-        s = y - v
-        measured = residuals(self.program, data, x, y, s)
-        if bool((~usable | (measured.worst <= self.tolerance)).all()):
-            return x, v, y, s, measured, factor
-        keep = usable.unsqueeze(-1)
-        raw_x, raw_y, raw_s = (torch.where(keep, t, 0.0) for t in (raw.x, raw.y, raw.s))
-        own = residuals(self.program, data, raw_x, raw_y, raw_s)
-        take = (measured.worst > self.tolerance) & (own.worst < measured.worst)
+        x, y, s = (torch.where(usable.unsqueeze(-1), t, 0.0) for t in (raw.x, raw.y, raw.s))
+        own, found = instance.residuals(x, y, s), point.residuals
+        take = (found.worst > self.tolerance) & (own.worst < found.worst)
         row = take.unsqueeze(-1)
-        pairs = ((raw_x, x), (raw_y - raw_s, v), (raw_y, y), (raw_s, s))
+        pairs = ((x, point.x), (y - s, point.v), (y, point.y), (s, point.s))
         x, v, y, s = (torch.where(row, a, b) for a, b in pairs)
-        mixed = (torch.where(take, getattr(own, k), getattr(measured, k)) for k in ("primal", "dual", "gap"))
-        return x, v, y, s, Residuals(*mixed), None
+        measures = (torch.where(take, getattr(own, k), getattr(found, k)) for k in ("primal", "dual", "gap"))
+        return Point(x, v, y, s, point.top, point.low, Residuals(*measures))
+
+    def regularity(self) -> Tensor:
+        """``Regularity`` flags of the last solve, ``(B,)`` int64; costs a factorisation unless one is at hand."""
+        assert self.report is not None
+        P, A, v, ok = self.report.point
+        flags = torch.zeros_like(self.report.status)
+        if not flags.numel():
+            return flags
+        kkt = self.factors.at(P, A, v, ok)
+        flags = flags + kkt.null.primal * int(Regularity.SINGULAR_HESSIAN) + kkt.null.dual * int(Regularity.RANK_DEFICIENT)
+        margin = self.program.cones.dual_margin(v)
+        if margin.shape[-1]:
+            weak = margin.amin(-1) <= WEAK * (1 + v.abs().amax(-1))
+            flags = flags + weak * int(Regularity.WEAKLY_ACTIVE)
+        return torch.where(ok, flags, 0)
 
     def _solve(self, data: ConicData) -> RawSolution:
         if not data.q.shape[0]:
@@ -183,8 +171,8 @@ def _failure(status: Tensor, usable: Tensor) -> Tensor:
     return torch.where(claims, torch.where(usable, int(Status.INACCURATE), int(Status.NUMERICAL_ERROR)), status)
 
 
-def _mask(ok: Tensor, tensor: Tensor) -> Tensor:
-    return torch.where(ok.reshape(-1, *(1,) * (tensor.ndim - 1)), tensor, torch.full_like(tensor, torch.nan))
+def _keep(rows: Tensor, data: ConicData, otherwise: float) -> ConicData:
+    return ConicData(*(torch.where(rows.unsqueeze(-1), part, otherwise) for part in data))
 
 
 def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:

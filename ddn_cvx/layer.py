@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.implicit import Implicit
-from ddn_cvx.call import Call, Report
+from ddn_cvx.call import Call
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Problem, Variable, declare
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.inputs import Batch, gather
@@ -134,28 +135,34 @@ class DeclarativeLayer(nn.Module):
         Never raises for an element that has no solution: its status tells and its vectors are NaN.
         """
         batch = gather(self.node.parameters, params, named)
-        outputs, report = self._run(batch, on_failure="nan")
-        if report is None or report.status.shape[0] != max(1, torch.Size(batch.shape).numel()) * (0 not in batch.shape):
+        outputs, call = self._run(batch, on_failure="nan")
+        report = call.report
+        if report is None or report.status.shape[0] != math.prod(batch.shape):
             raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
-        restore = batch.restore
+        ok = report.ok
+        with torch.no_grad():
+            primal, dual = self.node.everything(report.values, report.x, report.y)
+
+        def masked(t: Tensor) -> Tensor:
+            return batch.restore(_nan_where_failed(ok, t))
 
         def integers(t: Tensor) -> Tensor:
             return t.reshape(batch.shape)
 
         return Solution(
             outputs=outputs,
-            value=restore(report.value),
+            value=masked(report.value),
             status=integers(report.status),
             iterations=integers(report.iterations),
-            primal_residual=restore(report.residuals.primal),
-            dual_residual=restore(report.residuals.dual),
-            gap=restore(report.residuals.gap),
-            regularity=integers(report.regularity()),
-            x=restore(report.x),
-            s=restore(report.s),
-            y=restore(report.y),
-            primal={name: restore(value) for name, value in report.primal.items()},
-            dual=tuple(tuple(restore(d) for d in duals) for duals in report.dual),
+            primal_residual=batch.restore(report.residuals.primal),
+            dual_residual=batch.restore(report.residuals.dual),
+            gap=batch.restore(report.residuals.gap),
+            regularity=integers(call.regularity()),
+            x=masked(report.x),
+            s=masked(report.s),
+            y=masked(report.y),
+            primal={name: masked(value) for name, value in primal.items()},
+            dual=tuple(tuple(masked(d) for d in duals) for duals in dual),
         )
 
     def with_solver(self, solver: str | Solver | None, **options: Any) -> DeclarativeLayer:
@@ -172,22 +179,22 @@ class DeclarativeLayer(nn.Module):
         other.solver = _able(resolve(solver, options), self.node)
         return other
 
-    def _run(self, batch: Batch, on_failure: str | None = None) -> tuple[tuple[Tensor, ...], Report | None]:
-        node = self.node
+    def _run(self, batch: Batch, on_failure: str | None = None) -> tuple[tuple[Tensor, ...], Call]:
+        node, values = self.node, batch.values
         call = Call(
             node, self.solver, self._workspace, batch, on_failure or self.on_failure, self.tolerance, self.polish_steps
         )
-        with torch.no_grad():
-            admissible = node.admissible(batch.values)
-        values = [torch.where(_like(admissible, v), v, torch.ones_like(v)) for v in batch.values]
+        admissible = None
+        if node.has_conditions:
+            with torch.no_grad():
+                admissible = node.admissible(values)
+            values = [torch.where(_like(admissible, v), v, torch.ones_like(v)) for v in values]
         bound = node.bind(values)
-        x, v, ok = self.adjoint.attach(call, bound.data, (admissible, *values))
+        finite = bound.finite if admissible is None else bound.finite & admissible
+        x, v, ok = self.adjoint.attach(call, bound.data, (finite, *values))
         y = node.program.cones.project_dual(v)
-        outputs = tuple(
-            batch.restore(torch.where(_like(ok, out), out, torch.full_like(out, torch.nan)))
-            for out in node.recover(x, y, bound)
-        )
-        return outputs, call.report
+        outputs = (_nan_where_failed(ok, out) for out in node.recover(x, y, bound))
+        return tuple(batch.restore(out) for out in outputs), call
 
     def extra_repr(self) -> str:
         """Sizes of the canonical program and the solver."""
@@ -200,6 +207,10 @@ def _able(solver: Solver, node: ConvexProblem) -> Solver:
     if reason is not None:
         raise DeclarationError(f"Solver {solver.name!r} cannot take this problem: {reason}")
     return solver
+
+
+def _nan_where_failed(ok: Tensor, tensor: Tensor) -> Tensor:
+    return torch.where(_like(ok, tensor), tensor, torch.nan)
 
 
 def _like(mask: Tensor, tensor: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from ddn_cvx.cones import Cone, Product
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.instance import Instance
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import Solver, Workspace
-from ddn_cvx.solvers.polish import residuals
 
 
 def check_layer(
@@ -124,7 +124,7 @@ def check_solver(solver: Solver, tolerance: float = 1e-6) -> None:
             continue
         raw = solver.solve(program, data, workspace)
         assert bool((raw.status == int(Status.SOLVED)).all()), f"{name}: {[Status(int(s)).name for s in raw.status]}"
-        found = residuals(program, data, raw.x, raw.y, raw.s)
+        found = Instance(program, data).residuals(raw.x, raw.y, raw.s)
         assert float(found.worst.max()) <= tolerance, f"{name}: KKT residual {float(found.worst.max()):.1e}"
     for name, A, b, q in (
         ("infeasible", [[1.0], [-1.0]], [-1.0, -1.0], 1.0),

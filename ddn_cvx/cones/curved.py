@@ -165,22 +165,22 @@ def newton(
     high: Tensor,
     start: Tensor,
     iterations: int,
-    of_logarithm: bool = False,
+    two_sided: bool = False,
 ) -> Tensor:
-    """The root of an increasing scalar equation in [low, high], elementwise, by Newton steps that bisection replaces
-    where they leave the bracket. The number of iterations is fixed, so nothing waits for the device.
+    """The root of an increasing scalar equation in [low, high], elementwise, by Newton steps that bisection replaces where
+    they leave the bracket. The number of iterations is fixed, so nothing waits for the device.
 
-    ``equation`` returns value and slope at x. With ``of_logarithm``, x = log t and the step is Newton's in t, exact
-    where the equation is like t − t*. If that leads to t < 0, only its size |t| counts, or Newton's step in x if this
-    goes further down.
+    ``equation`` returns value and slope at x = log t; if ``two_sided``, at x = −log t where x > 0 (a logit). The step is
+    Newton's in t, exact where the equation is like t − t*. If that leads to t < 0, only its size |t| counts, or Newton's
+    step in x if this goes further.
     """
     x = start
     for _ in range(iterations):
         value, slope = equation(x)
         low, high = torch.where(value <= 0, x, low), torch.where(value >= 0, x, high)
-        step = -value / slope
-        if of_logarithm:
-            in_t = (1 + step).abs().log()
-            step = torch.where(step > -1, in_t, torch.minimum(step, in_t))
-        x = torch.where((x + step >= low) & (x + step <= high), x + step, (low + high) / 2)
+        side = torch.where(x > 0, -1, 1) if two_sided else 1
+        step = -side * value / slope
+        in_t = (1 + step).abs().log()
+        x_new = x + side * torch.where(step > -1, in_t, torch.minimum(step, in_t))
+        x = torch.where((x_new >= low) & (x_new <= high), x_new, (low + high) / 2)
     return x

@@ -153,9 +153,7 @@ def _ratio(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     beyond = 6 - x.log() + 2 * lower.abs().log1p() + (-lower).clamp_min(0)
     high = torch.minimum(span / 2, beyond).log()
     low = torch.full_like(high, -700.0)
-    theta = newton(
-        lambda t: _mismatch(t, x, y, z, lower, span, shift), low, high, high, ITERATIONS, of_logarithm=True
-    )
+    theta = newton(lambda theta: _mismatch(theta, x, y, z, lower, span, shift), low, high, high, ITERATIONS)
     rho = lower + theta.exp()
     return torch.where(swap, 1 - rho, rho)
 

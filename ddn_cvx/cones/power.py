@@ -25,7 +25,7 @@ from ddn_cvx.cones.base import Dense, Spectrum
 from ddn_cvx.cones.curved import Curved, newton
 from ddn_cvx.errors import DeclarationError
 
-ITERATIONS = 24
+ITERATIONS = 22
 """Newton steps; 20 reach rounding level for exponents down to 1e-3 and coordinates of any relative size."""
 LOGIT_BOUND = 200.0
 """τ and 1 − τ are taken at least e^−200."""
@@ -82,7 +82,7 @@ class Power(Curved):
             return (z * at.tau).log() - _mean(alpha, at.p.log()), at.W
 
         bound = torch.full_like(z, LOGIT_BOUND)
-        return newton(mismatch, -bound, bound, torch.zeros_like(z), ITERATIONS), region
+        return newton(mismatch, -bound, bound, torch.zeros_like(z), ITERATIONS, two_sided=True), region
 
     def value(self, v: Tensor, *factor: Tensor) -> Tensor:
         logit, region = factor

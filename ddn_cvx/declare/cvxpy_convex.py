@@ -20,7 +20,7 @@ from ddn_cvx.declare.canonical import Canonical, canonicalise
 from ddn_cvx.declare.rules import check_declaration, check_parametrised
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.affine_map import SparseLinear
-from ddn_cvx.program.base import Bound, Inspection, ParameterSpec
+from ddn_cvx.program.base import Bound, ParameterSpec
 from ddn_cvx.program.conic import ConicProgram
 from ddn_cvx.program.elimination import Elimination, Posed
 
@@ -119,6 +119,7 @@ class ConvexProblem:
         matrix = sp.csr_array(sp.hstack([canonical.data[:, :theta_size] @ theta, constant]))
         self._elimination = Elimination(Posed(canonical.program, matrix))
         self.program: ConicProgram = self._elimination.reduced
+        self.has_conditions = bool(self._lifted or self._logarithms) or any(self.declared.parameters)
         self.curvature_varies = self._elimination.curvature_varies
 
     def _recovery(
@@ -149,12 +150,13 @@ class ConvexProblem:
                     "cannot map back (complex second-order cones); ask for a primal variable instead."
                 )
             self._outputs.append((is_primal, variable.id))
-        self._direct = self._direct_outputs()
+        self._direct = self._of_reduced(self._outputs)
+        self._direct_primal = self._of_reduced([(True, key) for key in self._primal])
 
-    def _direct_outputs(self) -> list[Output] | None:
-        """The outputs as maps of the reduced solution, where no output was eliminated."""
+    def _of_reduced(self, wanted: list[tuple[bool, int]]) -> list[Output] | None:
+        """Variables as maps of the reduced solution; None if one of them was eliminated."""
         found: list[Output] = []
-        for is_primal, key in self._outputs:
+        for is_primal, key in wanted:
             real, imag, shape = self._primal[key] if is_primal else self._dual[key]
             kept = self._elimination.kept if is_primal else self._elimination.kept_rows
             parts = [None if part is None else _restrict(part, kept) for part in (real, imag)]
@@ -168,7 +170,9 @@ class ConvexProblem:
     def bind(self, values: Sequence[Tensor]) -> Bound:
         """Conic data for parameter values ``(B, *shape)``; differentiable."""
         u = self._flatten(values)
-        return Bound(self._elimination.bind(u), u)
+        finite = torch.isfinite(u).all(-1)
+        u = torch.where(finite.unsqueeze(-1), u, 0.0)
+        return Bound(self._elimination.bind(u), u, finite)
 
     def _flatten(self, values: Sequence[Tensor]) -> Tensor:
         by_id = dict(zip(self._parameter_ids, values, strict=True))
@@ -188,7 +192,7 @@ class ConvexProblem:
                 for (is_primal, _), maps in zip(self._outputs, self._direct, strict=True)
             ]
         else:
-            x, y, _ = self._elimination.expand(x, y, bound.parameters)
+            x, y = self._elimination.expand(x, y, bound.parameters)
             raw = [
                 _assemble(x, self._primal[key]) if is_primal else _assemble(y, self._dual[key])
                 for is_primal, key in self._outputs
@@ -198,33 +202,42 @@ class ConvexProblem:
         )
 
     def admissible(self, values: Sequence[Tensor]) -> Tensor:
-        """Whether parameters are finite and have their declared attributes, ``(B,)``."""
-        good = torch.ones(values[0].shape[0] if values else 1, dtype=torch.bool)
+        """Whether parameters have their declared attributes, ``(B,)``."""
+        like = _rows(values[0]).real[:, 0] if values[0].numel() else values[0].real.new_zeros(values[0].shape[0])
+        good = self.declared.admissible(dict(zip(self._parameter_ids, values, strict=True)), like)
         for value in values:
-            good = good.to(value.device) & torch.isfinite(_rows(value)).all(1)
-        if values:
-            like = values[0].real.new_zeros(values[0].shape[0])
-            good = good & self.declared.admissible(dict(zip(self._parameter_ids, values, strict=True)), like)
-            # What is computed from parameters may overflow, or be the logarithm of zero.
-            safe = [torch.where(good.reshape(-1, *(1,) * (v.ndim - 1)), v, torch.ones_like(v)) for v in values]
-            good = good & torch.isfinite(self._flatten(safe)).all(1)
+            good = good & torch.isfinite(_rows(value)).all(1)
+        for k in self._logarithms:
+            if k < len(values):
+                good = good & (_rows(values[k]) > 0).all(1)
         return good
 
-    def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, tolerance: float) -> Inspection:
-        """Evaluate the declared problem at a candidate solution."""
-        x, y, canonical_value = self._elimination.expand(x, y, self._flatten(values))
-        primal = {name: self._variable(x, key) for name, key in self._variable_ids.items()}
-        dual = tuple(tuple(_assemble(y, self._dual[key]) for key in ids) for ids in self._dual_ids)
+    def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """The declared objective ``(B,)`` and the largest relative violation ``(B,)`` at a candidate solution."""
+        bound = self.bind(values)
+        canonical = self.program.objective(x, bound.data) + self._elimination.constant(bound.parameters)
+        if self._direct_primal is None:
+            full, _ = self._elimination.expand(x, y, bound.parameters)
+            variables = {key: self._variable(full, maps) for key, maps in self._primal.items()}
+        else:
+            pairs = zip(self._primal, self._direct_primal, strict=True)
+            variables = {key: self._variable(x, maps) for key, maps in pairs}
         by_id = dict(zip(self._parameter_ids, values, strict=True))
-        by_id.update({self._variable_ids[name]: value for name, value in primal.items()})
-        value, violation = self.declared(by_id, tolerance)
-        expected = (self.sign * canonical_value).exp() if self.gp else self.sign * canonical_value
+        value, violation = self.declared({**by_id, **variables}, tolerance)
+        expected = (self.sign * canonical).exp() if self.gp else self.sign * canonical
         mismatch = (value - expected).abs() / (1 + value.abs())
-        violation = torch.maximum(violation, torch.nan_to_num(mismatch, nan=torch.inf))
-        return Inspection(value, violation, primal, dual)
+        return value, torch.nan_to_num(torch.maximum(violation, mismatch), nan=torch.inf)
 
-    def _variable(self, x: Tensor, key: int) -> Tensor:
-        value = _assemble(x, self._primal[key])
+    def everything(
+        self, values: Sequence[Tensor], x: Tensor, y: Tensor
+    ) -> tuple[dict[str, Tensor], tuple[tuple[Tensor, ...], ...]]:
+        """All variables by name, and the dual variables of each declared constraint."""
+        x, y = self._elimination.expand(x, y, self.bind(values).parameters)
+        primal = {name: self._variable(x, self._primal[key]) for name, key in self._variable_ids.items()}
+        return primal, tuple(tuple(_assemble(y, self._dual[key]) for key in ids) for ids in self._dual_ids)
+
+    def _variable(self, x: Tensor, maps: Output) -> Tensor:
+        value = _assemble(x, maps)
         return value.exp() if self.gp else value
 
 

@@ -77,7 +77,7 @@ class DenseKKT:
     spectrum : DualSpectrum
         Eigendecomposition of D at v, ``values`` (B, m).
     ok : Tensor (B,) bool
-        Elements without a solution; their system is replaced by the identity. Their P and A must be zero.
+        Elements without a solution; their system is replaced by the identity.
     visible : Tensor (n,) bool
         The variables whose uniqueness matters.
     bounds : Bounds, optional
@@ -92,6 +92,8 @@ class DenseKKT:
         visible: Tensor,
         bounds: Bounds | None = None,
     ):
+        if not bool(ok.all()):
+            P, A = (torch.where(ok[:, None, None], t, 0.0) for t in (P, A))
         self.P, self.A, self.spectrum = P, A, spectrum
         self.n, self.bounds = P.shape[-1], bounds
         values = torch.where(ok.unsqueeze(-1), spectrum.values.clamp(0.0, 1.0), 0.0)

@@ -45,6 +45,8 @@ class SparseLinear:
 
     def __call__(self, u: Tensor) -> Tensor:
         """Apply to ``u`` (*batch, k); returns (*batch, r)."""
+        if self.is_gather and not torch.is_grad_enabled() and 0 not in self.shape:
+            return self.raw(u)  # spares autograd's bookkeeping, which costs more than the gather
         out: Tensor = _Apply.apply(u, self)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return out
 

@@ -25,21 +25,11 @@ class Bound:
     """Problem data for a batch of parameter values."""
 
     data: ConicData
-    """Numbers of the program that is solved."""
+    """Numbers of the program that is solved; elements that are not ``finite`` hold harmless ones."""
     parameters: Tensor
     """The parameters as one vector, ``(B, k)``, of which the data are a function."""
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """A candidate solution as the user would see it."""
-
-    value: Tensor
-    """Objective as declared, ``(B,)``."""
-    violation: Tensor
-    """Largest relative violation of a constraint or of the objective's canonical value, ``(B,)``."""
-    primal: dict[str, Tensor]
-    dual: tuple[tuple[Tensor, ...], ...]
+    finite: Tensor
+    """Which elements' parameters are numbers, ``(B,)`` bool."""
 
 
 class ConvexNode(Protocol):
@@ -47,6 +37,8 @@ class ConvexNode(Protocol):
 
     program: ConicProgram
     parameters: tuple[ParameterSpec, ...]
+    has_conditions: bool
+    """Whether ``admissible`` has anything to check."""
     curvature_varies: bool
     """Whether P depends on parameters, so that convexity has to be checked with their values."""
 
@@ -57,7 +49,13 @@ class ConvexNode(Protocol):
         """The requested outputs ``(B, *shape)``. Differentiable."""
 
     def admissible(self, values: Sequence[Tensor]) -> Tensor:
-        """Whether the parameters are finite and have their declared attributes, ``(B,)`` bool."""
+        """Whether the parameters have their declared attributes, ``(B,)`` bool."""
 
-    def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, tolerance: float) -> Inspection:
-        """Evaluate the problem as declared at a candidate solution."""
+    def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """The problem as declared at a candidate solution: objective value and largest relative violation, ``(B,)``;
+        an objective that differs from its canonical value counts as a violation."""
+
+    def everything(
+        self, values: Sequence[Tensor], x: Tensor, y: Tensor
+    ) -> tuple[dict[str, Tensor], tuple[tuple[Tensor, ...], ...]]:
+        """All variables by name, and the dual variables of each declared constraint."""

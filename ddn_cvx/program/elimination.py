@@ -87,6 +87,7 @@ class Elimination:
         self.kept = np.setdiff1d(np.arange(full.n), self.columns)
         self.kept_rows = np.setdiff1d(np.arange(full.m), self.rows)
         self._fold(posed, constants)
+        self._constant_terms(posed, constants)
         self._order = np.argsort(np.concatenate([self.kept, self.columns]))
         self._row_order = np.argsort(np.concatenate([self.kept_rows, self.rows]))
 
@@ -169,20 +170,32 @@ class Elimination:
             pull = q_E + c @ P_dd
         return ConicData(P, q - (Mt @ pull.unsqueeze(-1)).squeeze(-1), A, b)
 
-    def expand(self, x: Tensor, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Full primal (B, n), full dual (B, m) and objective value (B,) from the reduced solution.
+    def _constant_terms(self, posed: Posed, constants: list[NDArray[np.float64]]) -> None:
+        """``d + q_E'c + 1/2 c'P_EE c``, what the substitution adds to the objective."""
+        _, q_map, d_map, _, b_map = posed.sections()
+        upper = self.full.P.matrix(np.nan_to_num(constants[0]))[self.columns][:, self.columns]
+        self.P_EE = SparseLinear(upper + sp.triu(upper, 1).T)
+        sections = [d_map, sp.csr_array(sp.diags_array(1.0 / self.pivots) @ b_map[self.rows]), q_map[self.columns]]
+        self.value_map = AffineMap(sp.csr_array(sp.vstack(sections)), [s.shape[0] for s in sections])
+
+    def constant(self, u: Tensor) -> Tensor:
+        """What to add to the reduced program's objective, ``(B,)``."""
+        d, c, q_E = self.value_map(u)
+        return d[:, 0] + (c * (q_E + 0.5 * self.P_EE(c))).sum(-1)
+
+    def expand(self, x: Tensor, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Full primal (B, n) and full dual (B, m) from the reduced solution.
 
         The multipliers of the eliminated rows follow from stationarity in the eliminated variables: ``a y = -(P x + q)``.
         """
-        P, q, constant, A, b = self.full_map(u)
-        data = ConicData(P, q, A, b)
+        P, q, _, A, b = self.full_map(u)
         x = torch.cat([x, x.new_zeros(x.shape[0], len(self.columns))], 1)[:, self._order]
         pivots = torch.from_numpy(self.pivots).to(x.device)
         x_E = (b - self.full.A_times(A, x))[:, self.rows] / pivots
         x = torch.cat([x[:, self.kept], x_E], 1)[:, self._order]
         Px = self.full.P_times(P, x)
         y = torch.cat([y, -(Px + q)[:, self.columns] / pivots], 1)[:, self._row_order]
-        return x, y, self.full.objective(x, data) + constant[:, 0]
+        return x, y
 
 
 def _removable(

@@ -89,9 +89,6 @@ class Epigraph:
 
     def embed(self, x: Tensor, y: Tensor, s: Tensor) -> list[Tensor]:
         """Vectors of ``full`` among those of ``program``, with zeros elsewhere."""
-        out = [
-            t.new_zeros(t.shape[0], size)
-            for t, size in ((x, self.program.n), (y, self.program.m), (s, self.program.m))
-        ]
+        out = [t.new_zeros(t.shape[0], size) for t, size in ((x, self.program.n), (y, self.program.m), (s, self.program.m))]
         out[0][:, : self.full.n], out[1][:, self.kept], out[2][:, self.kept] = x, y, s
         return out

@@ -24,15 +24,23 @@ class KKT(Protocol):
         """``J'(u, w) = (g, h)``; g (B, n, k), h (B, m, k)."""
 
 
-def factorise(program: ConicProgram, P: Tensor, A: Tensor, v: Tensor, ok: Tensor) -> KKT:
-    """Factor J at ``v = y - s`` (B, m) for pattern values P (B, nnz), A (B, nnz); elements not ``ok`` become the identity."""
-    keep = ok.unsqueeze(-1)
-    P, A, v = torch.where(keep, P, 0.0), torch.where(keep, A, 0.0), torch.where(keep, v, 0.0)
+def factorise(
+    program: ConicProgram,
+    P: Tensor,
+    A: Tensor,
+    v: Tensor,
+    ok: Tensor,
+    dense: tuple[Tensor, Tensor] | None = None,
+) -> KKT:
+    """Factor J at ``v = y - s`` (B, m) for pattern values P (B, nnz), A (B, nnz); elements not ``ok`` become the identity.
+
+    ``dense`` holds the same matrices as ``program.dense`` gives them, if they are at hand.
+    """
     spectrum = program.cones.dual_spectrum(v)
     if program.is_dense:
-        dense_P, dense_A = program.dense(ConicData(P, v.new_zeros(v.shape[0], program.n), A, v))
+        whole_P, whole_A = program.dense(ConicData(P, P, A, A)) if dense is None else dense
         visible = torch.as_tensor(program.visible, device=v.device)
-        return DenseKKT(dense_P, dense_A, spectrum, ok, visible, program.bounds(v.device))
+        return DenseKKT(whole_P, whole_A, spectrum, ok, visible, program.bounds(v.device))
     return SparseKKT(program.P, program.A, P, A, program.cones, spectrum, ok, program.visible)
 
 
