@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddn_cvx.errors import SolverError
 from ddn_cvx.inputs import Batch
-from ddn_cvx.program.base import ConvexNode
+from ddn_cvx.program.base import Bound, ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
 from ddn_cvx.program.instance import Instance, Point, Residuals
@@ -64,8 +64,8 @@ class Call:
         self.report: Report | None = None
 
     def __call__(self, data: ConicData, *extra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solve physical tensors; ``extra`` is ``(finite, *values)``."""
-        finite, *values = extra
+        """Solve physical tensors; ``extra`` is ``(finite, parameters, *values)``."""
+        finite, parameters, *values = extra
         finite = finite & torch.isfinite(torch.cat(data, 1)).all(-1)
         if self.node.curvature_varies:
             finite = finite & self.program.is_convex(_keep(finite, data, 0.0))
@@ -83,7 +83,9 @@ class Call:
         point, factor = polish(instance, x, v, usable, self.polish_steps)
         if bool((usable & (point.residuals.worst > self.tolerance)).any()):
             point, factor = self._better(instance, raw, usable, point), None
-        value, violation = self.node.inspect(values, point.x, point.y, self.tolerance)
+        value, violation = self.node.inspect(
+            values, Bound(clean, parameters, finite), point.x, point.y, self.tolerance
+        )
         ok = usable & (torch.maximum(point.residuals.worst, violation) <= self.tolerance)
         status, x, v = torch.zeros_like(raw.status), point.x, point.v
         if not bool(ok.all()):

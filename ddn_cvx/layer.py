@@ -191,7 +191,7 @@ class DeclarativeLayer(nn.Module):
             values = [torch.where(_like(admissible, v), v, torch.ones_like(v)) for v in values]
         bound = node.bind(values)
         finite = bound.finite if admissible is None else bound.finite & admissible
-        x, v, ok = self.adjoint.attach(call, bound.data, (finite, *values))
+        x, v, ok = self.adjoint.attach(call, bound.data, (finite, bound.parameters, *values))
         y = node.program.cones.project_dual(v)
         outputs = (_nan_where_failed(ok, out) for out in node.recover(x, y, bound))
         return tuple(batch.restore(out) for out in outputs), call

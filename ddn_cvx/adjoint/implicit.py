@@ -14,6 +14,7 @@ projection (``dual_curvature``).
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -37,6 +38,11 @@ class Implicit(Adjoint):
 
     def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         return _solution_map(solve, *data, *extra)
+
+
+def _remember_signature(function: Any) -> None:
+    """torch binds the arguments of every call through ``inspect``, which looks here before it takes the function apart."""
+    function.__signature__ = inspect.signature(function)
 
 
 def _flatten(tensor: Tensor, dim: int | None, size: int) -> Tensor:
@@ -234,3 +240,7 @@ def _refuse_singular(factors: Factors) -> None:
             "(a valley of solutions or dependent active constraints; see Solution.regularity). "
             "Add a small quadratic term to the objective, or drop the redundant constraints."
         )
+
+
+_remember_signature(_SolutionMap.forward)
+_remember_signature(_LinearSolve.forward)

@@ -212,9 +212,10 @@ class ConvexProblem:
                 good = good & (_rows(values[k]) > 0).all(1)
         return good
 
-    def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    def inspect(
+        self, values: Sequence[Tensor], bound: Bound, x: Tensor, y: Tensor, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
         """The declared objective ``(B,)`` and the largest relative violation ``(B,)`` at a candidate solution."""
-        bound = self.bind(values)
         canonical = self.program.objective(x, bound.data) + self._elimination.constant(bound.parameters)
         if self._direct_primal is None:
             full, _ = self._elimination.expand(x, y, bound.parameters)

@@ -9,6 +9,7 @@ free.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -125,3 +126,7 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, None], u: Tensor, linear: SparseLinear) -> tuple[Tensor, int]:
         return linear(u.movedim(in_dims[0] or 0, 0)), 0
+
+
+# torch binds the arguments of every call through ``inspect``, which looks here before it takes the function apart.
+_Apply.forward.__signature__ = inspect.signature(_Apply.forward)  # type: ignore[attr-defined]  # functions allow it

@@ -51,7 +51,9 @@ class ConvexNode(Protocol):
     def admissible(self, values: Sequence[Tensor]) -> Tensor:
         """Whether the parameters have their declared attributes, ``(B,)`` bool."""
 
-    def inspect(self, values: Sequence[Tensor], x: Tensor, y: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    def inspect(
+        self, values: Sequence[Tensor], bound: Bound, x: Tensor, y: Tensor, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
         """The problem as declared at a candidate solution: objective value and largest relative violation, ``(B,)``;
         an objective that differs from its canonical value counts as a violation."""
 

@@ -1,12 +1,13 @@
 """Projections against answers that this package did not compute."""
 
 import math
+import warnings
 
 import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from cone_points import CONES, CURVED, F64, contains, known, name, sample
+from cone_points import CURVED, F64, FLAT, contains, known, name, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,14 +64,19 @@ def cvxpy_constraints(cone: Cone, s: cp.Variable) -> list[cp.Constraint]:
             return [cp.PowConeND(s[:, :-1].T, s[:, -1], np.tile(alpha[:, None], (1, s.shape[0])))]
 
 
-@pytest.mark.parametrize("cone", [c for c in CONES if c in SINGLE or c.dim == 3 and not isinstance(c, Power)], ids=name)
+@pytest.mark.parametrize("cone", FLAT + SINGLE, ids=name)
 def test_against_cvxpy(cone: Cone) -> None:
     v = 2 * sample(cone, 12)
     s = cp.Variable(tuple(v.shape))
     problem = cp.Problem(cp.Minimize(cp.sum_squares(s - v.numpy())), cvxpy_constraints(cone, s))
-    problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13, reduced_tol_gap_abs=1e-9)
-    assert problem.status in ("optimal", "optimal_inaccurate")
-    np.testing.assert_allclose(cone.project(v).numpy(), s.value, atol=2e-6)
+    errors = []
+    # Near its limits Clarabel stops early, warns, and returns its last point; which tolerance does it depends on the cone.
+    for tolerance in (1e-9, 1e-11):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            problem.solve(solver=cp.CLARABEL, tol_gap_abs=tolerance, tol_gap_rel=tolerance, tol_feas=tolerance)
+        errors.append(np.abs(cone.project(v).numpy() - s.value).max())
+    assert min(errors) < 5e-7
 
 
 def test_closed_forms() -> None:
@@ -97,7 +103,7 @@ def test_closed_forms() -> None:
     # sqrt(x1 x2) >= |z| at x1 = x2 = x stays there: minimise 2 (p - x)^2 + (q - |z|)^2 over |q| <= p.
     x, z = torch.tensor([-1.0, -1.0, 0.5, 2.0], dtype=F64), torch.tensor([1.5, -3.0, -1.0, 1.0], dtype=F64)
     r = torch.tensor([0.0, 1 / 3, 2 / 3], dtype=F64)
-    p = torch.stack([torch.stack([r, r, z[:3].sign() * r], -1)[i] for i in range(3)] + [torch.tensor([2.0, 2, 1], dtype=F64)])
+    p = torch.cat([torch.stack([r, r, z[:3].sign() * r], -1), torch.tensor([[2.0, 2, 1]], dtype=F64)])
     torch.testing.assert_close(Power().project(torch.stack([x, x, z], -1)), p, rtol=0, atol=1e-15)
 
 
@@ -118,13 +124,14 @@ def test_svec() -> None:
 
 
 def scaled_points(dim: int) -> st.SearchStrategy[torch.Tensor]:
-    number = st.one_of(st.sampled_from([0.0, 1.0, -1.0]), st.floats(-1, 1, allow_subnormal=False))
-    exponents = st.sampled_from([-8, -3, 0, 0, 0, 3, 8])
-    entry = st.builds(lambda x, e: x * 10.0**e, number, exponents)
+    """Zeros, equal entries, and entries of very different sizes."""
+    number = st.one_of(st.sampled_from([0.0, 1.0, -1.0]), st.integers(-999, 999).map(lambda k: k / 1000))
+    size = st.sampled_from([1e-8, 1e-3, 1.0, 1.0, 1.0, 1e3, 1e8])
+    entry = st.builds(lambda x, factor: x * factor, number, size)
     return st.lists(entry, min_size=dim, max_size=dim).map(lambda v: torch.tensor(v, dtype=F64))
 
 
-@pytest.mark.parametrize("cone", [c for c in CONES if c in SINGLE or c.dim == 3 and not isinstance(c, Power)], ids=name)
+@pytest.mark.parametrize("cone", FLAT + SINGLE, ids=name)
 def test_moreau(cone: Cone) -> None:
     """p in K, p - v in K*, p orthogonal to p - v: these define the projection."""
 
@@ -132,9 +139,10 @@ def test_moreau(cone: Cone) -> None:
     @given(scaled_points(cone.dim))
     def check(v: torch.Tensor) -> None:
         p = cone.project(v)
-        q, size = p - v, float(v.norm())
-        assert contains(cone, p, 1e-14 * size + 1e-300)
-        assert contains(cone, q, 1e-14 * size + 1e-300, dual=True)
+        q, size = p - v, float(v.abs().max())
+        slack = 2e-14 * size
+        assert contains(cone, p, slack)
+        assert contains(cone, q, slack, dual=True)
         assert (p @ q).abs() <= 1e-14 * size**2
 
     check()

@@ -47,7 +47,7 @@ def reference(expr: cp.Expression, leaves: list[Any], values: Sequence[np.ndarra
 VALUE_CASES = [name for name in CASES if name != "tr_inv hermitian"]
 COMPLEX_CASES = {name for name, c in CASES.items() if any(a.domain in COMPLEX for a in c.args)}
 # Without a graph, or drawn at the ties of maximum and minimum.
-DIFFERENTIABLE = [name for name in CASES if name not in ("imag of real", "And", "Or", "Xor")]
+DIFFERENTIABLE = [name for name, c in CASES.items() if not c.repeats and name not in ("imag of real", "And", "Or", "Xor")]
 SMOOTH = [name for name in DIFFERENTIABLE if CASES[name].smooth]
 REAL_SMOOTH = [name for name in SMOOTH if name not in COMPLEX_CASES]
 
