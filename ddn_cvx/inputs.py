@@ -54,8 +54,8 @@ def gather(specs: Sequence[ParameterSpec], args: Sequence[Tensor], named: Mappin
     except RuntimeError:
         listed = ", ".join(f"{s.name!r} {lead}" for s, lead in zip(specs, leading, strict=True))
         raise InputError(
-            f"The leading batch dimensions of the parameters do not broadcast together: {listed}. Give every batched parameter "
-            "the same batch dimensions, and shared ones none."
+            f"The leading batch dimensions of the parameters do not broadcast together: {listed}. Give every "
+            "batched parameter the same batch dimensions, and shared ones none."
         ) from None
     dtype = torch.get_default_dtype() if not tensors else _real(tensors[0].dtype)
     for tensor in tensors[1:]:
@@ -100,7 +100,8 @@ def _check(spec: ParameterSpec, tensor: Tensor) -> None:
         )
     if tensor.is_complex() and not spec.is_complex:
         raise InputError(
-            f"Parameter {spec.name!r} is real but got dtype {tensor.dtype}; declare it with complex=True or pass its real part."
+            f"Parameter {spec.name!r} is real but got dtype {tensor.dtype}; declare it with complex=True or "
+            "pass its real part."
         )
     if not (tensor.is_floating_point() or tensor.is_complex()):
         raise InputError(

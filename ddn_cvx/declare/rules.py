@@ -90,8 +90,8 @@ def _explain(problem: cp.Problem, rule: str, convex: str, concave: str) -> str:
     if not is_rule:
         maximise = isinstance(objective, cp.Maximize)
         return (
-            f"Objective {_short(objective)} breaks the {rule} rules: to {'maximise' if maximise else 'minimise'} it, it must be "
-            f"{concave if maximise else convex}."
+            f"Objective {_short(objective)} breaks the {rule} rules: to {'maximise' if maximise else 'minimise'} it, it "
+            f"must be {concave if maximise else convex}."
         )
     for constraint in problem.constraints:
         if not (constraint.is_dgp() if rule == "DGP" else constraint.is_dcp()):
