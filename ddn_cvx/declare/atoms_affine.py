@@ -139,7 +139,7 @@ def matmul(node: Node, *operands: Tensor) -> Tensor:
 
 def _sparse_matmul(node: Node, x: Tensor, rows: Tensor, cols: Tensor, entries: Tensor) -> Tensor:
     """``S X`` is applied to the columns of X, ``X S`` as the transpose of S to its rows."""
-    if node.arg_shapes[0] == () or len(node.arg_shapes[0]) == 1:
+    if len(node.arg_shapes[0]) == 1:
         return sparse_apply(x, math.prod(node.shape), rows, cols, entries)
     if node.sparse == "left":
         return sparse_apply(x.mT, node.shape[0], rows, cols, entries).mT

@@ -169,6 +169,11 @@ class ConvexProblem:
 
     def bind(self, values: Sequence[Tensor]) -> Bound:
         """Conic data for parameter values ``(B, *shape)``; differentiable."""
+        if self._lifted:
+            # Where a lifted expression overflows, its infinite derivative times zero would be NaN.
+            with torch.no_grad():
+                finite = torch.isfinite(self._flatten(values)).all(-1)
+            values = [torch.where(finite.reshape(-1, *(1,) * (v.ndim - 1)), v, v.detach()) for v in values]
         u = self._flatten(values)
         finite = torch.isfinite(u).all(-1)
         u = torch.where(finite.unsqueeze(-1), u, 0.0)

@@ -39,7 +39,7 @@ def polish(instance: Instance, x: Tensor, v: Tensor, ok: Tensor, steps: int) -> 
         if factor is None or factor_v is None or not _same_face(program, factor_v, point.v):
             factor, factor_v = factorise(program, instance.data.P, instance.data.A, point.v, ok, instance.dense), point.v
         a, c = (step.squeeze(-1) for step in factor.forward(-point.top.unsqueeze(-1), -point.low.unsqueeze(-1)))
-        start, missed = point, waiting
+        start, missed, before = point, waiting, size
         for halvings in range(MAX_HALVINGS):
             length = 0.5**halvings
             trial = instance.at(start.x + length * a, start.v + length * c)
@@ -47,10 +47,11 @@ def polish(instance: Instance, x: Tensor, v: Tensor, ok: Tensor, steps: int) -> 
             better = missed & (trial_size < size)
             point = _choose(better, trial, point)
             size = torch.where(better, trial_size, size)
-            missed = missed & ~better
-            if not bool((missed & (size > FAIR)).any()):
+            # Each element for itself: what one returns must not depend on how long its batch mates take.
+            missed = missed & ~better & (size > FAIR)
+            if not bool(missed.any()):
                 break
-        if bool((missed == waiting).all()):
+        if bool((size == before).all()):
             break
     return point, factor if factor_v is not None and _same_face(program, factor_v, point.v) else None
 
