@@ -36,8 +36,9 @@ class Denoiser(nn.Module):
     def __init__(self, length: int):
         super().__init__()
         self.weights = nn.Sequential(
-            nn.Conv1d(1, 16, 5, padding=2), nn.ReLU(), nn.Conv1d(16, 16, 5, padding=2), nn.ReLU(), nn.Conv1d(16, 1, 2)
+            nn.Conv1d(1, 32, 6, padding=2), nn.ReLU(), nn.Conv1d(32, 32, 5, padding=2), nn.ReLU(), nn.Conv1d(32, 1, 1)
         )
+        nn.init.constant_(self.weights[-1].bias, -1.0)  # start with too little smoothing
         self.denoise = denoising_layer(length)
 
     def forward(self, signal: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class Denoiser(nn.Module):
 def sample(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """``count`` piecewise-constant signals and their noisy versions, ``(count, LENGTH)`` each."""
     jump = torch.rand(count, LENGTH, generator=generator) < 0.1
-    level = torch.randn(count, LENGTH, generator=generator) * jump
+    level = 3.0 * torch.randn(count, LENGTH, generator=generator) * jump
     clean = level.cumsum(1) + torch.randn(count, 1, generator=generator)
     return clean, clean + NOISE * torch.randn(count, LENGTH, generator=generator)
 
@@ -78,7 +79,7 @@ def run(steps: int, seed: int, plot: Path) -> None:
             return float(nn.functional.mse_loss(model(noisy_test), clean_test))
 
     start, before = time.perf_counter(), test_loss()
-    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses: list[float] = []
     with trange(steps, desc="training", unit="step") as progress:
         for _ in progress:
