@@ -29,7 +29,8 @@ def markdown(results: Results) -> str:
     """One line a problem and peer.
 
     Times are medians over the rounds, with quartiles; the ratio is the peer's time over that of the first peer in the same
-    round, median with least and largest; errors are those of the worst element of the batch.
+    round, median with least and largest; the processor's time is that of all threads; errors are those of the worst element
+    of the batch.
     """
     machine = results["machine"]
     numbers = machine["versions"] | {peer["package"]: peer["version"] for peer in results["peers"].values()}
@@ -42,8 +43,9 @@ def markdown(results: Results) -> str:
         f"{machine['date']}; {machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch threads{load}; "
         f"Python {machine['python']}, {versions}; {results['rounds']} rounds.",
         "",
-        f"| problem | peer | time, ms (quartiles) | forward | backward | time / {base} (range) | error of x | of gradient |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        f"| problem | peer | time, ms (quartiles) | forward | backward | time / {base} (range) "
+        "| processor, ms | its ratio | error of x | of gradient |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results["rows"]:
         for name, found in row["results"].items():
@@ -53,13 +55,15 @@ def markdown(results: Results) -> str:
 
 def _cells(found: dict[str, Any]) -> list[str]:
     if "error" in found:
-        return ["failed: " + " ".join(found["error"].replace("|", "/").split())[:80], "", "", "", "", ""]
+        return ["failed: " + " ".join(found["error"].replace("|", "/").split())[:80], "", "", "", "", "", "", ""]
     time, ratio = found["seconds"], found.get("ratio")
     return [
         f"{_ms(time['median'])} ({_ms(time['q1'])} to {_ms(time['q3'])})",
         _ms(found["forward"]["median"]) if "forward" in found else "",
         _ms(found["backward"]["median"]) if "backward" in found else "",
         f"{ratio['median']:.2g} ({ratio['min']:.2g} to {ratio['max']:.2g})" if ratio else "",
+        _ms(found["cpu_seconds"]["median"]) if "cpu_seconds" in found else "",
+        f"{found['cpu_ratio']['median']:.2g}" if "cpu_ratio" in found else "",
         f"{found['solution_error']:.0e}" if "solution_error" in found else "",
         f"{found['gradient_error']:.0e}" if "gradient_error" in found else "",
     ]

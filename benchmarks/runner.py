@@ -2,6 +2,9 @@
 
 A sample is one forward and one backward pass (``torch.autograd.grad`` for all parameters with a random cotangent). Each
 sample of a round has fresh numbers, so nothing can be answered from the last call. Errors come from the first, untimed call.
+
+Besides the time on the clock, the processor time of all threads is recorded: on a machine that does other work too, it is
+the steadier of the two.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -41,15 +44,23 @@ class Inputs:
         return Inputs(row.values(seed), np.random.default_rng([*seed, 1]).standard_normal((row.batch, row.size)))
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Seconds of one call: of the clock for each pass, and of all processors for both."""
+
+    forward: float
+    backward: float
+    cpu: float
+
+
 @dataclass
 class Trial:
-    """One peer on one row, with its samples in seconds, a list for each round."""
+    """One peer on one row, with its samples, a list for each round."""
 
     peer: Peer
     row: Row
     construction: list[float] = field(default_factory=list)
-    forward: list[list[float]] = field(default_factory=list)
-    backward: list[list[float]] = field(default_factory=list)
+    samples: list[list[Sample]] = field(default_factory=list)
     accuracy: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     repeats: int = 1
@@ -73,33 +84,36 @@ class Trial:
 
     def warm_up(self, inputs: Inputs, answers: list[Answer]) -> None:
         """Two calls: the first for the accuracy, the second to choose the number of repeats."""
-        _, _, x, gradients = self._call(inputs)
+        _, x, gradients = self._call(inputs)
         self.accuracy = _errors(x, gradients, answers)
-        forward, backward, _, _ = self._call(inputs)
-        self.repeats = int(np.clip(ROUND_SECONDS / (forward + backward), 1, MAX_REPEATS))
+        sample, _, _ = self._call(inputs)
+        self.repeats = int(np.clip(ROUND_SECONDS / (sample.forward + sample.backward), 1, MAX_REPEATS))
 
     def time(self, stream: Sequence[Inputs]) -> None:
         """One round."""
         gc.collect()
-        samples = [self._call(inputs)[:2] for inputs in stream[: self.repeats]]
-        self.forward.append([forward for forward, _ in samples])
-        self.backward.append([backward for _, backward in samples])
+        self.samples.append([self._call(inputs)[0] for inputs in stream[: self.repeats]])
 
-    def _call(self, inputs: Inputs) -> tuple[float, float, Tensor, tuple[Tensor, ...]]:
+    def _call(self, inputs: Inputs) -> tuple[Sample, Tensor, tuple[Tensor, ...]]:
         assert self._layer is not None
         parameters = [torch.from_numpy(value).requires_grad_() for value in inputs.values]
         cotangent = torch.from_numpy(inputs.cotangent)
-        start = perf_counter()
+        busy, start = process_time(), perf_counter()
         x = self._layer(*parameters)
         middle = perf_counter()
         gradients = torch.autograd.grad(x, parameters, cotangent)
-        return middle - start, perf_counter() - middle, x.detach(), gradients
+        stop = perf_counter()
+        return Sample(middle - start, stop - middle, process_time() - busy), x.detach(), gradients
 
     def rounds(self) -> list[float]:
         """The median seconds of each round."""
         if self.row.draw is None:
             return self.construction
-        return [float(np.median(np.add(f, b))) for f, b in zip(self.forward, self.backward, strict=True)]
+        return [float(np.median([s.forward + s.backward for s in samples])) for samples in self.samples]
+
+    def cpu_rounds(self) -> list[float]:
+        """The median processor seconds of each round."""
+        return [float(np.median([s.cpu for s in samples])) for samples in self.samples]
 
 
 def run(suite: str, rows: Sequence[Row], peers: Sequence[Peer], rounds: int, seed: int = 0) -> dict[str, Any]:
@@ -150,6 +164,8 @@ def _round(trials: Sequence[Trial], row: Row, seed: list[int]) -> None:
 def _errors(x: Tensor, gradients: Sequence[Tensor], answers: Sequence[Answer]) -> dict[str, float]:
     """Of the worst element: the largest entry of the solution error relative to ``max(1, |x*|)``, and the 2-norm of the
     error of all its gradients together, relative to ``max(1, |gradients|)``."""
+    if not all(bool(torch.isfinite(t).all()) for t in (x, *gradients)):
+        raise ArithmeticError("the answer holds NaN or infinity")
     solution, gradient = [], []
     for i, answer in enumerate(answers):
         found = x[i].numpy()
@@ -165,23 +181,27 @@ def _errors(x: Tensor, gradients: Sequence[Tensor], answers: Sequence[Answer]) -
 
 
 def _summarise(row: Row, trials: Sequence[Trial], answers: Sequence[Answer]) -> dict[str, Any]:
-    base = trials[0].rounds() if trials[0].error is None else []
+    base = trials[0] if trials[0].error is None else None
     results: dict[str, Any] = {}
     for trial in trials:
         if trial.error is not None:
             results[trial.peer.name] = {"error": trial.error}
             continue
-        results[trial.peer.name] = {
+        found = results[trial.peer.name] = {
             "seconds": _spread(trial.rounds()),
             "construction": _spread(trial.construction),
-            "samples": trial.repeats * len(trial.rounds()),
             **trial.accuracy,
         }
+        if base is not None:
+            found["ratio"] = _spread(np.divide(trial.rounds(), base.rounds()).tolist())
         if row.draw is not None:
-            passes = {"forward": trial.forward, "backward": trial.backward}
-            results[trial.peer.name] |= {name: _spread(np.concatenate(samples).tolist()) for name, samples in passes.items()}
-        if base:
-            results[trial.peer.name]["ratio"] = _spread(np.divide(trial.rounds(), base).tolist())
+            samples = [sample for round_samples in trial.samples for sample in round_samples]
+            found["samples"] = len(samples)
+            found["forward"] = _spread([s.forward for s in samples])
+            found["backward"] = _spread([s.backward for s in samples])
+            found["cpu_seconds"] = _spread(trial.cpu_rounds())
+            if base is not None:
+                found["cpu_ratio"] = _spread(np.divide(trial.cpu_rounds(), base.cpu_rounds()).tolist())
     return {
         "name": row.name,
         "batch": row.batch,

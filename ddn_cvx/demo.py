@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import cast
 
 import cvxpy as cp
 import torch
@@ -35,10 +36,11 @@ class Denoiser(nn.Module):
 
     def __init__(self, length: int):
         super().__init__()
+        last = nn.Conv1d(32, 1, 1)
+        nn.init.constant_(cast(Tensor, last.bias), -1.0)  # start with too little smoothing
         self.weights = nn.Sequential(
-            nn.Conv1d(1, 32, 6, padding=2), nn.ReLU(), nn.Conv1d(32, 32, 5, padding=2), nn.ReLU(), nn.Conv1d(32, 1, 1)
+            nn.Conv1d(1, 32, 6, padding=2), nn.ReLU(), nn.Conv1d(32, 32, 5, padding=2), nn.ReLU(), last
         )
-        nn.init.constant_(self.weights[-1].bias, -1.0)  # start with too little smoothing
         self.denoise = denoising_layer(length)
 
     def forward(self, signal: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Regularity(enum.IntFlag):
     RANK_DEFICIENT = 2
     """Active constraints are linearly dependent; the minimum-norm multiplier derivative is used."""
     WEAKLY_ACTIVE = 4
-    """A constraint is active with a zero multiplier: a kink; one element of the generalised Jacobian is used."""
+    """A constraint is active with a zero multiplier, a kink where one element of the generalised Jacobian is used."""
 
 
 @dataclass(frozen=True)

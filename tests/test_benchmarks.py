@@ -77,6 +77,21 @@ def test_qp_reference_satisfies_the_optimality_conditions_with_some_constraints_
     assert active > 10
 
 
+def test_qp_reference_corrects_a_wrong_guess_of_the_active_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    row = qp(10, 3, 5, 1)
+    assert row.draw is not None
+    problems = [row.draw(generator) for _ in range(10)]
+    answers = [quadratic_program(values, np.ones(10), 3, 5) for values in problems]
+    monkeypatch.setattr("benchmarks.reference._guess_active", lambda *_: np.zeros(5, bool))
+    for values, answer in zip(problems, answers, strict=True):
+        np.testing.assert_allclose(quadratic_program(values, np.ones(10), 3, 5).x, answer.x, atol=1e-10)
+    monkeypatch.setattr("benchmarks.reference.MAX_CORRECTIONS", 1)
+    with pytest.raises(ArithmeticError, match="active set"):
+        for values in problems:
+            quadratic_program(values, np.ones(10), 3, 5)
+
+
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_simplex_reference_agrees_with_differences_and_with_the_qp_reference(n: int) -> None:
     generator = np.random.default_rng(n)
@@ -115,10 +130,10 @@ def test_command_line_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
         found = row["results"]["ddn_cvx"]
         assert "error" not in found, found
         assert row["measures"] == "forward+backward"
-        for time in ("seconds", "forward", "backward", "construction", "ratio"):
+        for time in ("seconds", "forward", "backward", "construction", "cpu_seconds", "ratio", "cpu_ratio"):
             assert set(found[time]) == SPREAD
             assert 0 < found[time]["min"] <= found[time]["median"] <= found[time]["max"]
-        assert found["ratio"]["min"] == found["ratio"]["max"] == 1
+        assert found["ratio"]["min"] == found["ratio"]["max"] == found["cpu_ratio"]["max"] == 1
         assert found["samples"] >= 2
         assert found["solution_error"] <= 1e-7
         assert found["gradient_error"] <= 1e-6
@@ -172,6 +187,7 @@ def test_errors_are_those_of_the_worst_element_and_failures_do_not_stop_the_othe
         Peer("right", "", "", "", _fake(1.0, 1.0)),
         Peer("wrong", "", "", "", _fake(1.5, 1.0)),
         Peer("wrong gradient", "", "", "", _fake(1.0, 3.0)),
+        Peer("nan", "", "", "", _fake(float("nan"), 1.0)),
         Peer("broken", "", "", "", broken),
     ]
     results = run("tiny", [_identity_row(5)], peers, rounds=2)
@@ -181,6 +197,7 @@ def test_errors_are_those_of_the_worst_element_and_failures_do_not_stop_the_othe
     assert found["wrong"]["gradient_error"] == pytest.approx(0.5)
     assert found["wrong gradient"]["solution_error"] == 0
     assert found["wrong gradient"]["gradient_error"] == pytest.approx(2)
+    assert found["nan"] == {"error": "ArithmeticError: the answer holds NaN or infinity"}
     assert found["broken"] == {"error": "ValueError: not | today"}
     lines = [line for line in markdown(results).splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {lines[0].count("|")}

@@ -107,7 +107,7 @@ class Cone(ABC):
 
     @abstractmethod
     def spectrum(self, v: Tensor) -> Spectrum:
-        """The eigendecomposition of DΠ(v)."""
+        """The eigendecomposition of DΠ(v), a constant for autograd."""
 
     @abstractmethod
     def curvature(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -115,4 +115,5 @@ class Cone(ABC):
 
     @abstractmethod
     def margin(self, v: Tensor) -> Tensor:
-        """How far v is from the kinks, ``(*batch,)``, in the units of v: positive, and zero exactly on them."""
+        """How far v is from the kinks, ``(*batch,)``, in the units of v: positive, and zero exactly on them; a constant for
+        autograd. A distance up to a modest factor."""

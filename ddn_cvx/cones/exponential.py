@@ -22,6 +22,7 @@ a = (ρE, E, X), c = (X, (1 − ρ)X, −E) with E = e^−max(ρ, 0), X = e^min(
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import e, sqrt
 from typing import NamedTuple
 
 import torch
@@ -50,9 +51,7 @@ class Exponential(Curved):
 
     def factor(self, v: Tensor) -> tuple[Tensor, ...]:
         """The ratio ρ = x/y of Π(v), and in which of the four regions v lies."""
-        v = v.double()
-        size = v.abs().amax(-1, keepdim=True)
-        x, y, z = (v / torch.where(size == 0, 1.0, size)).split(1, dim=-1)
+        x, y, z = (v.double() / _size(v)).split(1, dim=-1)
         x, y = (torch.where(t > 0, t.clamp_min(NEGLIGIBLE), t) for t in (x, y))
         region = torch.where(_inside(y - x, x, -z, strictly=True), POLAR, CURVED)
         region = torch.where((x <= 0) & (y <= 0), FLAT, region)
@@ -80,6 +79,7 @@ class Exponential(Curved):
         return _pieces(region, zero, zero, curved.to(a.dtype))
 
     def spectrum(self, v: Tensor) -> Spectrum:
+        v = v.detach()
         rho, region = self.factor(v)
         f = _frame(v, rho)
         one = torch.ones_like(rho)
@@ -89,20 +89,19 @@ class Exponential(Curved):
         return Dense(values.to(v.dtype), basis.to(v.dtype))
 
     def margin(self, v: Tensor) -> Tensor:
-        """Exact outside K and its polar cone, a lower bound of the distance to the boundary inside them.
-
-        Inside K, g(v) = y log(z/y) − x is concave and nonnegative, so no boundary point with g = 0 is nearer than g/|∇g|.
-        """
+        """Exact outside K and its polar cone, a lower bound of the distance to the boundary inside them."""
+        v = v.detach()
         rho, region = self.factor(v)
-        f = _frame(v, rho)
-        w = v.double()
+        size = _size(v)
+        w = v.double() / size
         x, y, z = w.split(1, dim=-1)
-        inside = torch.minimum(_gap(x, y, z, turned=False), y)
-        polar = torch.minimum(_gap(y - x, x, -z, turned=True), x)
+        f = _frame(w, rho)
         to_flat = torch.hypot(x.clamp_min(0), y.clamp_min(0))
         curved = torch.minimum(torch.minimum(f.r, f.d), to_flat)
-        margin = _pieces(region, inside, w.abs().amin(-1, keepdim=True), curved, polar)
-        return margin.clamp_min(0).squeeze(-1).to(v.dtype)
+        # A linear map of norm (1 + √5)/2 takes the polar cone to K.
+        polar = _depth(y - x, x, -z) / (0.5 + sqrt(1.25))
+        margin = _pieces(region, _depth(x, y, z), w.abs().amin(-1, keepdim=True), curved, polar)
+        return (size * margin).squeeze(-1).to(v.dtype)
 
 
 class _Frame(NamedTuple):
@@ -189,14 +188,25 @@ def _inside(x: Tensor, y: Tensor, z: Tensor, strictly: bool) -> Tensor:
     return torch.where(y > 0, top <= z, (y == 0) & (x <= 0) & (z >= 0))
 
 
-def _gap(x: Tensor, y: Tensor, z: Tensor, turned: bool) -> Tensor:
-    """g/|∇g|; ``turned`` if (x, y, z) stands for (y − x, x, −z), the map that takes the polar cone to K."""
-    log = (z / y).log()
-    gx, gy, gz = -torch.ones_like(log), log - 1, y / z
-    if turned:
-        gx, gy = gy - gx, gx
-    gap = (y * log - x) / torch.sqrt(gx * gx + gy * gy + gz * gz)
-    return torch.where((y == 0) | (z == 0), 0.0, gap)
+def _depth(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """A lower bound of the distance from a point of K to the boundary.
+
+    K consists of the points with y ≥ 0 and y log(z/y) ≥ x, is convex, and contains the directions −x and z. So it contains a
+    ball whose radius follows from how far one can go along x, along −z, and along ±y; the latter is bounded by chords of
+    the concave function y log(z/y) − x, to y = 0 and to a point where it is negative.
+    """
+    along_x = y * (z / y).log() - x
+    along_z = z - y * torch.exp(x / y)
+    beyond = e * z + (-x).clamp_min(0)
+    up = (beyond - y) * along_x / (along_x + x - beyond * (z / beyond).log())
+    down = y * along_x / (along_x + x.clamp_min(0))
+    depth = (along_x**-2 + along_z**-2 + torch.minimum(up, down) ** -2) ** -0.5
+    return torch.where((y > 0) & (z > 0) & (along_x > 0) & (along_z > 0), depth, 0.0)
+
+
+def _size(v: Tensor) -> Tensor:
+    size = v.double().abs().amax(-1, keepdim=True)
+    return torch.where(size == 0, 1.0, size)
 
 
 def _kept(v: Tensor) -> Tensor:

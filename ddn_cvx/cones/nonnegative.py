@@ -27,4 +27,4 @@ class Nonnegative(Cone):
         return torch.zeros(torch.broadcast_shapes(v.shape, a.shape, b.shape), dtype=v.dtype, device=v.device)
 
     def margin(self, v: Tensor) -> Tensor:
-        return v.abs().amin(-1)
+        return v.detach().abs().amin(-1)

@@ -127,6 +127,7 @@ class Power(Curved):
         return _pieces(region, torch.zeros_like(a), curved).to(v.dtype)
 
     def spectrum(self, v: Tensor) -> Spectrum:
+        v = v.detach()
         logit, region = self.factor(v)
         if self.dim == 3:
             p, n = (_unit(ray) for ray in self._rays(v, logit))
@@ -146,19 +147,21 @@ class Power(Curved):
     def margin(self, v: Tensor) -> Tensor:
         """Exact outside K and its polar cone, a lower bound of the distance to the boundary inside them.
 
-        Inside K, g(v) = ∏ x_i^α_i − |z| is concave and vanishes on the boundary, so no boundary point is nearer than
-        g/|∇g|; the polar cone is of the same form in −x_i/α_i.
+        K is convex and contains the directions x_i, so it contains a ball whose radius follows from how far one can go
+        along −x_i and ±z; the polar cone is of the same form in −x_i/α_i.
         """
+        v = v.detach()
         logit, region = self.factor(v)
-        alpha, x, z = self._split(v)
-        x, z = v.double()[..., :-1] / _size(v), v.double()[..., -1:] / _size(v)
-        turned = torch.where(region == POLAR, -x / alpha, x)
-        mean = _mean(alpha, turned.log()).exp()
-        inside = (mean - z.abs()) / torch.sqrt(1 + ((alpha * mean / x) ** 2).sum(-1, keepdim=True))
+        alpha, x, _ = self._split(v)
+        z = v.double()[..., -1:] / _size(v)
+        mean = _mean(alpha, torch.where(region == POLAR, -x / alpha, x).log()).exp()
+        along_z = (mean - z.abs()).clamp_min(0)
+        along_x = x.abs() * (1 - (z.abs() / mean) ** (1 / alpha)).clamp_min(0)
+        inside = (1 / torch.cat([along_x, along_z], dim=-1) ** 2).sum(-1, keepdim=True) ** -0.5
         sizes = [torch.linalg.vector_norm(ray, dim=-1, keepdim=True) for ray in self._rays(v, logit)]
         curved = torch.cat([*sizes, torch.hypot(x, z)], dim=-1).amin(-1, keepdim=True)
-        margin = _size(v) * torch.where(region == CURVED, curved, torch.where(mean > 0, inside, 0.0))
-        return margin.clamp_min(0).squeeze(-1).to(v.dtype)
+        margin = torch.where(region == CURVED, curved, torch.where(mean > 0, inside, 0.0))
+        return (_size(v) * margin).squeeze(-1).to(v.dtype)
 
     def _split(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """α, x and |z| of v divided by its largest coordinate."""

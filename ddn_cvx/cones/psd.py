@@ -89,11 +89,11 @@ class PSD(Curved):
         return self.svec(V @ (R + R.mT) @ V.mT)
 
     def spectrum(self, v: Tensor) -> Spectrum:
-        values, V = self.factor(v)
+        values, V = self.factor(v.detach())
         return _Congruence(self._upper(_first_differences(values)), self, V)
 
     def margin(self, v: Tensor) -> Tensor:
-        values, _ = self.factor(v)
+        values, _ = self.factor(v.detach())
         return values.abs().amin(-1)
 
 

@@ -57,16 +57,18 @@ class SecondOrder(Curved):
     def spectrum(self, v: Tensor) -> Spectrum:
         if self.dim == 1:
             return Diagonal((v >= 0).to(v.dtype))
+        v = v.detach()
         t, n, e = _parts(v, *self.factor(v))
         one, many = torch.ones_like(n), torch.ones_like(v[..., 2:])
         values = _pieces(t, n, torch.ones_like(v), torch.cat([one, 0 * one, (1 + t / n) / 2 * many], dim=-1))
-        e = torch.where(n > 0, e, torch.eye(1, self.dim - 1, dtype=v.dtype, device=v.device))
+        e = torch.where(n > 0, e, torch.eye(1, self.dim - 1, dtype=v.dtype, device=v.device)[0])
         sign = torch.where(e[..., :1] < 0, -one, one)
         mirror = torch.cat([e[..., :1] + sign, e[..., 1:]], dim=-1)
         mirror = mirror / torch.linalg.vector_norm(mirror, dim=-1, keepdim=True)
         return _Mirrored(values, mirror.unsqueeze(-1), -sign.unsqueeze(-1))
 
     def margin(self, v: Tensor) -> Tensor:
+        v = v.detach()
         (n,) = self.factor(v)
         return (n.squeeze(-1) - v[..., 0].abs()).abs()
 

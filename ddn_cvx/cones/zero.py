@@ -27,4 +27,4 @@ class Zero(Cone):
         return torch.zeros(torch.broadcast_shapes(v.shape, a.shape, b.shape), dtype=v.dtype, device=v.device)
 
     def margin(self, v: Tensor) -> Tensor:
-        return torch.full_like(v[..., 0], torch.inf)
+        return torch.full_like(v.detach()[..., 0], torch.inf)

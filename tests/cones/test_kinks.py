@@ -1,10 +1,10 @@
-"""Where the projection is not differentiable: which derivative is returned, what the margin says, and that all stays finite."""
+"""Where the projection is not differentiable: the derivative that is returned, the margin, and that all stays finite."""
 
 import itertools
 
 import pytest
 import torch
-from cone_points import CONES, CURVED, F64, generator, known, matrix, name, sample
+from cone_points import CONES, CURVED, F64, exponential_rays, generator, known, matrix, name, power_rays, sample
 from torch import Tensor
 
 from ddn_cvx.cones import PSD, Cone, Exponential, Nonnegative, Power, SecondOrder
@@ -65,7 +65,7 @@ def test_choice_at_kinks(cone: Cone, kink: list, projection: list, derivative: l
 
 @pytest.mark.parametrize("cone", [c for c in CURVED if not isinstance(c, Power) or len(c.alphas) == 1], ids=name)
 def test_margin(cone: Cone) -> None:
-    """Zero on the boundaries of K and of its polar, positive elsewhere, of degree 1, and never more than the distance."""
+    """Zero on the boundaries of K and of its polar, positive elsewhere, and never more than the distance to them."""
     v = sample(cone, 500)
     margin = cone.margin(v)
     assert (margin > 0).all()
@@ -73,8 +73,35 @@ def test_margin(cone: Cone) -> None:
         p, n = known(cone, 500, 0.0)
         for boundary in (p, n):
             torch.testing.assert_close(cone.margin(boundary), torch.zeros(500, dtype=F64), rtol=0, atol=1e-12)
-        distance = (v[:, None] - torch.cat([p, n])).norm(dim=-1).amin(-1)
-        assert (margin <= 2**0.5 * distance).all()
+        slack = 1 + 1e-9 if not isinstance(cone, SecondOrder) else 2**0.5 + 1e-9
+        assert (margin <= slack * distance_to_rays(v, torch.cat([p, n]))).all()
+
+
+def distance_to_rays(v: Tensor, rays: Tensor) -> Tensor:
+    rays = rays / rays.norm(dim=-1, keepdim=True)
+    along = (v @ rays.mT).clamp_min(0).unsqueeze(-1)
+    return (v.unsqueeze(-2) - along * rays).norm(dim=-1).amin(-1)
+
+
+@pytest.mark.parametrize("cone", [Exponential(), Power(), Power(alphas=((0.3, 0.7),))], ids=name)
+def test_margin_is_a_distance_up_to_a_factor(cone: Exponential | Power) -> None:
+    grid = torch.linspace(-1, 1, 2001, dtype=F64)
+    if isinstance(cone, Exponential):
+        K, polar = exponential_rays(torch.sinh(8 * grid))
+        K, polar = torch.cat([K, torch.tensor([[-1.0, 0, 1]])]), torch.cat([polar, torch.tensor([[0.0, -1, -1]])])
+    else:
+        x = torch.stack([torch.sigmoid(60 * grid), torch.sigmoid(-60 * grid)], dim=-1).repeat(2, 1)
+        sign = torch.ones(len(x), 1, dtype=F64)
+        sign[: len(grid)] = -1
+        K, polar = power_rays(torch.tensor(cone.alphas[0], dtype=F64), x, sign)
+    v = sample(cone, 1000)
+    v = v[cone.margin(v) > 0.05]
+    p = cone.project(v)
+    for inside, rays in (((p == v).all(-1), K), ((p == 0).all(-1), polar)):
+        # Flat faces are a coordinate away; the rays given for them are only one direction in them.
+        distance = torch.minimum(distance_to_rays(v[inside], rays), v[inside].abs().norm(dim=-1))
+        assert inside.sum() > 30
+        assert (distance < 6 * cone.margin(v[inside])).all()
 
 
 @pytest.mark.parametrize("cone", [Exponential(), Power(), Power(alphas=((0.2, 0.3, 0.5),))], ids=name)
@@ -109,10 +136,9 @@ def test_finite_everywhere(cone: Cone, dtype: torch.dtype) -> None:
     v = (v if dtype == torch.float64 else v[: -200]).to(dtype).requires_grad_()
     h, a = (torch.randn(v.shape, generator=generator(i), dtype=dtype) for i in range(2))
     (first,) = torch.autograd.grad((h * cone.project(v)).sum(), v)
-    (second,) = torch.autograd.grad((h * cone.derivative(v, a)).sum(), v, allow_unused=True)
     spectrum = cone.spectrum(v.detach())
-    for result in (cone.project(v), first, second, spectrum.values, cone.curvature(v, h, a)):
-        assert result is None or result.isfinite().all()
+    for result in (cone.project(v), first, spectrum.values, cone.curvature(v, h, a)):
+        assert result.isfinite().all()
     assert ((spectrum.values >= 0) & (spectrum.values <= 1)).all()
     assert (cone.margin(v) >= 0).all()
     rebuilt = spectrum.unrotate(spectrum.values.unsqueeze(-1) * spectrum.rotate(h.unsqueeze(-1))).squeeze(-1)
