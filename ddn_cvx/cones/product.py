@@ -217,7 +217,7 @@ class Product:
     def _blockwise(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         ordered = [self._ordered(t) for t in tensors]
         parts = [group.flat(function(group.cone, *map(group.take, ordered))) for group in self._layout.groups]
-        joined = parts[0] if len(parts) == 1 else torch.cat([tensors[0][..., :0], *parts], dim=-1)
+        joined = torch.cat(parts, dim=-1) if parts else torch.broadcast_tensors(*ordered)[0]
         return _select(joined, -1, self._layout.back)
 
     def _largest(self, error: Callable[[Cone, Tensor], Tensor], v: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class Product:
     def _kept(self, v: Tensor) -> Tensor:
         """The rows that Π_{K*} of a polyhedral K keeps, NaN among them; the other ones become zero."""
         kept = ~(self._checked(v) <= 0)
-        kept[..., : self.zero] = True
+        kept.narrow(-1, 0, self.zero).fill_(True)
         return kept
 
     def _ordered(self, v: Tensor) -> Tensor:
