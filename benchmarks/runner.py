@@ -202,11 +202,12 @@ def _summarise(row: Row, trials: Sequence[Trial], answers: Sequence[Answer]) -> 
             found["cpu_seconds"] = _spread(trial.cpu_rounds())
             if base is not None:
                 found["cpu_ratio"] = _spread(np.divide(trial.cpu_rounds(), base.cpu_rounds()).tolist())
+    margins = [answer.margin for answer in answers if np.isfinite(answer.margin)]
     return {
         "name": row.name,
         "batch": row.batch,
         "measures": "construction" if row.draw is None else "forward+backward",
-        **({"margin": min(a.margin for a in answers)} if answers else {}),
+        "margin": min(margins, default=None),
         "results": results,
     }
 

@@ -1,4 +1,4 @@
-"""Optimisation problems as PyTorch layers, declared in cvxpy syntax and differentiated through their optimality conditions."""
+"""Optimisation problems as PyTorch layers, declared in cvxpy syntax, differentiated through their optimality conditions."""
 
 from ddn_cvx.adjoint.diffcp import DiffcpAdjoint
 from ddn_cvx.adjoint.implicit import Implicit

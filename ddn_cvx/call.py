@@ -14,6 +14,7 @@ from ddn_cvx.program.base import Bound, ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
 from ddn_cvx.program.instance import Instance, Point, Residuals
+from ddn_cvx.program.units import Units
 from ddn_cvx.solution import Regularity, Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.polish import polish
@@ -75,7 +76,7 @@ class Call:
                 self._raise(torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA)))
             clean, asked = _keep(finite, data, 0.0), _keep(finite, data, torch.nan)
         instance = Instance(self.program, clean)
-        raw = self._solve(asked)
+        raw = self._solve(asked, instance.units)
         usable = finite & torch.isfinite(torch.cat((raw.x, raw.y, raw.s), 1)).all(-1)
         x, v = raw.x, raw.y - raw.s
         if not bool(usable.all()):
@@ -86,7 +87,8 @@ class Call:
         value, violation = self.node.inspect(
             values, Bound(clean, parameters, finite), point.x, point.y, self.tolerance
         )
-        ok = usable & (torch.maximum(point.residuals.worst, violation) <= self.tolerance)
+        worst = torch.stack((point.residuals.worst, instance.hidden(point), violation)).amax(0)
+        ok = usable & (worst <= self.tolerance)
         status, x, v = torch.zeros_like(raw.status), point.x, point.v
         if not bool(ok.all()):
             status = torch.where(ok, int(Status.SOLVED), _failure(raw.status, usable))
@@ -131,15 +133,15 @@ class Call:
             flags = flags + weak * int(Regularity.WEAKLY_ACTIVE)
         return torch.where(ok, flags, 0)
 
-    def _solve(self, data: ConicData) -> RawSolution:
+    def _solve(self, data: ConicData, units: Units) -> RawSolution:
         if not data.q.shape[0]:
             return RawSolution.empty(self.program, 0, data.q)
-        if self.solver.on_device:
-            return self.solver.solve(self.program, data, self.workspace)
-        on_cpu = ConicData(*(part.cpu().contiguous() for part in data))
-        raw = self.solver.solve(self.program, on_cpu, self.workspace)
-        device = data.q.device
-        return RawSolution(*(t.to(device) for t in (raw.x, raw.y, raw.s, raw.status, raw.iterations)))
+        data = units.remove(data)
+        if not self.solver.on_device:
+            data = ConicData(*(part.cpu().contiguous() for part in data))
+        raw = self.solver.solve(self.program, data, self.workspace)
+        x, y, s, status, iterations = (t.to(units.primal.device) for t in (raw.x, raw.y, raw.s, raw.status, raw.iterations))
+        return RawSolution(x * units.primal, y * units.dual, s * units.primal, status, iterations)
 
     def _raise(self, status: Tensor) -> None:
         failed = torch.nonzero(status != int(Status.SOLVED)).flatten().tolist()

@@ -52,6 +52,19 @@ def to_dpp(problem: cp.Problem, gp: bool = False) -> Rewrite:
     return Rewrite(cp.Problem(objective, constraints + rewriter.constraints), rewriter.lifted)
 
 
+def has_constant_curvature(expr: Expression) -> bool:
+    """Whether a part of the expression depends on parameters only, and not in an affine way.
+
+    cvxpy calls it DPP, but reads a square of parameters in an objective as the number that it is at the time.
+    """
+    if not expr.parameters():
+        return False
+    if expr.variables():
+        return any(has_constant_curvature(arg) for arg in expr.args)
+    with scopes.dpp_scope():
+        return not expr.is_affine()
+
+
 @dataclass
 class _Rewriter:
     gp: bool

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddn_cvx.declare.as_declared import AsDeclared
 from ddn_cvx.declare.atoms import compile_expression
-from ddn_cvx.declare.auto_dpp import to_dpp
+from ddn_cvx.declare.auto_dpp import has_constant_curvature, to_dpp
 from ddn_cvx.declare.canonical import Canonical, canonicalise
 from ddn_cvx.declare.rules import check_declaration, check_parametrised
 from ddn_cvx.errors import DeclarationError
@@ -78,7 +78,11 @@ class ConvexProblem:
     def _parametrise(self, problem: cp.Problem) -> tuple[cp.Problem, list[tuple[cp.Parameter, Expression]]]:
         """The problem in DPP form, with a variable even when the user declared none."""
         lifted: list[tuple[cp.Parameter, Expression]] = []
-        if not (problem.is_dpp("dgp") if self.gp else problem.is_dpp(quad_form_dpp="qp")):
+        if self.gp:
+            is_dpp = problem.is_dpp("dgp")
+        else:
+            is_dpp = problem.is_dpp(quad_form_dpp="qp") and not has_constant_curvature(problem.objective.args[0])
+        if not is_dpp:
             rewrite = to_dpp(problem, self.gp)
             problem, lifted = rewrite.problem, rewrite.lifted
             check_parametrised(problem, self.gp)

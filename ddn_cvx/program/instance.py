@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.units import Units
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Instance:
     def __init__(self, program: ConicProgram, data: ConicData):
         self.program, self.data = program, data
         self.dense = program.dense(data) if program.is_dense else None
+        self.units = Units.of(data)
 
     def at(self, x: Tensor, v: Tensor) -> Point:
         """The point ``(x, v)``, x (B, n), v (B, m)."""
@@ -60,9 +62,42 @@ class Instance:
         """How far any ``(x, y, s)`` is from optimal, distances from the cones included."""
         cones = self.program.cones
         _, _, found = self._measure(x, y, s)
-        primal = torch.maximum(found.primal, cones.distance(s) / (1 + _largest(s)))
-        dual = torch.maximum(found.dual, cones.dual_distance(y) / (1 + _largest(y)))
+        beta, gamma = (unit.squeeze(-1) for unit in self.units)
+        primal = torch.maximum(found.primal, cones.distance(s) / (beta + _largest(s)))
+        dual = torch.maximum(found.dual, cones.dual_distance(y) / (gamma + _largest(y)))
         return Residuals(primal, dual, found.gap)
+
+    def hidden(self, point: Point) -> Tensor:
+        """What large numbers hide: the worst residual of the two equations once rows and columns are scaled, ``(B,)``.
+
+        Rows first and columns first, since either may be what makes the other look large.
+        """
+        q, b, (Px, Aty, Ax) = self.data.q, self.data.b, self._products(point.x, point.y)
+        dual, primal = torch.stack((q, Px, Aty, point.top)), torch.stack((b, Ax, point.s, point.low))
+        columns, rows = self._columns(torch.ones_like(b)), self._rows(torch.ones_like(q))
+        beta, gamma = (unit.squeeze(-1) for unit in self.units)
+        worst = [_hidden(primal / size, beta) for size in (rows, self._rows(columns))]
+        worst += [_hidden(dual / size, gamma) for size in (columns, self._columns(rows))]
+        return torch.stack(worst).amax(0)
+
+    def _columns(self, rows: Tensor) -> Tensor:
+        """The largest entry in each column of P, and of A with its rows divided by ``rows``; one for zeros."""
+        if self.dense is not None:
+            P, A = self.dense
+            return _or_one(_largest(torch.cat((P, A / rows.unsqueeze(2)), 1).mT))
+        pr, pc, ar, ac = self.program.index(rows.device)
+        found = torch.zeros_like(self.data.q)
+        for values, index in ((self.data.A / rows[:, ar], ac), (self.data.P, pc), (self.data.P, pr)):
+            found = found.scatter_reduce(1, index.expand_as(values), values.abs(), "amax")
+        return _or_one(found)
+
+    def _rows(self, columns: Tensor) -> Tensor:
+        """The largest entry in each row of A with its columns divided by ``columns``; one for zeros."""
+        if self.dense is not None:
+            return _or_one(_largest(self.dense[1] / columns.unsqueeze(1)))
+        _, _, ar, ac = self.program.index(columns.device)
+        values = (self.data.A / columns[:, ac]).abs()
+        return _or_one(torch.zeros_like(self.data.b).scatter_reduce(1, ar.expand_as(values), values, "amax"))
 
     def _measure(self, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Residuals]:
         q, b = self.data.q, self.data.b
@@ -71,8 +106,9 @@ class Instance:
         low = Ax + s - b
         terms = torch.stack((Px * x, q * x)).sum(-1)
         gap_terms = torch.cat((terms, (b * y).sum(-1).unsqueeze(0)))
-        gap = gap_terms.sum(0).abs() / (1 + gap_terms.abs().amax(0))
-        return top, low, Residuals(_relative(low, Ax, s, b), _relative(top, Px, Aty, q), gap)
+        beta, gamma = (unit.squeeze(-1) for unit in self.units)
+        gap = gap_terms.sum(0).abs() / (beta * gamma + gap_terms.abs().amax(0))
+        return top, low, Residuals(_relative(low, beta, Ax, s, b), _relative(top, gamma, Px, Aty, q), gap)
 
     def _products(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.dense is None:
@@ -83,12 +119,23 @@ class Instance:
         return (P @ column).squeeze(-1), (y.unsqueeze(-2) @ A).squeeze(-2), (A @ column).squeeze(-1)
 
 
-def _relative(residual: Tensor, *terms: Tensor) -> Tensor:
-    """Largest entry of a residual, next to 1 and the largest of the terms it is the sum of."""
+def _or_one(size: Tensor) -> Tensor:
+    return torch.where(size > 0, size, 1.0)
+
+
+def _hidden(terms: Tensor, unit: Tensor) -> Tensor:
+    """The last of the terms next to the largest, and to the unit or what is given, the first, if that is smaller."""
+    sizes = _largest(terms)
+    floor = torch.where(sizes[0] > 0, torch.minimum(sizes[0], unit), unit)
+    return sizes[-1] / (floor + sizes[:-1].amax(0))
+
+
+def _relative(residual: Tensor, unit: Tensor, *terms: Tensor) -> Tensor:
+    """Largest entry of a residual, next to the unit ``(B,)`` and the largest of the terms it is the sum of."""
     if not residual.shape[-1]:
         return residual.new_zeros(residual.shape[:-1])
     sizes = torch.stack((residual, *terms)).abs().amax(-1)
-    return sizes[0] / (1 + sizes[1:].amax(0))
+    return sizes[0] / (unit + sizes[1:].amax(0))
 
 
 def _largest(t: Tensor) -> Tensor:

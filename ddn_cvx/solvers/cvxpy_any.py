@@ -160,7 +160,7 @@ class CvxpySolver(Solver):
         problem = cp.Problem(cp.Minimize(objective), constraints)
         try:
             self._run(problem)
-        except cp.SolverError:
+        except (cp.SolverError, ValueError):  # the latter where cvxpy cannot read what came back
             return Answer(Status.NUMERICAL_ERROR, 0, np.nan, np.nan, np.nan)
         if problem.status == "infeasible_or_unbounded":
             # Without an objective only the first is possible.

@@ -17,11 +17,13 @@ complement  E H^-1 E'.  Where P is diagonal and the rows of G are bounds, H is d
 Elements never meet: on CPU the answer to one does not depend, to the last bit, on what else is in the batch.  Therefore
 scalings are powers of two, and dimensions are padded to even numbers: dense kernels round differently on data that is
 not aligned to 16 bytes.  On other devices, where kernels may depend on the size of the batch, it is never shrunk.
+
+The module is long for one reason: preparation, iteration and proof share the padded, scaled form of the data.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -32,6 +34,7 @@ from torch.nn.functional import pad
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.elementwise import require_positive
 
 SOLVED, INACCURATE, INFEASIBLE, UNBOUNDED, ITERATION_LIMIT, NUMERICAL_ERROR = range(6)
 
@@ -41,9 +44,11 @@ _FIRST_TEST = 3  # the first iteration that may be the last one where there are 
 _FIRST_REFINEMENT = 5  # S/Y spans too few orders of magnitude before this iteration for refinement to matter
 _PATIENCE = 3  # tests without progress after which an inaccurate iterate is the best there will be
 _START = 0.1  # products s y at the start, for data of order one
-_FAR = 1e7  # norm of an iterate that is diverging
+_BEYOND = 1e3  # how much larger or smaller than the free minimiser the solution is taken to be at most
+_FAR = 1e6  # norm of an iterate that is diverging
 _FLOOR = 1e-6  # what counts as zero next to data of order one when residuals are made relative
 _CEILING = 1e3  # norm of an iterate beyond which residuals are no longer taken relative to it
+_GROWTH = 1e3  # how much a step aims to increase a product s y at most; some of bounds far away become tiny
 _MARGIN = (1e-4, 0.03)  # least and largest part of the way to the boundary that a step leaves
 _ROUNDING = 1e-14  # relative increase of a diagonal that outweighs the rounding of its Cholesky factor
 _CHUNK = 2**26  # numbers in P and A that are solved at a time (half a gigabyte)
@@ -66,8 +71,11 @@ class InteriorPoint(Solver):
     """Largest residual of an INACCURATE element (default 1e-6)."""
     certificate_tolerance: float = 1e-9
     """Largest residual of a certificate of infeasibility or unboundedness (default 1e-9)."""
-    regularisation: float = 1e-9
-    """The proximal weight delta, next to data of order one (default 1e-9)."""
+    regularisation: float = 1e-8
+    """The proximal weight delta, next to data of order one (default 1e-8)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, *(option.name for option in fields(self)))
 
     def unsupported(self, program: ConicProgram) -> str | None:
         if not program.cones.is_polyhedral:
@@ -107,9 +115,9 @@ def solve_qp(P: Tensor, q: Tensor, A: Tensor, b: Tensor, zero: int, options: Int
     """
     data, options = _Data(P, q, A, b), options or InteriorPoint()
     data.validate(zero)
-    batch, m, n = A.shape
-    chunks = [data.take(rows) for rows in torch.arange(batch, device=q.device).split(max(1, _CHUNK // (n * (n + m))))]
-    answers = [_solve(chunk, zero, options) for chunk in ([data] if len(chunks) < 2 else chunks)]
+    m, n = A.shape[1:]
+    chunks = zip(*(t.split(max(1, _CHUNK // (n * (n + m)))) for t in data), strict=True)
+    answers = [_solve(_Data(*chunk), zero, options) for chunk in chunks]
     # Concatenation also makes ordinary tensors of those of inference mode.
     x, y, s, status, iterations = (torch.cat(parts) for parts in zip(*answers, strict=True))
     return x, y, s, status, iterations
@@ -179,7 +187,7 @@ def _solve_kind(data: _Data, zero: int, separable: bool, options: InteriorPoint)
     """Scale, pad, iterate, undo both, and check: for finite data that are all separable or all to be taken as dense."""
     P, A, q, b = data.P, data.A, data.q[:, None], data.b[:, None]
     (m, n), diagonal = A.shape[1:], P.diagonal(dim1=1, dim2=2)[:, None]
-    D, R, beta, gamma = _scales(data)
+    D, R, beta, gamma = _scales(data, zero)
     c = _even(torch.cat((q * (D / gamma), b * (-R / beta)), 2), 2, n, zero, m - zero)
     new_A = _even(_even((A * D).mul_(R.mT), 2, n), 1, zero, m - zero)
     if separable:
@@ -194,7 +202,7 @@ def _solve_kind(data: _Data, zero: int, separable: bool, options: InteriorPoint)
     z, status, iterations = _iterate(newton, options)
     x, inner, end = z[..., :n] * (D * beta), newton.inner, newton.end
     y = torch.cat((z[..., newton.n : newton.n + zero], z[..., inner : inner + m - zero]), 2) * (R * gamma)
-    s = pad(z[..., end : end + m - zero], (zero, 0)) * (beta / R)
+    s = torch.cat((0 * z[..., newton.n : newton.n + zero], z[..., end : end + m - zero]), 2) * (beta / R)
     # The same measure of error as in the iteration, but from the data as given.
     top = torch.baddbmm(x * diagonal if separable else x @ P, y, A).add_(q)
     residual = torch.cat((top * (D / gamma), (x @ A.mT).add_(s).sub_(b) * (R / beta)), 2)
@@ -214,12 +222,13 @@ def _even(t: Tensor, dim: int, *lengths: int) -> Tensor:
     return torch.cat([pad(part, end) if part.shape[dim] % 2 else part for part in t.split(lengths, dim)], dim)
 
 
-def _scales(data: _Data) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Powers of two that bring the largest entries of rows and columns, then b, then P and q near one.
+def _scales(data: _Data, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Powers of two that bring the largest entries of rows and columns, then x and b, then P and q near one.
 
-    With ``x = beta D x^``, ``s = beta s^ / R``, ``y = gamma R y^`` the data are ``D P D beta / gamma``, ``D q / gamma``, ``R A D``,
-    ``R b / beta``.  The largest entries of P are on its diagonal.  The size of b is its median, for many a bound is far
-    away.  Returns rows ``D (B, 1, n)``, ``R (B, 1, m)``, ``beta`` and ``gamma (B, 1, 1)``.
+    With ``x = beta D x^``, ``s = beta s^ / R``, ``y = gamma R y^`` the data are ``D P D beta / gamma``, ``D q / gamma``,
+    ``R A D`` and ``R b / beta``.  The largest entries of P are on its diagonal.  The size beta of x is that of b, though
+    not much more or less than that of the free minimiser, for many a bound is far away or zero; but rows that x = 0
+    violates need at least their own.  Returns rows ``D (B, 1, n)``, ``R (B, 1, m)``, ``beta`` and ``gamma (B, 1, 1)``.
     """
     diagonal, q, A, b = data.P.diagonal(dim1=1, dim2=2)[:, None], data.q[:, None], data.A, data.b[:, None]
     columns, R = diagonal.clamp(min=0).sqrt_(), b
@@ -232,11 +241,18 @@ def _scales(data: _Data) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     size = size_q / size_P
     if A.shape[1]:
         R = (rows * _inverse_power(entries.mul_(D).amax(2, keepdim=True))).mT
-        bounds = (R * b).abs()
-        median = bounds.masked_fill_(bounds == 0, torch.nan).nanmedian(2, keepdim=True).values
-        size = torch.where(median > 0, median, size)
+        bounds = R * b
+        free = torch.where((size > 0) & (size < torch.inf), size, torch.nan)
+        size = _median(bounds.abs())  # fmin and fmax take the other argument where one is NaN
+        size = torch.where(size.isnan(), free, size).fmax(free / _BEYOND).fmin(free * _BEYOND)
+        size = size.fmax(_median(torch.cat((bounds[..., :zero].abs(), -bounds[..., zero:]), 2)))
     beta = 1 / _inverse_power(size)
     return D, R, beta, 1 / _inverse_power(torch.maximum(beta * size_P, size_q))
+
+
+def _median(t: Tensor) -> Tensor:
+    """The median of the positive entries of each row; NaN where there are none."""
+    return torch.where(t > 0, t, torch.nan).nanmedian(2, keepdim=True).values
 
 
 def _inverse_power(size: Tensor) -> Tensor:
@@ -254,7 +270,7 @@ def _certify(
     (Farkas); the point of ``{x : Px = 0, Ex = 0, Gx <= 0}`` nearest to ``-q`` is zero or has ``q'x < 0``, and then feasible
     points get better for ever.
     """
-    (D, R, beta, gamma), (P, q, A, b), (m, n) = _scales(data), data, data.A.shape[1:]
+    (D, R, beta, gamma), (P, q, A, b), (m, n) = _scales(data, zero), data, data.A.shape[1:]
     new_P, new_A, D, R = P * (D * (beta / gamma)) * D.mT, A * D * R.mT, D[:, 0], R[:, 0]
     ray, unbounded = _project(q * D / gamma[:, 0], torch.cat((new_P, new_A), 1), n + zero, False, options)
     dual, infeasible = y, torch.zeros_like(unbounded)
@@ -274,7 +290,7 @@ def _project(target: Tensor, rows: Tensor, zero: int, separable: bool, options: 
     """The v nearest to ``-target`` with ``rows v = 0`` first and ``<= 0`` below, and whether ``target'v < 0`` for sure."""
     identity = torch.eye(target.shape[1]).to(rows).expand(len(rows), -1, -1)
     data = _Data(identity, target, rows, rows.new_zeros(rows.shape[:2]))
-    exact = replace(options, tolerance=0.0)  # go on until there is no more progress
+    exact = replace(options, tolerance=1e-300)  # go on until there is no more progress
     v = _solve_kind(data, zero, separable, exact)[0]
     change, gain = (v[:, None] @ rows.mT)[:, 0], -(target * v).sum(1, keepdim=True)
     violation = torch.cat((change[:, :zero].abs(), change[:, zero:]), 1).amax(1, keepdim=True)
@@ -285,8 +301,9 @@ class _Newton:
     """The data of a batch and the factors of K.
 
     Vectors are rows ``(B, 1, .)``, as a row times a matrix is the fastest of batched products: ``[x | y_E | y_G]``, and
-    ``c = [q | -e | -h]`` of the optimality conditions ``[Px + E'y_E + G'y_G | Ex | Gx] + c = [0 | 0 | -s]``.  Of a diagonal P
-    there is only the diagonal, a row too.
+    ``c = [q | -e | -h]`` of the optimality conditions ``[Px + E'y_E + G'y_G | Ex | Gx] + c = [0 | 0 | -s]``.  Of a
+    diagonal P there is only the diagonal, a row too.  How V and the solutions of triangular systems lie in memory
+    decides which kernel multiplies them, and only these layouts round alike for all sizes of the batch.
     """
 
     def __init__(self, P: Tensor, A: Tensor, c: Tensor, p: int, separable: bool, delta: float):
@@ -312,12 +329,12 @@ class _Newton:
         self.weights = w = (ratio + self.delta).reciprocal_()
         if self.separable:
             self.half = torch.baddbmm(self.base, w, self.squares).rsqrt_()
-            V = (self.E * self.half).mT
+            V = (self.E * self.half).mT.contiguous()
         else:
             H = torch.baddbmm(self.base, self.Gt, self.G * w.mT)
             H.diagonal(dim1=1, dim2=2).mul_(1 + _ROUNDING)
             self.L = cholesky_ex(H).L
-            V = solve_triangular(self.L, self.E.mT, upper=False) if self.p else self.L
+            V = solve_triangular(self.L.mT, self.E, upper=True, left=False).mT if self.p else self.L
         if self.p:
             S = torch.bmm(V.mT, V)
             S.diagonal(dim1=1, dim2=2).mul_(1 + _ROUNDING).add_(self.delta)
@@ -331,12 +348,12 @@ class _Newton:
             u.mul_(self.half)
         else:
             u = torch.baddbmm(u, e, self.E) if self.p else u
-            u = solve_triangular(self.L.mT, u, upper=True, left=False)
+            u = solve_triangular(self.L, u.mT, upper=False).mT
         if self.p:
             e = torch.baddbmm(e, u, self.V, beta=-1)
             e = torch.cholesky_solve(e.mT, self.C).mT
             u = torch.baddbmm(u, e, self.V.mT, alpha=-1)
-        x = u.mul_(self.half) if self.separable else solve_triangular(self.L, u, upper=False, left=False)
+        x = u.mul_(self.half) if self.separable else solve_triangular(self.L.mT, u.mT, upper=True).mT
         g = torch.baddbmm(g, x, self.Gt, beta=-1).mul_(self.weights)
         return torch.cat((x, e, g) if self.p else (x, g), 2)
 
@@ -449,7 +466,8 @@ def _advance(newton: _Newton, z: _Iterate, residual: Tensor, products: Tensor, g
     far = rho.abs().amax(2, keepdim=True)  # the predictor reaches the boundary at 1 / (1/2 + max |rho + 1/2|)
     short = (far - 0.5).clamp_(min=0).div_(far + 0.5)
     sigma = short * short * short
-    phi = rho.mul_(rho).neg_().add_(1.25).addcdiv_(gap * sigma, products, value=-1 / newton.m)
+    centring = (gap * (sigma / newton.m) / products).clamp_(max=_GROWTH)
+    phi = rho.mul_(rho).neg_().add_(1.25).sub_(centring)
     r = residual * (sigma - 1)
     r[..., inner:].addcmul_(z.s, phi)
     step = newton.solve(r)

@@ -86,20 +86,24 @@ def distance_to_rays(v: Tensor, rays: Tensor) -> Tensor:
 @pytest.mark.parametrize("cone", [Exponential(), Power(), Power(alphas=((0.3, 0.7),))], ids=name)
 def test_margin_is_a_distance_up_to_a_factor(cone: Exponential | Power) -> None:
     grid = torch.linspace(-1, 1, 2001, dtype=F64)
+    v = sample(cone, 1000)
+    v = v[cone.margin(v) > 0.05]
+    p = cone.project(v)
+    inside, polar = v[(p == v).all(-1)], v[(p == 0).all(-1)]
     if isinstance(cone, Exponential):
-        K, polar = exponential_rays(torch.sinh(8 * grid))
+        rays = exponential_rays(torch.sinh(8 * grid))
+        # The flat faces y = 0, x <= 0 of K and x = 0, y <= 0 of its polar.
+        faces = [torch.hypot(w[:, i].clamp_min(0), w[:, 1 - i]) for i, w in enumerate((inside, polar))]
     else:
         x = torch.stack([torch.sigmoid(60 * grid), torch.sigmoid(-60 * grid)], dim=-1).repeat(2, 1)
         sign = torch.ones(len(x), 1, dtype=F64)
         sign[: len(grid)] = -1
-        K, polar = power_rays(torch.tensor(cone.alphas[0], dtype=F64), x, sign)
-    v = sample(cone, 1000)
-    v = v[cone.margin(v) > 0.05]
-    p = cone.project(v)
-    for inside, rays in (((p == v).all(-1), K), ((p == 0).all(-1), polar)):
-        distance = distance_to_rays(v[inside], rays)  # or less, where a flat face is nearer
-        assert inside.sum() > 30
-        assert (distance < 6 * cone.margin(v[inside])).all()
+        rays = power_rays(torch.tensor(cone.alphas[0], dtype=F64), x, sign)
+        faces = [w.norm(dim=-1) for w in (inside, polar)]
+    for w, curved, face in zip((inside, polar), rays, faces, strict=True):
+        distance = torch.minimum(distance_to_rays(w, curved), face)
+        assert len(w) > 30
+        assert (distance < 6 * cone.margin(w)).all()
 
 
 @pytest.mark.parametrize("cone", [Exponential(), Power(), Power(alphas=((0.2, 0.3, 0.5),))], ids=name)
