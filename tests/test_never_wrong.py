@@ -738,7 +738,7 @@ def test_no_solver_is_silently_wrong(case: Case) -> None:
 def test_diagnosis(case: Case) -> None:
     """A status may be vague. It may not say what is not so."""
     found = outcomes(case)
-    invalid = [outcome.note for outcome in found.values() if outcome.note == Status.INVALID_DATA.name]
+    invalid = [o for o in found.values() if o.reported == "refused" or o.note == Status.INVALID_DATA.name]
     assert len(invalid) == (len(found) if np.isnan(case.best) else 0)
     trusted = {found[name].note for name in ("auto", "clarabel") if name in found}
     assert Status.INFEASIBLE.name not in trusted or case.best == INFEASIBLE
@@ -753,3 +753,179 @@ def test_count(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(CASES) >= 45
     assert tally["wrong"] == 0
     assert tally["right"] > len(every) / 2  # refusing everything is no art
+
+
+# Degenerate multipliers, and nothing to solve.
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_multipliers_of_redundant_constraints(name: str) -> None:
+    """They are not unique, but they balance the gradient of the objective."""
+    x, p = cp.Variable(2), cp.Parameter(2)
+    rows = [cp.sum(x) == 1, 2 * cp.sum(x) == 2, x <= 0.75, x <= 0.75, cp.sum(x) <= 1]
+    problem = minimise(cp.sum_squares(x - p), *rows)
+    solver = forward_solver(name)
+    if solver is None:
+        pytest.skip(f"{name} is not installed")
+    outputs = [x, *(row.dual_variables[0] for row in rows)]
+    layer = ddn.DeclarativeLayer(problem, [p], outputs, solver=solver, on_failure="nan")
+    target = torch.tensor([1.5, -0.5], dtype=torch.float64)
+    point, first, second, high, again, below = layer(target)
+    if not point.isnan().any():
+        assert point.tolist() == pytest.approx([0.75, 0.25], abs=1e-6)
+        balance = 2 * (point - target) + first + 2 * second + high + again + below
+        assert balance.abs().max() < 1e-5
+        assert min(high.min(), again.min(), below) > -1e-6
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("batch", [(0,), (2, 0)], ids=str)
+def test_empty_batch(name: str, batch: tuple[int, ...]) -> None:
+    x, p, w = cp.Variable(2), cp.Parameter(2), cp.Parameter(nonneg=True)
+    solver = forward_solver(name)
+    if solver is None:
+        pytest.skip(f"{name} is not installed")
+    layer = ddn.DeclarativeLayer(minimise(w * cp.sum_squares(x - p), x >= 0), [p, w], x, solver=solver)
+    weight = torch.tensor(1.0, requires_grad=True)
+    out = layer(torch.zeros(*batch, 2), weight)
+    assert out.shape == (*batch, 2)
+    out.sum().backward()
+    assert weight.grad == 0
+
+
+# One element of a batch and the others.
+
+
+@dataclass(frozen=True)
+class Family:
+    """A problem, how to draw its batched parameters, the value of one that is shared, and elements that have no solution."""
+
+    build: Callable[[], tuple[Any, list[Any], list[Any]]]
+    """Problem, parameters (the shared one last) and outputs."""
+    draw: Callable[[np.random.Generator, int], list[Array]]
+    shared: Array
+    poison: dict[str, list[Any]]
+    """What to write over an element of each batched parameter; None leaves it."""
+
+
+def _dense_quadratic() -> tuple[Any, list[Any], list[Any]]:
+    x, w, c, h, g = cp.Variable(12), cp.Parameter(nonneg=True), cp.Parameter(12), cp.Parameter(32), cp.Parameter((32, 12))
+    limit = g @ x <= h
+    return minimise(w * cp.sum_squares(x) + c @ x, limit), [w, c, h, g], [x, limit.dual_variables[0]]
+
+
+def _linear() -> tuple[Any, list[Any], list[Any]]:
+    x, c, b, a = cp.Variable(4, nonneg=True), cp.Parameter(4), cp.Parameter(), cp.Parameter(3)
+    budget = a @ x[:3] <= b
+    return minimise(c @ x, budget), [c, b, a], [x, budget.dual_variables[0]]
+
+
+def _curved() -> tuple[Any, list[Any], list[Any]]:
+    x, w, c, r, s = cp.Variable(4), cp.Parameter(nonneg=True), cp.Parameter(4), cp.Parameter(), cp.Parameter((2, 2))
+    ball = cp.norm(s @ x[:2], 2) <= r
+    return minimise(w * cp.sum_squares(x) + c @ x, ball, cp.exp(x[2]) <= 1 + r), [w, c, r, s], [x, ball.dual_variables[0]]
+
+
+_ROWS = np.abs(np.random.default_rng(1).standard_normal((30, 12))) * (np.arange(12) > 0)
+_PAIR = np.eye(12)[[0, 0]] * [[1], [-1]]  # x_0 <= h_30 and -x_0 <= h_31
+_FREE = np.arange(12.0) > 0  # against all other rows, and so unbounded where nothing curves
+
+FAMILIES = {
+    "dense quadratic": Family(
+        _dense_quadratic,
+        lambda rng, n: [rng.uniform(0.5, 1, n), 2 * rng.standard_normal((n, 12)), rng.uniform(0.2, 1, (n, 32))],
+        np.vstack([_ROWS, _PAIR]),
+        {
+            "nan": [None, np.nan, None],
+            "infeasible": [None, None, -1],
+            "unbounded": [0, _FREE, None],
+            "inadmissible": [-1, None, None],
+            "badly scaled": [1e-9, 1e6, 1e7],
+        },
+    ),
+    "linear": Family(
+        _linear,
+        lambda rng, n: [np.array([0, 0, 0, 5]) + rng.standard_normal((n, 4)), rng.uniform(1, 2, n)],
+        np.array([1.0, 2, 1.5]),
+        {
+            "infinite": [None, np.inf],
+            "infeasible": [None, -1],
+            "unbounded": [[1, 1, 1, -1], None],
+            "badly scaled": [[1e-9, 1, -1e9, 1], 1e-9],
+        },
+    ),
+    "curved": Family(
+        _curved,
+        lambda rng, n: [rng.uniform(0.5, 1, n), 3 * rng.standard_normal((n, 4)), rng.uniform(0.5, 1, n)],
+        np.array([[1, 0.5], [0, 2]]),
+        {
+            "nan": [np.nan, None, None],
+            "infeasible": [None, None, -2],
+            "unbounded": [0, [0, 0, 0, 1], None],
+            "badly scaled": [1e-9, 1e5, 1e-7],
+        },
+    ),
+}
+
+
+def _run(layer: ddn.DeclarativeLayer, batched: list[Array], shared: Array) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Which elements are solved, the outputs, and the gradients of a loss that is NaN wherever an output is."""
+    leaves = [torch.tensor(v, requires_grad=True) for v in (*batched, shared)]
+    outputs = layer(*leaves)
+    loss = sum(((output + 1) ** 2).sum() for output in outputs)
+    return ~outputs[0].isnan().any(-1), [o.detach() for o in outputs], list(torch.autograd.grad(loss, leaves))
+
+
+def _layer(family: Family, name: str) -> ddn.DeclarativeLayer:
+    problem, parameters, outputs = family.build()
+    layer = ddn.DeclarativeLayer(problem, parameters, outputs, on_failure="nan")
+    solver = ddn.SCS(eps_abs=1e-4, eps_rel=1e-4) if name == "loose" else forward_solver(name)
+    assert solver is not None
+    if solver.unsupported(layer.node.program) is not None:
+        pytest.skip(f"{name} does not take it")
+    return layer.with_solver(solver)
+
+
+BATCHED = pytest.mark.parametrize("name", ["auto", "interior_point", "clarabel"])
+OF_EACH = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+
+
+@pytest.mark.parametrize("name", ["auto", "interior_point", "clarabel", "loose"])
+@OF_EACH
+def test_elements_do_not_depend_on_each_other(family: Family, name: str) -> None:
+    """Among others an element is to the last bit what it is among copies of itself, however much is left to polish."""
+    layer, count = _layer(family, name), 9
+    batch = family.draw(np.random.default_rng(2), count)
+    _, expected, wanted = _run(layer, batch, family.shared)
+    for k in range(count):
+        _, found, gradients = _run(layer, [value[[k] * count] for value in batch], family.shared)
+        for one, other in zip([*found, *gradients[:-1]], [*expected, *wanted[:-1]], strict=True):
+            assert torch.equal(one.nan_to_num(9.0), other[[k] * count].nan_to_num(9.0))
+
+
+@BATCHED
+@OF_EACH
+def test_failed_elements_leave_the_others_alone(family: Family, name: str) -> None:
+    layer, count = _layer(family, name), 9
+    clean = family.draw(np.random.default_rng(2), count)
+    polluted = [value.copy() for value in clean]
+    for position, element in enumerate(family.poison.values(), start=1):
+        for value, poison in zip(polluted, element, strict=True):
+            if poison is not None:
+                value[position] = poison
+    touched = torch.zeros(count, dtype=torch.bool)
+    touched[1 : 1 + len(family.poison)] = True
+    ok, expected, wanted = _run(layer, clean, family.shared)
+    assert ok.all()
+    ok, found, gradients = _run(layer, polluted, family.shared)
+    assert ok[~touched].all()
+    hopeless = [k for k, kind in enumerate(family.poison, start=1) if kind != "badly scaled"]
+    assert not ok[hopeless].any()
+    for output, known in zip(found, expected, strict=True):
+        assert torch.equal(output[~touched], known[~touched])
+        assert output[~ok].isnan().all() and not output[ok].isnan().any()
+    for gradient, known in zip(gradients[:-1], wanted[:-1], strict=True):
+        assert torch.equal(gradient[~touched], known[~touched])
+        assert (gradient[~ok] == 0).all() and gradient.isfinite().all()
+    _, _, only = _run(layer, [value[ok.numpy()] for value in polluted], family.shared)
+    torch.testing.assert_close(gradients[-1], only[-1], rtol=1e-12, atol=1e-12)

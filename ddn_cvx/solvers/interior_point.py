@@ -431,7 +431,9 @@ def _merit(newton: _Newton, z: _Iterate, residual: Tensor, gap: Tensor) -> Tenso
     scale = newton.size + size_x.clamp(max=_CEILING)
     scale[..., : newton.n].add_(size_y.clamp(max=_CEILING))
     scale[..., newton.inner :].add_(z.s)
-    objective = sizes.mul_(newton.size).sum(2, keepdim=True).add_(_FLOOR)
+    values = newton.c * z.both
+    primal, both = values[..., : newton.n].sum(2, keepdim=True), values.sum(2, keepdim=True)
+    objective = torch.maximum(primal.abs(), (both - primal).abs()).add_(_FLOOR)
     merit = torch.maximum((residual.abs() / scale).amax(2, keepdim=True), gap / objective)
     return merit.masked_fill_(torch.maximum(size_x, size_y) > _FAR, torch.nan)
 
