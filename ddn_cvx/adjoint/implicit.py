@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
 
@@ -82,7 +83,11 @@ class _SolutionMap(torch.autograd.Function):
         y = torch.where(ok.unsqueeze(-1), program.cones.project_dual(v), 0.0)
         pr, pc, ar, ac = program.index(x.device)
         grad_P = -_tied(u, x, pr, pc)
-        grad_A = -(y[:, ar] * u[:, ac] + w[:, ar] * x[:, ac])
+        if program.is_dense:
+            outer = torch.bmm(torch.stack([u, x], 2), torch.stack([y, w], 1)).flatten(1)  # column-major
+            grad_A = -(outer if outer.shape[1] == len(ar) else take(outer, ac * program.m + ar))
+        else:
+            grad_A = -(take(y, ar) * take(u, ac) + take(w, ar) * take(x, ac))
         return (None, grad_P, -u, grad_A, w, *(None,) * ctx.extra)
 
     @staticmethod
@@ -119,8 +124,8 @@ def _solution_map(solve: Solve, *tensors: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 def _tied(u: Tensor, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """``u_i x_j + u_j x_i`` at the upper-triangle entries, once on the diagonal."""
-    product = u[:, rows] * x[:, cols]
-    return torch.where(rows == cols, product, product + u[:, cols] * x[:, rows])
+    product = take(u, rows) * take(x, cols)
+    return torch.where(rows == cols, product, product + take(u, cols) * take(x, rows))
 
 
 def _columns(

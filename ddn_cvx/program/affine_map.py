@@ -61,7 +61,7 @@ class SparseLinear:
         """The product itself, outside autograd."""
         if self.is_gather:
             index, factor = self._gather(u)
-            picked = u[..., index]
+            picked = take(u, index)
             return picked if factor is None else picked * factor
         flat = u.reshape(-1, self.shape[1])
         if u.device.type == "cpu":
@@ -130,3 +130,8 @@ class _Apply(torch.autograd.Function):
 
 # torch binds the arguments of every call through ``inspect``, which looks here before it takes the function apart.
 _Apply.forward.__signature__ = inspect.signature(_Apply.forward)  # type: ignore[attr-defined]  # functions allow it
+
+
+def take(t: Tensor, index: Tensor) -> Tensor:
+    """``t[..., index]``; several times faster on CPU than indexing or index_select."""
+    return t.gather(-1, index.expand(*t.shape[:-1], index.shape[0]))

@@ -23,6 +23,7 @@ from torch import Tensor
 from ddn_cvx.cones import Product
 from ddn_cvx.linalg.kkt import Bounds
 from ddn_cvx.linalg.pattern import Pattern
+from ddn_cvx.program.affine_map import take
 
 DENSE_LIMIT = 2000
 """Programs with n + m at most this many rows and columns are handled by dense linear algebra."""
@@ -105,7 +106,7 @@ class ConicProgram:
         if not self.P.nnz or not self.is_dense:
             return torch.ones(data.q.shape[0], dtype=torch.bool, device=data.q.device)
         P, _ = self.dense(data)
-        shift = 1e-8 * torch.linalg.vector_norm(data.P, torch.inf, dim=-1) + 1e-300
+        shift = 1e-8 * data.P.abs().amax(-1) + 1e-300
         _, info = torch.linalg.cholesky_ex(P + torch.diag_embed(shift.unsqueeze(-1).expand(-1, self.n)))
         return info == 0
 
@@ -118,19 +119,19 @@ class ConicProgram:
         if not self.P.nnz:
             return torch.zeros_like(x)
         rows, cols, _, _ = self.index(x.device)
-        upper = _scatter_add(P * x[:, cols], rows, self.n)
+        upper = _scatter_add(P * take(x, cols), rows, self.n)
         off_diagonal = torch.where(rows == cols, torch.zeros_like(P), P)
-        return upper + _scatter_add(off_diagonal * x[:, rows], cols, self.n)
+        return upper + _scatter_add(off_diagonal * take(x, rows), cols, self.n)
 
     def A_times(self, A: Tensor, x: Tensor) -> Tensor:
         """``A x``, ``(B, m)``."""
         _, _, rows, cols = self.index(x.device)
-        return _scatter_add(A * x[:, cols], rows, self.m)
+        return _scatter_add(A * take(x, cols), rows, self.m)
 
     def At_times(self, A: Tensor, y: Tensor) -> Tensor:
         """``A'y``, ``(B, n)``."""
         _, _, rows, cols = self.index(y.device)
-        return _scatter_add(A * y[:, rows], cols, self.n)
+        return _scatter_add(A * take(y, rows), cols, self.n)
 
     def residual(self, z: Tensor, data: ConicData) -> Tensor:
         """The optimality conditions ``F(z; data)``, ``(B, n + m)``; zero exactly at the solutions."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.units import Units
 
@@ -87,7 +88,7 @@ class Instance:
             return _or_one(_largest(torch.cat((P, A / rows.unsqueeze(2)), 1).mT))
         pr, pc, ar, ac = self.program.index(rows.device)
         found = torch.zeros_like(self.data.q)
-        for values, index in ((self.data.A / rows[:, ar], ac), (self.data.P, pc), (self.data.P, pr)):
+        for values, index in ((self.data.A / take(rows, ar), ac), (self.data.P, pc), (self.data.P, pr)):
             found = found.scatter_reduce(1, index.expand_as(values), values.abs(), "amax")
         return _or_one(found)
 
@@ -96,7 +97,7 @@ class Instance:
         if self.dense is not None:
             return _or_one(_largest(self.dense[1] / columns.unsqueeze(1)))
         _, _, ar, ac = self.program.index(columns.device)
-        values = (self.data.A / columns[:, ac]).abs()
+        values = (self.data.A / take(columns, ac)).abs()
         return _or_one(torch.zeros_like(self.data.b).scatter_reduce(1, ar.expand_as(values), values, "amax"))
 
     def _measure(self, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Residuals]:

@@ -1,5 +1,7 @@
 """A batched primal-dual interior-point method for convex quadratic programs, in plain torch.
 
+The module is long for one reason: preparation, iteration and proof share the padded, scaled form of the data.
+
 Every element of the batch is a quadratic program with the same numbers of variables and rows,
 
     minimise  1/2 x'Px + q'x   subject to   Ex = e,   Gx + s = h,   s >= 0,
@@ -17,8 +19,6 @@ complement  E H^-1 E'.  Where P is diagonal and the rows of G are bounds, H is d
 Elements never meet: on CPU the answer to one does not depend, to the last bit, on what else is in the batch.  Therefore
 scalings are powers of two, and dimensions are padded to even numbers: dense kernels round differently on data that is
 not aligned to 16 bytes.  On other devices, where kernels may depend on the size of the batch, it is never shrunk.
-
-The module is long for one reason: preparation, iteration and proof share the padded, scaled form of the data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.linalg import cholesky_ex, solve_triangular, vector_norm
+from torch.linalg import cholesky_ex, solve_triangular
 from torch.nn.functional import pad
 
 from ddn_cvx.program.conic import ConicData, ConicProgram
@@ -157,9 +157,9 @@ def _solve(data: _Data, zero: int, options: InteriorPoint) -> Answer:
         P, A = torch.where(row[..., None], P, torch.eye(P.shape[1]).to(P)), torch.where(row[..., None], A, 0.0)
         q, b = torch.where(row, q, 0.0), torch.where(row, b, (torch.arange(b.shape[1], device=b.device) >= zero).to(b))
         data = _Data(P, q, A, b)
-    separable = vector_norm(P, 0, (1, 2)) == vector_norm(P.diagonal(dim1=1, dim2=2), 0, 1)
+    separable = (P != 0).sum((1, 2)) == (P.diagonal(dim1=1, dim2=2) != 0).sum(1)
     if bool(separable.any()):
-        separable &= (vector_norm(A[:, zero:], 0, 2) <= 1).all(1)
+        separable &= ((A[:, zero:] != 0).sum(2) <= 1).all(1)
     if not every:
         separable = torch.where(finite, separable, (separable & finite).any())
     dense = int((~separable).sum())

@@ -160,7 +160,26 @@ def test_float32(cone: Cone) -> None:
     torch.testing.assert_close(D[far].double(), cone.derivative(v.double(), h.double())[far], rtol=0, atol=1e-4)
 
 
-def test_large_power_exponents_and_many_factors() -> None:
+@pytest.mark.parametrize("tiny", [1e-20, 1e-70, 1e-200, 1e-300])
+@pytest.mark.parametrize("cone", [SecondOrder(3), Exponential(), Power(), Power(alphas=((0.02, 0.98),))], ids=name)
+def test_negligible_coordinates(cone: Cone, tiny: float) -> None:
+    """A projection is nonexpansive: a coordinate that hardly differs from zero hardly changes it."""
+    v = sample(cone, 300)
+    for i in range(3):
+        near, zero = v.clone(), v.clone()
+        near[:, i], zero[:, i] = tiny, 0.0
+        torch.testing.assert_close(cone.project(near), cone.project(zero), rtol=0, atol=1e-13 + 2 * tiny)
+        assert contains(cone, cone.project(near), 1e-13)
+        assert contains(cone, cone.project(near) - near, 1e-13, dual=True)
+
+
+def test_tiny_float32() -> None:
+    """Squares of these entries underflow in float32."""
+    v = sample(SecondOrder(4), 100).float()
+    torch.testing.assert_close(SecondOrder(4).project(1e-22 * v), 1e-22 * SecondOrder(4).project(v), rtol=1e-5, atol=1e-27)
+
+
+def test_skew_exponents_and_many_factors() -> None:
     """Exponents down to 1e-3, and twelve factors."""
     for seed, d in enumerate((2, 12)):
         g = torch.Generator().manual_seed(seed)
