@@ -13,7 +13,7 @@ from ddn_cvx.inputs import Batch
 from ddn_cvx.program.base import Bound, ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
-from ddn_cvx.program.instance import Instance, Point, Residuals
+from ddn_cvx.program.instance import Instance, Point, Residuals, choose
 from ddn_cvx.program.units import Units
 from ddn_cvx.solution import Regularity, Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
@@ -109,14 +109,9 @@ class Call:
         Reading ``v = y - s`` as a point loses what is left of complementarity. Newton's method makes up for that unless
         it cannot find the active set, which happens close to weakly active constraints.
         """
-        x, y, s = (torch.where(usable.unsqueeze(-1), t, 0.0) for t in (raw.x, raw.y, raw.s))
-        own, found = instance.residuals(x, y, s), point.residuals
-        take = (found.worst > self.tolerance) & (own.worst < found.worst)
-        row = take.unsqueeze(-1)
-        pairs = ((x, point.x), (y - s, point.v), (y, point.y), (s, point.s))
-        x, v, y, s = (torch.where(row, a, b) for a, b in pairs)
-        measures = (torch.where(take, getattr(own, k), getattr(found, k)) for k in ("primal", "dual", "gap"))
-        return Point(x, v, y, s, point.top, point.low, Residuals(*measures))
+        own = instance.judge(*(torch.where(usable.unsqueeze(-1), t, 0.0) for t in (raw.x, raw.y, raw.s)))
+        take = (point.residuals.worst > self.tolerance) & (own.residuals.worst < point.residuals.worst)
+        return choose(take, own, point)
 
     def regularity(self) -> Tensor:
         """``Regularity`` flags of the last solve, ``(B,)`` int64; costs a factorisation unless one is at hand."""

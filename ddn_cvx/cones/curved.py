@@ -159,6 +159,19 @@ def _batch_first(info: Any, in_dims: tuple[Any, ...], tensors: list[Tensor]) -> 
     ]
 
 
+def largest(v: Tensor) -> Tensor:
+    """The largest absolute coordinate of v in float64, ``(*batch, 1)``, and 1 for v = 0: what homogeneous maps divide by."""
+    size = v.double().abs().amax(-1, keepdim=True)
+    return torch.where(size == 0, 1.0, size)
+
+
+def eigh(X: Tensor) -> tuple[Tensor, Tensor]:
+    """``torch.linalg.eigh`` with NaN eigenvalues for a matrix that has NaN or inf, for which LAPACK refuses the batch."""
+    finite = X.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    values, vectors = torch.linalg.eigh(torch.where(finite, X, 0.0))
+    return torch.where(finite.squeeze(-1), values, torch.nan), vectors
+
+
 def newton(
     equation: Callable[[Tensor], tuple[Tensor, Tensor]],
     low: Tensor,

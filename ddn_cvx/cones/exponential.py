@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.cones.base import Dense, Spectrum
-from ddn_cvx.cones.curved import Curved, newton
+from ddn_cvx.cones.curved import Curved, largest, newton
 
 ITERATIONS = 16
 """Newton steps; 14 reach rounding level on points whose coordinates differ by up to sixty orders of magnitude."""
@@ -51,7 +51,7 @@ class Exponential(Curved):
 
     def factor(self, v: Tensor) -> tuple[Tensor, ...]:
         """The ratio ρ = x/y of Π(v), and in which of the four regions v lies."""
-        x, y, z = (v.double() / _size(v)).split(1, dim=-1)
+        x, y, z = (v.double() / largest(v)).split(1, dim=-1)
         x, y = (torch.where(t > 0, t.clamp_min(NEGLIGIBLE), t) for t in (x, y))
         region = torch.where(_inside(y - x, x, -z, strictly=True), POLAR, CURVED)
         region = torch.where((x <= 0) & (y <= 0), FLAT, region)
@@ -92,7 +92,7 @@ class Exponential(Curved):
         """Exact outside K and its polar cone, a lower bound of the distance to the boundary inside them."""
         v = v.detach()
         rho, region = self.factor(v)
-        size = _size(v)
+        size = largest(v)
         w = v.double() / size
         x, y, z = w.split(1, dim=-1)
         f = _frame(w, rho)
@@ -202,11 +202,6 @@ def _depth(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     down = y * along_x / (along_x + x.clamp_min(0))
     depth = (along_x**-2 + along_z**-2 + torch.minimum(up, down) ** -2) ** -0.5
     return torch.where((y > 0) & (z > 0) & (along_x > 0) & (along_z > 0), depth, 0.0)
-
-
-def _size(v: Tensor) -> Tensor:
-    size = v.double().abs().amax(-1, keepdim=True)
-    return torch.where(size == 0, 1.0, size)
 
 
 def _kept(v: Tensor) -> Tensor:

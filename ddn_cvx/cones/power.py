@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.cones.base import Dense, Spectrum
-from ddn_cvx.cones.curved import Curved, newton
+from ddn_cvx.cones.curved import Curved, eigh, largest, newton
 from ddn_cvx.errors import DeclarationError
 
 ITERATIONS = 22
@@ -72,10 +72,10 @@ class Power(Curved):
     def factor(self, v: Tensor) -> tuple[Tensor, ...]:
         """The logit u of r/|z|, and in which of the three regions v lies."""
         alpha, x, z = self._split(v)
-        log_z = v.double()[..., -1:].abs().log() - _size(v).log()
+        log_z = v.double()[..., -1:].abs().log() - largest(v).log()
         inside = (x >= 0).all(-1, keepdim=True) & (_mean(alpha, x.log()) >= log_z)
         polar = (x < 0).all(-1, keepdim=True) & (_mean(alpha, (-x / alpha).log()) > log_z)
-        region = torch.where(inside, INSIDE, torch.where(polar, POLAR, CURVED)).to(torch.int8)
+        region = torch.where(inside, INSIDE, torch.where(polar, POLAR, CURVED))
 
         def mismatch(u: Tensor) -> tuple[Tensor, Tensor]:
             at = _state(alpha, x, z, u)
@@ -87,7 +87,7 @@ class Power(Curved):
     def value(self, v: Tensor, *factor: Tensor) -> Tensor:
         logit, region = factor
         projection, _ = self._rays(v, logit)
-        return _pieces(region, v, (_size(v) * projection).to(v.dtype))
+        return _pieces(region, v, (largest(v) * projection).to(v.dtype))
 
     def first(self, v: Tensor, h: Tensor, *factor: Tensor) -> Tensor:
         logit, region = factor
@@ -101,7 +101,7 @@ class Power(Curved):
     def second(self, v: Tensor, a: Tensor, b: Tensor, *factor: Tensor) -> Tensor:
         logit, region = factor
         alpha, x, z = self._split(v)
-        at, sign, size = _state(alpha, x, z, logit), _sign(v), _size(v)
+        at, sign, size = _state(alpha, x, z, logit), _sign(v), largest(v)
         a, b = a.double(), b.double()
         ax, az, bx, bz = a[..., :-1], a[..., -1:], b[..., :-1], b[..., -1:]
         A, B = _logarithmic(at, a, sign / z), _logarithmic(at, b, sign / z)
@@ -138,7 +138,7 @@ class Power(Curved):
         else:
             columns = torch.eye(self.dim, dtype=torch.float64, device=v.device)
             columns = columns.view(self.dim, *[1] * (v.ndim - 1), self.dim)
-            values, basis = torch.linalg.eigh(self.first(v.double(), columns, logit, region).movedim(0, -1))
+            values, basis = eigh(self.first(v.double(), columns, logit, region).movedim(0, -1))
         values = _pieces(region, torch.ones_like(values), values.clamp(0, 1))
         identity = torch.eye(self.dim, dtype=torch.float64, device=v.device)
         basis = torch.where((region == CURVED).unsqueeze(-1), basis, identity)
@@ -153,7 +153,7 @@ class Power(Curved):
         v = v.detach()
         logit, region = self.factor(v)
         alpha, x, _ = self._split(v)
-        z = v.double()[..., -1:] / _size(v)
+        z = v.double()[..., -1:] / largest(v)
         mean = _mean(alpha, torch.where(region == POLAR, -x / alpha, x).log()).exp()
         along_z = (mean - z.abs()).clamp_min(0)
         along_x = x.abs() * (1 - (z.abs() / mean) ** (1 / alpha)).clamp_min(0)
@@ -161,11 +161,11 @@ class Power(Curved):
         sizes = [torch.linalg.vector_norm(ray, dim=-1, keepdim=True) for ray in self._rays(v, logit)]
         curved = torch.cat([*sizes, torch.hypot(x, z)], dim=-1).amin(-1, keepdim=True)
         margin = torch.where(region == CURVED, curved, torch.where(mean > 0, inside, 0.0))
-        return (_size(v) * margin).squeeze(-1).to(v.dtype)
+        return (largest(v) * margin).squeeze(-1).to(v.dtype)
 
     def _split(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """α, x and |z| of v divided by its largest coordinate."""
-        v = v.double() / _size(v)
+        v = v.double() / largest(v)
         return self._exponents.to(v.device, non_blocking=True), v[..., :-1], v[..., -1:].abs().clamp_min(NEGLIGIBLE)
 
     def _rays(self, v: Tensor, logit: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,11 +223,6 @@ def _logarithmic(at: _State, h: Tensor, per_z: Tensor) -> _Logarithmic:
 
 def _mean(alpha: Tensor, t: Tensor) -> Tensor:
     return (alpha * t).sum(-1, keepdim=True)
-
-
-def _size(v: Tensor) -> Tensor:
-    size = v.double().abs().amax(-1, keepdim=True)
-    return torch.where(size == 0, 1.0, size)
 
 
 def _unit(ray: Tensor) -> Tensor:

@@ -104,13 +104,15 @@ class Product:
     power: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("zero", "nonneg", "exp"):
-            if getattr(self, name) < 0:
-                raise DeclarationError(f"Product: {name} must be a count of at least 0, and {getattr(self, name)} came.")
-        object.__setattr__(self, "soc", tuple(int(k) for k in self.soc))
-        object.__setattr__(self, "psd", tuple(int(k) for k in self.psd))
+        for name, least in (("zero", 0), ("nonneg", 0), ("exp", 0), ("soc", 1), ("psd", 1)):
+            value = getattr(self, name)
+            sizes = value if name in ("soc", "psd") else (value,)
+            if any(k < least or int(k) != k for k in sizes):
+                raise DeclarationError(f"Product: {name} takes whole numbers of at least {least}, and {value} came.")
+            whole = tuple(int(k) for k in sizes)
+            object.__setattr__(self, name, whole if name in ("soc", "psd") else whole[0])
         object.__setattr__(self, "power", tuple(tuple(float(a) for a in alpha) for alpha in self.power))
-        _ = self._layout  # makes every cone, and each checks its own arguments
+        _ = self._layout  # makes every cone, and the power cones check their exponents
 
     # Structure
 

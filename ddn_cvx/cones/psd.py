@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.cones.base import Spectrum
-from ddn_cvx.cones.curved import Curved
+from ddn_cvx.cones.curved import Curved, eigh
 from ddn_cvx.errors import DeclarationError
 
 ROOT = sqrt(2)
@@ -59,10 +59,7 @@ class PSD(Curved):
         return X[..., row, column]
 
     def factor(self, v: Tensor) -> tuple[Tensor, ...]:
-        # LAPACK refuses a whole batch for one NaN: such an element is decomposed as zero and gets NaN eigenvalues.
-        finite = v.isfinite().all(-1, keepdim=True)
-        values, vectors = torch.linalg.eigh(self.mat(torch.where(finite, v, 0.0)))
-        return torch.where(finite, values, torch.nan), vectors
+        return eigh(self.mat(v))
 
     def value(self, v: Tensor, *factor: Tensor) -> Tensor:
         values, V = factor

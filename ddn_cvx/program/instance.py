@@ -61,12 +61,16 @@ class Instance:
 
     def residuals(self, x: Tensor, y: Tensor, s: Tensor) -> Residuals:
         """How far any ``(x, y, s)`` is from optimal, distances from the cones included."""
+        return self.judge(x, y, s).residuals
+
+    def judge(self, x: Tensor, y: Tensor, s: Tensor) -> Point:
+        """Any ``(x, y, s)`` as a point, with ``v = y - s``; its residuals include distances from the cones."""
         cones = self.program.cones
-        _, _, found = self._measure(x, y, s)
+        top, low, found = self._measure(x, y, s)
         beta, gamma = (unit.squeeze(-1) for unit in self.units)
         primal = torch.maximum(found.primal, cones.distance(s) / (beta + _largest(s)))
         dual = torch.maximum(found.dual, cones.dual_distance(y) / (gamma + _largest(y)))
-        return Residuals(primal, dual, found.gap)
+        return Point(x, y - s, y, s, top, low, Residuals(primal, dual, found.gap))
 
     def hidden(self, point: Point) -> Tensor:
         """What large numbers hide: the worst residual of the two equations once rows and columns are scaled, ``(B,)``.
@@ -141,3 +145,15 @@ def _relative(residual: Tensor, unit: Tensor, *terms: Tensor) -> Tensor:
 
 def _largest(t: Tensor) -> Tensor:
     return t.abs().amax(-1) if t.shape[-1] else t.new_zeros(t.shape[:-1])
+
+
+def choose(mask: Tensor, yes: Point, no: Point) -> Point:
+    """Element by element."""
+    if bool(mask.all()):
+        return yes
+    row = mask.unsqueeze(-1)
+    names = ("x", "v", "y", "s", "top", "low")
+    x, v, y, s, top, low = (torch.where(row, getattr(yes, k), getattr(no, k)) for k in names)
+    a, b = yes.residuals, no.residuals
+    measures = (torch.where(mask, getattr(a, k), getattr(b, k)) for k in ("primal", "dual", "gap"))
+    return Point(x, v, y, s, top, low, Residuals(*measures))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddn_cvx.program.conic import ConicProgram
 from ddn_cvx.program.factor import KKT, factorise
-from ddn_cvx.program.instance import Instance, Point, Residuals
+from ddn_cvx.program.instance import Instance, Point, choose
 
 GOAL = 1e-13
 """Relative residual at which nothing is left to gain."""
@@ -45,7 +45,7 @@ def polish(instance: Instance, x: Tensor, v: Tensor, ok: Tensor, steps: int) -> 
             trial = instance.at(start.x + length * a, start.v + length * c)
             trial_size = _size(trial)
             better = missed & (trial_size < size)
-            point = _choose(better, trial, point)
+            point = choose(better, trial, point)
             size = torch.where(better, trial_size, size)
             # Each element for itself: what one returns must not depend on how long its batch mates take.
             missed = missed & ~better & (size > FAIR)
@@ -59,18 +59,6 @@ def polish(instance: Instance, x: Tensor, v: Tensor, ok: Tensor, steps: int) -> 
 def _size(point: Point) -> Tensor:
     found = point.residuals
     return torch.nan_to_num(torch.maximum(found.primal, found.dual), nan=torch.inf)
-
-
-def _choose(mask: Tensor, yes: Point, no: Point) -> Point:
-    """Element by element."""
-    if bool(mask.all()):
-        return yes
-    row = mask.unsqueeze(-1)
-    names = ("x", "v", "y", "s", "top", "low")
-    x, v, y, s, top, low = (torch.where(row, getattr(yes, k), getattr(no, k)) for k in names)
-    a, b = yes.residuals, no.residuals
-    measures = (torch.where(mask, getattr(a, k), getattr(b, k)) for k in ("primal", "dual", "gap"))
-    return Point(x, v, y, s, top, low, Residuals(*measures))
 
 
 def _same_face(program: ConicProgram, old: Tensor, new: Tensor) -> bool:

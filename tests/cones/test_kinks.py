@@ -86,8 +86,9 @@ def distance_to_rays(v: Tensor, rays: Tensor) -> Tensor:
 @pytest.mark.parametrize("cone", [Exponential(), Power(), Power(alphas=((0.05, 0.95),))], ids=name)
 def test_margin_is_a_distance_up_to_a_factor(cone: Exponential | Power) -> None:
     grid = torch.linspace(-1, 1, 2001, dtype=F64)
-    v = sample(cone, 1000)
-    v = v[cone.margin(v) > 0.05]
+    v = sample(cone, 2000)
+    v[::2, 0] *= 0.2
+    v = v[cone.margin(v) > 0.02]
     p = cone.project(v)
     inside, polar = v[(p == v).all(-1)], v[(p == 0).all(-1)]
     if isinstance(cone, Exponential):
@@ -103,7 +104,7 @@ def test_margin_is_a_distance_up_to_a_factor(cone: Exponential | Power) -> None:
     for w, curved, face in zip((inside, polar), rays, faces, strict=True):
         distance = torch.minimum(distance_to_rays(w, curved), face)
         assert len(w) > 30
-        assert (distance < 6 * cone.margin(w)).all()
+        assert (distance < (6 if isinstance(cone, Exponential) else 2) * cone.margin(w)).all()
 
 
 @pytest.mark.parametrize("cone", [Exponential(), Power(), Power(alphas=((0.2, 0.3, 0.5),))], ids=name)
@@ -152,7 +153,9 @@ def test_nan_stays_where_it_is(cone: Cone) -> None:
     v, h = sample(cone, 3), sample(cone, 3, 1)
     bad = v.clone()
     bad[1].view(-1)[-1] = torch.nan
-    for f in (cone.project, lambda v: cone.derivative(v, h), lambda v: cone.curvature(v, h, h), cone.margin):
+    functions = [cone.project, cone.margin, lambda v: cone.spectrum(v).values]
+    functions += [lambda v: cone.derivative(v, h), lambda v: cone.curvature(v, h, h)]
+    for f in functions:
         assert torch.equal(f(bad)[[0, 2]], f(v)[[0, 2]])
     assert cone.project(bad)[1].isnan().any()
     assert cone not in CURVED or cone.curvature(bad, h, h)[1].isnan().any()

@@ -176,7 +176,8 @@ def test_shapes(K: Product, batch: tuple[int, ...]) -> None:
 
 
 def test_errors() -> None:
-    for bad in (dict(zero=-1), dict(nonneg=-2), dict(exp=-1), dict(soc=(0,)), dict(psd=(0,)), dict(power=((0.5, 0.6),))):
+    counts = [dict(zero=-1), dict(nonneg=-2), dict(exp=-1), dict(zero=0.5)]
+    for bad in (*counts, dict(soc=(0,)), dict(psd=(0,)), dict(soc=(3, 2.5)), dict(power=((0.5, 0.6),))):
         with pytest.raises(DeclarationError, match="came"):
             Product(**bad)
     for K in (SORTED, Product(2, 3)):
