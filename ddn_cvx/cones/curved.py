@@ -2,7 +2,8 @@
 
 Because Π = ∇φ, the n-th derivative of Π is a symmetric tensor, applied to n directions. To differentiate the result in
 v is to append a direction; in a direction, to replace it. This one rule serves every order, every cone, and reverse and
-forward mode; no cone has to protect the gradients of a branch that is not taken, for autograd never traces the closed forms.
+forward mode; no cone has to protect the gradients of a branch that is not taken, for autograd never traces the closed
+forms.
 
 Whatever is costly and shared by the closed forms (an eigendecomposition, the root of a scalar equation) is the cone's
 ``factor``; it is computed once in the forward pass and kept for the backward passes.
