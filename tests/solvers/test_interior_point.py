@@ -87,7 +87,8 @@ def test_optimality_conditions_and_objective(shape, kind):
     assert residual(*data, equalities, x, y, s).max() < 1e-9
     P, q, A, b = (t[0].numpy() for t in data)
     if kind == "linear":
-        found = scipy.optimize.linprog(q, A[equalities:], b[equalities:], A[:equalities], b[:equalities], bounds=(None, None))
+        rows = (A[equalities:], b[equalities:], A[:equalities], b[:equalities])
+        found = scipy.optimize.linprog(q, *rows, bounds=(None, None))
         value = found.fun
     else:
         v = cp.Variable(n)
