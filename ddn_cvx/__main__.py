@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from ddn_cvx.demo import run
 
 
@@ -17,6 +19,7 @@ def main() -> None:
     demo.add_argument("--seed", type=int, default=0, help="seed of the data and of the network (default 0)")
     demo.add_argument("--plot", type=Path, default=Path("ddn_cvx_demo.png"), help="where to save the plot")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the demo's tensors are small: threads would only wait for each other
     run(arguments.steps, arguments.seed, arguments.plot)
 
 
