@@ -129,7 +129,8 @@ class Trial:
     def judge(self, layer: ddn.DeclarativeLayer) -> list[str]:
         """At each point ``caught``, ``harmless`` or ``missed``."""
         solution = layer.solve(*self.values)
-        accuracy = 1e-6 if layer.polish_steps else 1e-5
+        # Where polishing does not bring x to the optimum, x is as good as the square root of the gap.
+        accuracy = TOLERANCE if layer.polish_steps else 1e-4
         said = []
         for k in range(len(solution.status)):
             found, known = ([t[k] for t in outputs] for outputs in (solution.outputs, self.answers))
@@ -143,9 +144,9 @@ class Trial:
 
     def is_optimal(self, k: int, found: list[Tensor]) -> bool:
         """Where the optimum is flat, a point is right that is feasible and as good as the known one, by cvxpy's account."""
-        if "dual" in self.entry.tags:
-            return False
         problem, parameters, outputs = self.entry.build()
+        if {v.id for v in outputs} != {v.id for v in problem.variables()}:
+            return False
         for parameter, value in zip(parameters, self.values, strict=True):
             parameter.value = value[k].numpy()
         objectives = []
@@ -210,9 +211,9 @@ def test_what_the_declaration_loses_is_noticed(name: str) -> None:
     assert [rows for rows, said in with_forgetful_declaration(name).items() if said["missed"]] == []
 
 
-# Rows that follow from the others, whatever the parameters: t <= 1 where the powers already sum to 1, the definiteness of
-# a matrix whose logarithmic determinant is finite, and the diagonal of the real form of a skew matrix.
-REDUNDANT = {"pnorm_3_ball_projection", "pnorm_1_5_ball_projection", "covariance_selection", "hermitian_projection"}
+# With rows that follow from the others, whatever the parameters: the definiteness of a matrix whose logarithmic
+# determinant is finite, and the diagonal of a skew-symmetric matrix.
+REDUNDANT = {"covariance_selection", "hermitian_projection"}
 
 
 def test_count(capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,5 +230,5 @@ def test_count(capsys: pytest.CaptureFixture[str]) -> None:
         with capsys.disabled():
             print(f"\n{way}: {number} losses in {len(ZOO)} problems, at several points each: {dict(every)}", end="")
         assert every["missed"] == 0
-        if way != "lying solver, polished":  # polishing repairs most of what is regular
-            assert {name for name in idle if "degenerate" not in ZOO[name].tags} <= REDUNDANT
+        if way == "forgetful declaration":  # else polishing repairs, or the rows are gone with a variable
+            assert {name for name in idle if "degenerate" not in ZOO[name].tags} == REDUNDANT
