@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddn_cvx.errors import SolverError
 from ddn_cvx.inputs import Batch
-from ddn_cvx.program.base import Bound, ConvexNode
+from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
-from ddn_cvx.program.factor import Factors
+from ddn_cvx.program.factor import KKT, Factors
 from ddn_cvx.program.instance import Instance, Point, Residuals, choose
-from ddn_cvx.program.units import Units
 from ddn_cvx.solution import Regularity, Status
-from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
-from ddn_cvx.solvers.polish import polish
+from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
+from ddn_cvx.solvers.polish import GOAL, polish
 
 WEAK = 1e-7
 """A constraint this close (relative) to the kink of its projection counts as weakly active."""
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What is known about a batch of solves; vectors of elements without a solution are not meaningful."""
 
     x: Tensor
@@ -38,6 +36,8 @@ class Report:
     """The parameters that were solved for."""
     point: tuple[Tensor, Tensor, Tensor, Tensor]
     """``(P, A, v, ok)`` for the factor."""
+    complete: bool
+    """Whether all elements are solved."""
 
     @property
     def ok(self) -> Tensor:
@@ -65,9 +65,9 @@ class Call:
         self.report: Report | None = None
 
     def __call__(self, data: ConicData, *extra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solve physical tensors; ``extra`` is ``(finite, parameters, *values)``."""
-        finite, parameters, *values = extra
-        finite = finite & torch.isfinite(torch.cat(data, 1)).all(-1)
+        """Solve physical tensors; ``extra`` is ``(finite, parameters, admissible, *values)``."""
+        finite, parameters, admissible, *values = extra
+        finite = finite & admissible
         if self.node.curvature_varies:
             finite = finite & self.program.is_convex(_keep(finite, data, 0.0))
         clean = asked = data
@@ -76,32 +76,42 @@ class Call:
                 self._raise(torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA)))
             clean, asked = _keep(finite, data, 0.0), _keep(finite, data, torch.nan)
         instance = Instance(self.program, clean)
-        raw = self._solve(asked, instance.units)
-        usable = finite & torch.isfinite(torch.cat((raw.x, raw.y, raw.s), 1)).all(-1)
-        x, v = raw.x, raw.y - raw.s
-        if not bool(usable.all()):
-            x, v = (torch.where(usable.unsqueeze(-1), t, 0.0) for t in (x, v))
-        point, factor = polish(instance, x, v, usable, self.polish_steps)
-        if bool((usable & (point.residuals.worst > self.tolerance)).any()):
-            point, factor = self._better(instance, raw, usable, point), None
-        value, violation = self.node.inspect(
-            values, Bound(clean, parameters, finite), point.x, point.y, self.tolerance
-        )
+        if len(finite):
+            raw = solve_in_units(self.solver, self.program, asked, self.workspace)
+        else:
+            raw = RawSolution.empty(self.program, 0, data.q)
+        point, factor, usable = self._improve(instance, raw, finite)
+        value, violation = self.node.inspect(values, parameters, point, self.tolerance)
         worst = torch.stack((point.residuals.worst, instance.hidden(point), violation)).amax(0)
         ok = usable & (worst <= self.tolerance)
         status, x, v = torch.zeros_like(raw.status), point.x, point.v
-        if not bool(ok.all()):
+        complete = bool(ok.all())
+        if not complete:
             status = torch.where(ok, int(Status.SOLVED), _failure(raw.status, usable))
             status = torch.where(finite, status, int(Status.INVALID_DATA))
             if self.on_failure == "raise":
                 self._raise(status)
             x, v = (torch.where(ok.unsqueeze(-1), t, 0.0) for t in (x, v))
-        if factor is not None and bool((ok == usable).all()):
+        if factor is not None and (complete or bool((ok == usable).all())):
             self.factors.keep(data.P, data.A, v, ok, factor)
+        where = (data.P, data.A, v, ok)
         self.report = Report(
-            x, point.y, point.s, value, status, raw.iterations, point.residuals, values, (data.P, data.A, v, ok)
+            x, point.y, point.s, value, status, raw.iterations, point.residuals, values, where, complete
         )
         return x, v, ok
+
+    def _improve(self, instance: Instance, raw: RawSolution, finite: Tensor) -> tuple[Point, KKT | None, Tensor]:
+        """The solver's points after polishing, the factor there if it is known, and which elements have a point."""
+        point = instance.at(raw.x, raw.y - raw.s)
+        if bool((point.residuals.worst <= GOAL).all()):  # nothing to gain, and nothing that is not a number
+            return point, None, finite
+        usable = finite & torch.isfinite(torch.cat((raw.x, raw.y, raw.s), 1)).all(-1)
+        if not bool(usable.all()):
+            point = instance.at(*(torch.where(usable.unsqueeze(-1), t, 0.0) for t in (point.x, point.v)))
+        point, factor = polish(instance, point, usable, self.polish_steps)
+        if bool((usable & (point.residuals.worst > self.tolerance)).any()):
+            point, factor = self._better(instance, raw, usable, point), None
+        return point, factor, usable
 
     def _better(self, instance: Instance, raw: RawSolution, usable: Tensor, point: Point) -> Point:
         """The polished point, or the solver's own where polishing does not reach it.
@@ -127,16 +137,6 @@ class Call:
             weak = margin.amin(-1) <= WEAK * (1 + v.abs().amax(-1))
             flags = flags + weak * int(Regularity.WEAKLY_ACTIVE)
         return torch.where(ok, flags, 0)
-
-    def _solve(self, data: ConicData, units: Units) -> RawSolution:
-        if not data.q.shape[0]:
-            return RawSolution.empty(self.program, 0, data.q)
-        data = units.remove(data)
-        if not self.solver.on_device:
-            data = ConicData(*(part.cpu().contiguous() for part in data))
-        raw = self.solver.solve(self.program, data, self.workspace)
-        x, y, s, status, iterations = (t.to(units.primal.device) for t in (raw.x, raw.y, raw.s, raw.status, raw.iterations))
-        return RawSolution(x * units.primal, y * units.dual, s * units.primal, status, iterations)
 
     def _raise(self, status: Tensor) -> None:
         failed = torch.nonzero(status != int(Status.SOLVED)).flatten().tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -43,29 +44,47 @@ def gather(specs: Sequence[ParameterSpec], args: Sequence[Tensor], named: Mappin
     """
     tensors = _match(specs, args, named)
     for spec, tensor in zip(specs, tensors, strict=True):
-        _check(spec, tensor)
-    devices = {t.device for t in tensors}
+        if not isinstance(tensor, Tensor):
+            raise InputError(
+                f"Parameter {spec.name!r} must be a torch.Tensor, got {type(tensor).__name__}; wrap it with torch.as_tensor."
+            )
+    if not tensors:
+        return Batch([], (), torch.get_default_dtype(), torch.device("cpu"))
+    batch, dtype, device = _common(tuple(specs), *((t.shape, t.dtype, t.layout, t.device) for t in tensors))
+    values, size = [], math.prod(batch)
+    for spec, tensor in zip(specs, tensors, strict=True):
+        precise = tensor.to(torch.complex128 if spec.is_complex else torch.float64)
+        if precise.shape != (size, *spec.shape):
+            precise = precise.expand((*batch, *spec.shape)).reshape((size, *spec.shape))
+        values.append(precise)
+    return Batch(values, batch, dtype, device)
+
+
+Kind = tuple[torch.Size, torch.dtype, torch.layout, torch.device]
+
+
+@lru_cache(maxsize=256)
+def _common(specs: tuple[ParameterSpec, ...], *kinds: Kind) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+    """The common batch, dtype and device of arguments of these kinds, once they have been checked."""
+    for spec, kind in zip(specs, kinds, strict=True):
+        _check(spec, *kind[:3])
+    devices = {device for *_, device in kinds}
     if len(devices) > 1:
-        where = ", ".join(f"{s.name!r} on {t.device}" for s, t in zip(specs, tensors, strict=True))
+        where = ", ".join(f"{s.name!r} on {device}" for s, (*_, device) in zip(specs, kinds, strict=True))
         raise InputError(f"All parameters must be on one device; got {where}.")
-    leading = [tuple(t.shape[: t.ndim - len(s.shape)]) for s, t in zip(specs, tensors, strict=True)]
+    leading = [tuple(shape[: len(shape) - len(s.shape)]) for s, (shape, *_) in zip(specs, kinds, strict=True)]
     try:
-        batch = tuple(torch.broadcast_shapes(*leading)) if leading else ()
+        batch = tuple(torch.broadcast_shapes(*leading))
     except RuntimeError:
         listed = ", ".join(f"{s.name!r} {lead}" for s, lead in zip(specs, leading, strict=True))
         raise InputError(
             f"The leading batch dimensions of the parameters do not broadcast together: {listed}. Give every "
             "batched parameter the same batch dimensions, and shared ones none."
         ) from None
-    dtype = torch.get_default_dtype() if not tensors else _real(tensors[0].dtype)
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, _real(tensor.dtype))
-    values = []
-    for spec, tensor in zip(specs, tensors, strict=True):
-        precise = tensor.to(torch.complex128 if spec.is_complex else torch.float64)
-        values.append(precise.expand((*batch, *spec.shape)).reshape((math.prod(batch), *spec.shape)))
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return Batch(values, batch, dtype, device)
+    dtype = _real(kinds[0][1])
+    for _, other, *_ in kinds[1:]:
+        dtype = torch.promote_types(dtype, _real(other))
+    return batch, dtype, kinds[0][3]
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:
@@ -93,26 +112,19 @@ def _match(specs: Sequence[ParameterSpec], args: Sequence[Tensor], named: Mappin
     return [found[name] for name in names]
 
 
-def _check(spec: ParameterSpec, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
+def _check(spec: ParameterSpec, shape: torch.Size, dtype: torch.dtype, layout: torch.layout) -> None:
+    if dtype.is_complex and not spec.is_complex:
         raise InputError(
-            f"Parameter {spec.name!r} must be a torch.Tensor, got {type(tensor).__name__}; wrap it with torch.as_tensor."
+            f"Parameter {spec.name!r} is real but got dtype {dtype}; declare it with complex=True or pass its real part."
         )
-    if tensor.is_complex() and not spec.is_complex:
+    if not (dtype.is_floating_point or dtype.is_complex):
         raise InputError(
-            f"Parameter {spec.name!r} is real but got dtype {tensor.dtype}; declare it with complex=True or "
-            "pass its real part."
+            f"Parameter {spec.name!r} must have a floating-point dtype, got {dtype}; call .float() on it."
         )
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        raise InputError(
-            f"Parameter {spec.name!r} must have a floating-point dtype, got {tensor.dtype}; call .float() on it."
-        )
-    if tensor.layout != torch.strided:
-        raise InputError(
-            f"Parameter {spec.name!r} must be a dense tensor, got layout {tensor.layout}; call .to_dense() on it."
-        )
+    if layout != torch.strided:
+        raise InputError(f"Parameter {spec.name!r} must be a dense tensor, got layout {layout}; call .to_dense() on it.")
     k = len(spec.shape)
-    trailing = tuple(tensor.shape[tensor.ndim - k :]) if tensor.ndim >= k else None
+    trailing = tuple(shape[len(shape) - k :]) if len(shape) >= k else None
     if trailing != spec.shape:
         expected = ", ".join(["*batch", *map(str, spec.shape)])
-        raise InputError(f"Parameter {spec.name!r} must have shape ({expected}), got {tuple(tensor.shape)}.")
+        raise InputError(f"Parameter {spec.name!r} must have shape ({expected}), got {tuple(shape)}.")

@@ -184,16 +184,16 @@ class DeclarativeLayer(nn.Module):
         call = Call(
             node, self.solver, self._workspace, batch, on_failure or self.on_failure, self.tolerance, self.polish_steps
         )
-        admissible = None
+        admissible = torch.ones(values[0].shape[0] if values else 1, dtype=torch.bool, device=batch.device)
         if node.has_conditions:
             with torch.no_grad():
                 admissible = node.admissible(values)
             values = [torch.where(_like(admissible, v), v, torch.ones_like(v)) for v in values]
-        bound = node.bind(values)
-        finite = bound.finite if admissible is None else bound.finite & admissible
-        x, v, ok = self.adjoint.attach(call, bound.data, (finite, bound.parameters, *values))
-        y = node.program.cones.project_dual(v)
-        outputs = (_nan_where_failed(ok, out) for out in node.recover(x, y, bound))
+        pieces = node.pieces(values)
+        x, v, ok = self.adjoint.attach(call, node, pieces, (admissible, *values))
+        outputs = node.recover(x, v, pieces)
+        if call.report is None or not call.report.complete:
+            outputs = tuple(_nan_where_failed(ok, out) for out in outputs)
         return tuple(batch.restore(out) for out in outputs), call
 
     def extra_repr(self) -> str:

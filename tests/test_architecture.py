@@ -21,19 +21,22 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "ddn_cvx"
 
 # Imports go one way, from left to right:
-#   errors, solution <- cones <- linalg <- program <- {declare | solvers | adjoint} <- layer
+#   errors, solution, kernels <- cones <- linalg <- program <- {declare | solvers | adjoint} <- layer
 #   <- {nodes | compat | testing}
 # Each part of the package, and the parts it may import. Siblings in braces never meet.
 GROUND = {"errors", "solution"}
-CORE = GROUND | {"cones", "linalg", "program"}
+# Compiled functions of numpy arrays: they know nothing of the package, and nothing but them knows numba.
+KERNELS = {"kernels"}
+CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
 LAYER = CORE | {"declare", "solvers", "adjoint", "inputs", "call", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "solution": {"errors"},
+    "kernels": KERNELS,
     "cones": GROUND,
-    "linalg": GROUND | {"cones"},
-    "program": GROUND | {"cones", "linalg"},
+    "linalg": GROUND | KERNELS | {"cones"},
+    "program": GROUND | KERNELS | {"cones", "linalg"},
     "declare": CORE,
     "solvers": CORE,
     "adjoint": CORE,

@@ -28,8 +28,8 @@ def test_check_layer_accepts_a_right_layer() -> None:
 
 def test_check_layer_rejects_a_wrong_gradient() -> None:
     class Doubled(ddn.Implicit):
-        def attach(self, solve, data, extra):  # type: ignore[no-untyped-def]
-            x, v, ok = super().attach(solve, data, extra)
+        def attach(self, solve, binding, pieces, extra):  # type: ignore[no-untyped-def]
+            x, v, ok = super().attach(solve, binding, pieces, extra)
             return 2 * x - x.detach(), v, ok
 
     with pytest.raises((AssertionError, RuntimeError)):

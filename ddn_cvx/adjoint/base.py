@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from abc import ABC, abstractmethod
 from typing import Protocol
 
 from torch import Tensor
 
+from ddn_cvx.program.base import Binding
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
 
@@ -28,5 +31,8 @@ class Adjoint(ABC):
     """Attaches derivatives to the map from problem data to solution."""
 
     @abstractmethod
-    def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Run ``solve(data, *extra)`` and return its ``(x, v, ok)`` as differentiable functions of ``data``."""
+    def attach(
+        self, solve: Solve, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run ``solve(data, finite, parameters, *extra)`` with what ``binding.bind(pieces)`` gives, and return its
+        ``(x, v, ok)`` as differentiable functions of the pieces."""

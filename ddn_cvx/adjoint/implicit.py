@@ -14,6 +14,8 @@ projection (``dual_curvature``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import inspect
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,8 +24,10 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.adjoint.compiled import are_plain, compiled_solution
 from ddn_cvx.errors import DifferentiationError
 from ddn_cvx.program.affine_map import take
+from ddn_cvx.program.base import Binding
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
 
@@ -37,8 +41,19 @@ class Implicit(Adjoint):
     itself.
     """
 
-    def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        return _solution_map(solve, *data, *extra)
+    def attach(
+        self, solve: Solve, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if are_plain(pieces) and binding.compiled is not None:
+            return compiled_solution(solve, binding, solution_of, pieces, extra)
+        return solution_of(solve, binding, pieces, extra)
+
+
+def solution_of(solve: Solve, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+    """The map from parameters to solution in torch, differentiable in every way and to second order."""
+    bound = binding.bind(pieces)
+    return _solution_map(solve, *bound.data, bound.finite, bound.parameters, *extra)
 
 
 def _remember_signature(function: Any) -> None:

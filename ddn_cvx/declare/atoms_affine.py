@@ -124,12 +124,16 @@ def matmul(node: Node, *operands: Tensor) -> Tensor:
     """``numpy.matmul``, with large sparse constants on either side."""
     if node.sparse is not None:
         return _sparse_matmul(node, *operands)
-    a, b = same_dtype(*operands)
+    a, b = operands if operands[0].dtype == operands[1].dtype else same_dtype(*operands)
     a_ndim, b_ndim = map(len, node.arg_shapes)
     if b_ndim == 1 and a_ndim == 2 and a.ndim == 2:
         return b @ a.mT  # one matrix for all vectors of the batch: a single product
     if a_ndim == 1 and b_ndim == 2 and b.ndim == 2:
         return a @ b
+    if a_ndim == b_ndim == 1:
+        return (a * b).sum(-1)
+    if b_ndim == 1 and a_ndim == 2 and a.ndim == 3 and b.ndim == 2:
+        return (a @ b.unsqueeze(-1)).squeeze(-1)
     a = a.unsqueeze(-2) if a_ndim == 1 else a
     b = b.unsqueeze(-1) if b_ndim == 1 else b
     a_ndim, b_ndim = max(a_ndim, 2), max(b_ndim, 2)

@@ -132,8 +132,11 @@ def reduced_axes(node: Node) -> list[int]:
 
 def lines(node: Node, x: Tensor, order: str = "C") -> Tensor:
     """Merge the axes along which the atom reduces into one last dimension: ``(*batch, *kept, length)``."""
-    shape, axes = node.arg_shapes[0], reduced_axes(node)
+    shape = node.arg_shapes[0]
     batch = x.ndim - len(shape)
+    if len(shape) == 1:
+        return x
+    axes = reduced_axes(node)
     kept = [a for a in range(len(shape)) if a not in axes]
     moved = x.permute((*range(batch), *(batch + a for a in (*kept, *(axes if order == "C" else axes[::-1])))))
     return reshaped(moved, len(axes), (math.prod(shape[a] for a in axes),))

@@ -19,10 +19,12 @@ from ddn_cvx.declare.auto_dpp import has_constant_curvature, to_dpp
 from ddn_cvx.declare.canonical import Canonical, canonicalise
 from ddn_cvx.declare.rules import check_declaration, check_parametrised
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.kernels.substitution import Substitution
 from ddn_cvx.program.affine_map import SparseLinear
 from ddn_cvx.program.base import Bound, ParameterSpec
 from ddn_cvx.program.conic import ConicProgram
 from ddn_cvx.program.elimination import Elimination, Posed
+from ddn_cvx.program.instance import Point
 
 # cvxpy itself stays in this package; the layer takes the names of its types from here.
 Problem: TypeAlias = cp.Problem
@@ -171,37 +173,48 @@ class ConvexProblem:
 
     # ---------------------------------------------------------------- plain torch
 
-    def bind(self, values: Sequence[Tensor]) -> Bound:
-        """Conic data for parameter values ``(B, *shape)``; differentiable."""
+    @property
+    def compiled(self) -> Substitution | None:
+        """``bind`` for the compiled kernels; None where they do not take the program."""
+        return self._elimination.compiled
+
+    def pieces(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Parameter values ``(B, *shape)`` as the pieces ``(B, ...)`` of one vector; differentiable."""
         if self._lifted:
             # Where a lifted expression overflows, its infinite derivative times zero would be NaN.
             with torch.no_grad():
-                finite = torch.isfinite(self._flatten(values)).all(-1)
+                finite = torch.isfinite(_join(self._pieces(values))).all(-1)
             values = [torch.where(finite.reshape(-1, *(1,) * (v.ndim - 1)), v, v.detach()) for v in values]
-        u = self._flatten(values)
-        finite = torch.isfinite(u).all(-1)
-        u = torch.where(finite.unsqueeze(-1), u, 0.0)
-        return Bound(self._elimination.bind(u), u, finite)
+        return self._pieces(values)
 
-    def _flatten(self, values: Sequence[Tensor]) -> Tensor:
+    def bind(self, pieces: Sequence[Tensor]) -> Bound:
+        """Conic data for the pieces of the parameter vector; differentiable."""
+        u, finite = _clean(_join(pieces))
+        data = self._elimination.bind(u)
+        with torch.no_grad():
+            finite = finite & torch.isfinite(torch.cat(data, 1)).all(-1)
+        return Bound(data, u, finite)
+
+    def _pieces(self, values: Sequence[Tensor]) -> list[Tensor]:
         by_id = dict(zip(self._parameter_ids, values, strict=True))
         values = [*values, *(evaluate(by_id) for evaluate in self._lifted)]
-        flat = []
+        pieces = []
         for value in values:
-            v = _rows(value)
-            flat += [v.real, v.imag] if v.is_complex() else [v]
-        flat += [_rows(values[k]).log() for k in self._logarithms]
-        return torch.cat(flat, 1) if flat else torch.zeros(1, 0, dtype=torch.float64)
+            pieces += [value.real, value.imag] if value.is_complex() else [value]
+        pieces += [values[k].log() for k in self._logarithms]
+        return pieces or [torch.zeros(1, 0, dtype=torch.float64)]
 
-    def recover(self, x: Tensor, y: Tensor, bound: Bound) -> tuple[Tensor, ...]:
+    def recover(self, x: Tensor, v: Tensor, pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The requested outputs from the conic solution; differentiable."""
+        primal_only = self._direct is not None and all(is_primal for is_primal, _ in self._outputs)
+        y = v if primal_only else self.program.cones.project_dual(v)
         if self._direct is not None:
             raw = [
                 _assemble(x if is_primal else y, maps)
                 for (is_primal, _), maps in zip(self._outputs, self._direct, strict=True)
             ]
         else:
-            x, y = self._elimination.expand(x, y, bound.parameters)
+            x, y = self._elimination.expand(x, y, _clean(_join(pieces))[0])
             raw = [
                 _assemble(x, self._primal[key]) if is_primal else _assemble(y, self._dual[key])
                 for is_primal, key in self._outputs
@@ -222,33 +235,44 @@ class ConvexProblem:
         return good
 
     def inspect(
-        self, values: Sequence[Tensor], bound: Bound, x: Tensor, y: Tensor, tolerance: float
+        self, values: Sequence[Tensor], u: Tensor, point: Point, tolerance: float
     ) -> tuple[Tensor, Tensor]:
         """The declared objective ``(B,)`` and the largest relative violation ``(B,)`` at a candidate solution."""
-        canonical = self.program.objective(x, bound.data) + self._elimination.constant(bound.parameters)
+        x, y, canonical = point.x, point.y, point.value
+        if self._elimination.has_constant:
+            canonical = canonical + self._elimination.constant(u)
         if self._direct_primal is None:
-            full, _ = self._elimination.expand(x, y, bound.parameters)
+            full, _ = self._elimination.expand(x, y, u)
             variables = {key: self._variable(full, maps) for key, maps in self._primal.items()}
         else:
             pairs = zip(self._primal, self._direct_primal, strict=True)
             variables = {key: self._variable(x, maps) for key, maps in pairs}
         by_id = dict(zip(self._parameter_ids, values, strict=True))
-        value, violation = self.declared({**by_id, **variables}, tolerance)
-        expected = (self.sign * canonical).exp() if self.gp else self.sign * canonical
-        mismatch = (value - expected).abs() / (1 + value.abs())
-        return value, torch.nan_to_num(torch.maximum(violation, mismatch), nan=torch.inf)
+        canonical = canonical if self.sign > 0 else -canonical
+        return self.declared({**by_id, **variables}, canonical.exp() if self.gp else canonical, tolerance)
 
     def everything(
         self, values: Sequence[Tensor], x: Tensor, y: Tensor
     ) -> tuple[dict[str, Tensor], tuple[tuple[Tensor, ...], ...]]:
         """All variables by name, and the dual variables of each declared constraint."""
-        x, y = self._elimination.expand(x, y, self.bind(values).parameters)
+        x, y = self._elimination.expand(x, y, _clean(_join(self.pieces(values)))[0])
         primal = {name: self._variable(x, self._primal[key]) for name, key in self._variable_ids.items()}
         return primal, tuple(tuple(_assemble(y, self._dual[key]) for key in ids) for ids in self._dual_ids)
 
     def _variable(self, x: Tensor, maps: Output) -> Tensor:
         value = _assemble(x, maps)
         return value.exp() if self.gp else value
+
+
+def _clean(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Parameters with zeros where an element's are not numbers, and which elements' are, ``(B,)`` bool."""
+    finite = torch.isfinite(u).all(-1)
+    return torch.where(finite.unsqueeze(-1), u, 0.0), finite
+
+
+def _join(pieces: Sequence[Tensor]) -> Tensor:
+    """The parameter vector, ``(B, k)``."""
+    return torch.cat([_rows(piece) for piece in pieces], 1)
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class SparseLinear:
         self.shape: tuple[int, int] = csr.shape
         counts = np.diff(csr.indptr)
         self.is_gather = bool((counts <= 1).all())
+        square = csr.shape[0] == csr.shape[1] == csr.nnz and self.is_gather
+        self.is_identity = square and bool((csr.data == 1).all() and (csr.indices == np.arange(csr.nnz)).all())
         self._tensors: dict[tuple[torch.device, torch.dtype], Any] = {}
         self._transpose = transpose
 
@@ -46,6 +48,8 @@ class SparseLinear:
 
     def __call__(self, u: Tensor) -> Tensor:
         """Apply to ``u`` (*batch, k); returns (*batch, r)."""
+        if self.is_identity:
+            return u
         if self.is_gather and not torch.is_grad_enabled() and 0 not in self.shape:
             return self.raw(u)  # spares autograd's bookkeeping, which costs more than the gather
         out: Tensor = _Apply.apply(u, self)  # type: ignore[no-untyped-call]  # torch leaves it untyped

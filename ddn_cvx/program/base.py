@@ -8,7 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ddn_cvx.kernels.substitution import Substitution
 from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.instance import Point
 
 
 @dataclass(frozen=True)
@@ -29,33 +31,46 @@ class Bound:
     parameters: Tensor
     """The parameters as one vector, ``(B, k)``, of which the data are a function."""
     finite: Tensor
-    """Which elements' parameters are numbers, ``(B,)`` bool."""
+    """Which elements' parameters and data are numbers, ``(B,)`` bool."""
 
 
-class ConvexNode(Protocol):
-    """A declared convex problem: parameters -> conic data, conic solution -> outputs, both plain torch."""
+class Binding(Protocol):
+    """The map from parameters to problem data."""
 
     program: ConicProgram
+
+    @property
+    def compiled(self) -> Substitution | None:
+        """The same map for the compiled kernels; None where they do not take the program."""
+
+    def bind(self, pieces: Sequence[Tensor]) -> Bound:
+        """Problem data for the pieces of the parameter vector. Differentiable."""
+
+
+class ConvexNode(Binding, Protocol):
+    """A declared convex problem: parameters -> conic data, conic solution -> outputs, both plain torch."""
+
     parameters: tuple[ParameterSpec, ...]
     has_conditions: bool
     """Whether ``admissible`` has anything to check."""
     curvature_varies: bool
     """Whether P depends on parameters, so that convexity has to be checked with their values."""
 
-    def bind(self, values: Sequence[Tensor]) -> Bound:
-        """Problem data; ``values`` are ``(B, *shape)`` in double precision. Differentiable."""
+    def pieces(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Real tensors ``(B, ...)`` that, one after the other, make up the parameter vector; ``values`` are
+        ``(B, *shape)`` in double precision. Differentiable."""
 
-    def recover(self, x: Tensor, y: Tensor, bound: Bound) -> tuple[Tensor, ...]:
-        """The requested outputs ``(B, *shape)``. Differentiable."""
+    def recover(self, x: Tensor, v: Tensor, pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The requested outputs ``(B, *shape)`` from ``x`` (B, n) and ``v = y - s`` (B, m). Differentiable."""
 
     def admissible(self, values: Sequence[Tensor]) -> Tensor:
         """Whether the parameters have their declared attributes, ``(B,)`` bool."""
 
     def inspect(
-        self, values: Sequence[Tensor], bound: Bound, x: Tensor, y: Tensor, tolerance: float
+        self, values: Sequence[Tensor], u: Tensor, point: Point, tolerance: float
     ) -> tuple[Tensor, Tensor]:
         """The problem as declared at a candidate solution: objective value and largest relative violation, ``(B,)``;
-        an objective that differs from its canonical value counts as a violation."""
+        an objective that differs from its canonical value counts as a violation. ``u`` is the parameter vector (B, k)."""
 
     def everything(
         self, values: Sequence[Tensor], x: Tensor, y: Tensor

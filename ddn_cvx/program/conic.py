@@ -13,6 +13,7 @@ With ``z = (x, v)``, ``y = Pi_K*(v)`` and ``s = y - v``, a point is optimal if a
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.cones import Product
+from ddn_cvx.kernels.structure import Structure
 from ddn_cvx.linalg.kkt import Bounds
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.affine_map import take
 
 DENSE_LIMIT = 2000
 """Programs with n + m at most this many rows and columns are handled by dense linear algebra."""
+COMPILED_LIMIT = 500
+"""Programs with equalities and inequalities and n + m at most this are handled by compiled kernels on the CPU."""
 
 
 class ConicData(NamedTuple):
@@ -77,6 +81,15 @@ class ConicProgram:
             self._bounds[device] = Bounds(*(torch.as_tensor(a, device=device) for a in arrays)) if single.any() else None
         return self._bounds[device]
 
+    @cached_property
+    def structure(self) -> Structure | None:
+        """What the compiled kernels need to know; None if the program is not for them."""
+        cones = self.cones
+        if not cones.is_polyhedral or not self.n or self.n + self.m > COMPILED_LIMIT:
+            return None
+        P, A = (self.P.rows, self.P.cols), (self.A.rows, self.A.cols)
+        return Structure.of(P, A, self.n, self.m, cones.zero)
+
     @property
     def is_dense(self) -> bool:
         """Whether dense linear algebra is used (n + m small)."""
@@ -109,10 +122,6 @@ class ConicProgram:
         shift = 1e-8 * data.P.abs().amax(-1) + 1e-300
         _, info = torch.linalg.cholesky_ex(P + torch.diag_embed(shift.unsqueeze(-1).expand(-1, self.n)))
         return info == 0
-
-    def objective(self, x: Tensor, data: ConicData) -> Tensor:
-        """``1/2 x'Px + q'x``, ``(B,)``."""
-        return (0.5 * self.P_times(data.P, x) * x + data.q * x).sum(-1)
 
     def P_times(self, P: Tensor, x: Tensor) -> Tensor:
         """``P x`` for pattern values ``(B, nnz)`` and ``x`` ``(B, n)``."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.cones import Product
+from ddn_cvx.kernels.substitution import Substitution
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.affine_map import SparseLinear
 from ddn_cvx.program.conic import DENSE_LIMIT, ConicData, ConicProgram
@@ -122,7 +124,7 @@ class Elimination:
         touched = sp.csr_array((np.ones(len(slots)), (M_rows, M_cols)), (len(d), r))
         P_add = sp.coo_array(sp.triu(touched.T @ abs(P[E][:, E]) @ touched))
 
-        pattern, P_base = self._quadratic(P_map, P_fold, P_add)
+        pattern, P_base, place_of_add = self._quadratic(P_map, P_fold, P_add)
         remaining = sp.csc_array(entry[self.kept_rows][:, self.kept])
         remaining.sort_indices()
         cones = full.cones
@@ -131,9 +133,13 @@ class Elimination:
         sections = [P_base, q_base, A_map[remaining.data - 1], b_map[self.kept_rows], M_map, c_map[d], q_map[E]]
         self.map = AffineMap(sp.csr_array(sp.vstack(sections)), [section.shape[0] for section in sections])
         self.shape = (r, len(d))
+        self._places = P_add.row, P_add.col, place_of_add
 
-    def _quadratic(self, P_map: sp.csr_array, P_fold: sp.coo_array, P_add: sp.coo_array) -> tuple[Pattern, sp.csr_array]:
-        """The pattern of the reduced P, and the map to its values without what ``bind`` adds (at ``P_add``)."""
+    def _quadratic(
+        self, P_map: sp.csr_array, P_fold: sp.coo_array, P_add: sp.coo_array
+    ) -> tuple[Pattern, sp.csr_array, Index]:
+        """The pattern of the reduced P, the map to its values without what ``bind`` adds at ``P_add``, and where that
+        is among them."""
         full, r = self.full, len(self.kept)
         position = np.full(full.n, -1)
         position[self.kept] = np.arange(r)
@@ -152,7 +158,39 @@ class Elimination:
         folded = sp.csr_array((P_fold.data, (place[1], last)), (len(codes), P_map.shape[1]))
         flat = P_add.row.astype(np.int64) * r + P_add.col
         self.pick = SparseLinear(sp.csr_array((np.ones(P_add.nnz), (place[2], flat)), (len(codes), r * r)))
-        return pattern, gather @ P_map + folded
+        return pattern, gather @ P_map + folded, place[2]
+
+    @cached_property
+    def compiled(self) -> Substitution | None:
+        """``bind`` for the compiled kernels; None where they do not take the reduced program."""
+        if self.reduced.structure is None:
+            return None
+        matrix, (r, e) = self.map.linear.matrix, self.shape
+        integers = (matrix.indptr, matrix.indices, np.cumsum(self.map.sizes), *self._places)
+        indptr, indices, stops, rows, cols, places = (np.ascontiguousarray(t, np.int64) for t in integers)
+        D, offset = self.P_dd.numpy(), self.map.offset.numpy()
+        single = self.map.linear.is_gather and matrix.shape[1] > 0
+        index, factor = np.zeros(len(offset), np.int64), np.zeros(len(offset))
+        if single:
+            filled = np.diff(indptr) == 1
+            index[filled], factor[filled] = indices, matrix.data
+        return Substitution(
+            indptr,
+            indices,
+            matrix.data,
+            offset,
+            stops,
+            kept=r,
+            eliminated=e,
+            D=D,
+            is_diagonal=self.is_diagonal,
+            rows=rows,
+            cols=cols,
+            places=places,
+            is_gather=single,
+            index=index,
+            factor=factor,
+        )
 
     def bind(self, u: Tensor) -> ConicData:
         """Data of the reduced program for parameters u (B, k); differentiable."""
@@ -176,6 +214,7 @@ class Elimination:
         upper = self.full.P.matrix(np.nan_to_num(constants[0]))[self.columns][:, self.columns]
         self.P_EE = SparseLinear(upper + sp.triu(upper, 1).T)
         sections = [d_map, sp.csr_array(sp.diags_array(1.0 / self.pivots) @ b_map[self.rows]), q_map[self.columns]]
+        self.has_constant = any(section.nnz for section in sections)
         self.value_map = AffineMap(sp.csr_array(sp.vstack(sections)), [s.shape[0] for s in sections])
 
     def constant(self, u: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The KKT factor of a conic program at a point: dense for small programs, sparse for large ones."""
+"""The KKT factor of a conic program at a point: compiled or dense for small programs, sparse for large ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.linalg.kkt import DenseKKT, NullSpace
+from ddn_cvx.linalg.polyhedral import PolyhedralKKT
 from ddn_cvx.linalg.sparse import SparseKKT
 from ddn_cvx.program.conic import ConicData, ConicProgram
 
@@ -36,12 +37,25 @@ def factorise(
 
     ``dense`` holds the same matrices as ``program.dense`` gives them, if they are at hand.
     """
-    spectrum = program.cones.dual_spectrum(v)
+    if program.structure is not None and v.device.type == "cpu":
+
+        def some(rows: Tensor) -> DenseKKT:
+            return _dense(program, P[rows], A[rows], v[rows], ok[rows])
+
+        return PolyhedralKKT(program.structure, P, A, v, ok, some)
     if program.is_dense:
-        whole_P, whole_A = program.dense(ConicData(P, P, A, A)) if dense is None else dense
-        visible = torch.as_tensor(program.visible, device=v.device)
-        return DenseKKT(whole_P, whole_A, spectrum, ok, visible, program.bounds(v.device))
+        return _dense(program, P, A, v, ok, dense)
+    spectrum = program.cones.dual_spectrum(v)
     return SparseKKT(program.P, program.A, P, A, program.cones, spectrum, ok, program.visible)
+
+
+def _dense(
+    program: ConicProgram, P: Tensor, A: Tensor, v: Tensor, ok: Tensor, dense: tuple[Tensor, Tensor] | None = None
+) -> DenseKKT:
+    spectrum = program.cones.dual_spectrum(v)
+    whole_P, whole_A = program.dense(ConicData(P, P, A, A)) if dense is None else dense
+    visible = torch.as_tensor(program.visible, device=v.device)
+    return DenseKKT(whole_P, whole_A, spectrum, ok, visible, program.bounds(v.device))
 
 
 class Factors:
@@ -55,6 +69,10 @@ class Factors:
     def keep(self, P: Tensor, A: Tensor, v: Tensor, ok: Tensor, kkt: KKT) -> None:
         """Remember a factor made elsewhere."""
         self._key, self.last = (P, A, v, ok), kkt
+
+    def holds(self, P: Tensor, A: Tensor, v: Tensor, ok: Tensor) -> bool:
+        """Whether the factor for these very tensors is at hand."""
+        return len(self._key) == 4 and all(a is b for a, b in zip((P, A, v, ok), self._key, strict=True))
 
     def at(self, P: Tensor, A: Tensor, v: Tensor, ok: Tensor) -> KKT:
         """The factor for these numbers; recomputed unless they are the last ones bit for bit."""

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ddn_cvx.kernels import optimality
+from ddn_cvx.kernels.jit import spread
 from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.units import Units
 
 
-@dataclass(frozen=True)
-class Residuals:
-    """Relative residuals of the optimality conditions, each ``(B,)``."""
+class Residuals(NamedTuple):
+    """Relative residuals of the optimality conditions."""
 
-    primal: Tensor
-    """``Ax + s = b`` and ``s in K``."""
-    dual: Tensor
-    """``Px + q + A'y = 0`` and ``y in K*``."""
-    gap: Tensor
-    """``x'Px + q'x + b'y = 0``."""
+    table: Tensor
+    """Columns ``primal``, ``dual`` and ``gap``, ``(B, 3)``."""
+
+    @property
+    def primal(self) -> Tensor:
+        """``Ax + s = b`` and ``s in K``, ``(B,)``."""
+        return self.table[:, 0]
+
+    @property
+    def dual(self) -> Tensor:
+        """``Px + q + A'y = 0`` and ``y in K*``, ``(B,)``."""
+        return self.table[:, 1]
+
+    @property
+    def gap(self) -> Tensor:
+        """``x'Px + q'x + b'y = 0``, ``(B,)``."""
+        return self.table[:, 2]
 
     @property
     def worst(self) -> Tensor:
-        """The largest of the three; NaN counts as infinite."""
-        return torch.nan_to_num(torch.maximum(torch.maximum(self.primal, self.dual), self.gap), nan=torch.inf)
+        """The largest of the three, ``(B,)``; NaN counts as infinite."""
+        return torch.nan_to_num(self.table.amax(1), nan=torch.inf)
+
+    @property
+    def of_equations(self) -> Tensor:
+        """The larger of primal and dual, ``(B,)``; NaN counts as infinite."""
+        return torch.nan_to_num(self.table[:, :2].amax(1), nan=torch.inf)
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A candidate solution ``(x, v)`` with ``y = Pi_K*(v)``, ``s = y - v``, and the optimality conditions there."""
 
     x: Tensor
@@ -42,6 +60,10 @@ class Point:
     low: Tensor
     """``Ax + s - b``, ``(B, m)``."""
     residuals: Residuals
+    value: Tensor
+    """The objective, ``(B,)``."""
+    scaled: Tensor | None
+    """``Instance.hidden`` where it is known already."""
 
 
 class Instance:
@@ -49,15 +71,24 @@ class Instance:
 
     def __init__(self, program: ConicProgram, data: ConicData):
         self.program, self.data = program, data
-        self.dense = program.dense(data) if program.is_dense else None
-        self.units = Units.of(data)
+        self.compiled = program.structure if data.q.device.type == "cpu" else None
+
+    @cached_property
+    def dense(self) -> tuple[Tensor, Tensor] | None:
+        """``(P, A)`` as dense tensors, None for a large program."""
+        return self.program.dense(self.data) if self.program.is_dense else None
+
+    @cached_property
+    def units(self) -> Units:
+        return Units.of(self.data)
 
     def at(self, x: Tensor, v: Tensor) -> Point:
         """The point ``(x, v)``, x (B, n), v (B, m)."""
+        if self.compiled is not None:
+            return self._compiled_measure(x, v, torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape, dtype=v.dtype), True)
         y = self.program.cones.project_dual(v)
         s = y - v
-        top, low, residuals = self._measure(x, y, s)
-        return Point(x, v, y, s, top, low, residuals)
+        return self._measure(x, v, y, s)
 
     def residuals(self, x: Tensor, y: Tensor, s: Tensor) -> Residuals:
         """How far any ``(x, y, s)`` is from optimal, distances from the cones included."""
@@ -66,17 +97,21 @@ class Instance:
     def judge(self, x: Tensor, y: Tensor, s: Tensor) -> Point:
         """Any ``(x, y, s)`` as a point, with ``v = y - s``; its residuals include distances from the cones."""
         cones = self.program.cones
-        top, low, found = self._measure(x, y, s)
+        measure = self._measure if self.compiled is None else self._compiled_measure
+        point = measure(x, y - s, y, s)
         beta, gamma = (unit.squeeze(-1) for unit in self.units)
+        found = point.residuals
         primal = torch.maximum(found.primal, cones.distance(s) / (beta + _largest(s)))
         dual = torch.maximum(found.dual, cones.dual_distance(y) / (gamma + _largest(y)))
-        return Point(x, y - s, y, s, top, low, Residuals(primal, dual, found.gap))
+        return point._replace(residuals=Residuals(torch.stack((primal, dual, found.gap), 1)))
 
     def hidden(self, point: Point) -> Tensor:
         """What large numbers hide: the worst residual of the two equations once rows and columns are scaled, ``(B,)``.
 
         Rows first and columns first, since either may be what makes the other look large.
         """
+        if point.scaled is not None:
+            return point.scaled
         q, b, (Px, Aty, Ax) = self.data.q, self.data.b, self._products(point.x, point.y)
         dual, primal = torch.stack((q, Px, Aty, point.top)), torch.stack((b, Ax, point.s, point.low))
         columns, rows = self._columns(torch.ones_like(b)), self._rows(torch.ones_like(q))
@@ -104,7 +139,7 @@ class Instance:
         values = (self.data.A / take(columns, ac)).abs()
         return _or_one(torch.zeros_like(self.data.b).scatter_reduce(1, ar.expand_as(values), values, "amax"))
 
-    def _measure(self, x: Tensor, y: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Residuals]:
+    def _measure(self, x: Tensor, v: Tensor, y: Tensor, s: Tensor) -> Point:
         q, b = self.data.q, self.data.b
         Px, Aty, Ax = self._products(x, y)
         top = Px + q + Aty
@@ -113,7 +148,16 @@ class Instance:
         gap_terms = torch.cat((terms, (b * y).sum(-1).unsqueeze(0)))
         beta, gamma = (unit.squeeze(-1) for unit in self.units)
         gap = gap_terms.sum(0).abs() / (beta * gamma + gap_terms.abs().amax(0))
-        return top, low, Residuals(_relative(low, beta, Ax, s, b), _relative(top, gamma, Px, Aty, q), gap)
+        residuals = torch.stack((_relative(low, beta, Ax, s, b), _relative(top, gamma, Px, Aty, q), gap), 1)
+        return Point(x, v, y, s, top, low, Residuals(residuals), 0.5 * terms[0] + terms[1], None)
+
+    def _compiled_measure(self, x: Tensor, v: Tensor, y: Tensor, s: Tensor, projects: bool = False) -> Point:
+        arrays = (t.detach().contiguous().numpy() for t in (*self.data, x, v, y, s))
+        top, low, measures = out = np.empty(x.shape), np.empty(v.shape), np.empty((len(x), 5))
+        work = 20 * (self.data.P.shape[1] + self.data.A.shape[1])
+        spread(optimality.measure, len(x), work, self.compiled, *arrays, *out, projects)
+        residuals, scaled, value = map(torch.from_numpy, (measures[:, :3], measures[:, 3], measures[:, 4]))
+        return Point(x, v, y, s, torch.from_numpy(top), torch.from_numpy(low), Residuals(residuals), value, scaled)
 
     def _products(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.dense is None:
@@ -153,7 +197,7 @@ def choose(mask: Tensor, yes: Point, no: Point) -> Point:
         return yes
     row = mask.unsqueeze(-1)
     names = ("x", "v", "y", "s", "top", "low")
-    x, v, y, s, top, low = (torch.where(row, getattr(yes, k), getattr(no, k)) for k in names)
-    a, b = yes.residuals, no.residuals
-    measures = (torch.where(mask, getattr(a, k), getattr(b, k)) for k in ("primal", "dual", "gap"))
-    return Point(x, v, y, s, top, low, Residuals(*measures))
+    vectors = (torch.where(row, getattr(yes, k), getattr(no, k)) for k in names)
+    residuals = Residuals(torch.where(row, yes.residuals.table, no.residuals.table))
+    scaled = None if yes.scaled is None or no.scaled is None else torch.where(mask, yes.scaled, no.scaled)
+    return Point(*vectors, residuals, torch.where(mask, yes.value, no.value), scaled)

@@ -12,7 +12,8 @@ import torch
 
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
-from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.active_set import ActiveSet
+from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.elementwise import require_positive
 from ddn_cvx.solvers.interior_point import InteriorPoint
@@ -20,12 +21,12 @@ from ddn_cvx.solvers.interior_point import InteriorPoint
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """``InteriorPoint`` for dense quadratic programs of moderate size, ``Clarabel`` for all others.
-
-    Elements that ``InteriorPoint`` does not solve get a second chance with ``Clarabel``.
+    """``ActiveSet`` for small strictly convex quadratic programs, ``InteriorPoint`` for other dense quadratic programs of
+    moderate size, ``Clarabel`` for all others and for elements that the first choice does not solve.
     """
 
     name: ClassVar[str] = "auto"
+    minds_units: ClassVar[bool] = False  # it takes them out for the solvers that do
 
     least: int = 40
     """n + m below which Clarabel is as fast (default 40)."""
@@ -34,7 +35,7 @@ class Auto(Solver):
     density: float = 0.3
     """Share of the entries of P and A that must be stored for dense algebra to pay (default 0.3)."""
     threads: int | None = None
-    """Threads of Clarabel; None is one a processor (default None)."""
+    """Threads that share a batch; None is one a processor (default None)."""
 
     def __post_init__(self) -> None:
         require_positive(self, "least", "most", "density", *([] if self.threads is None else ["threads"]))
@@ -51,15 +52,17 @@ class Auto(Solver):
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch with the solver that ``explain`` names."""
-        solver, _ = self._choice(program)
-        raw = solver.solve(program, data, workspace, warm)
+        solver, _ = workspace.get((self, program), lambda: self._choice(program))
+        raw = solve_in_units(solver, program, data, workspace)
         if isinstance(solver, Clarabel):
             return raw
-        settled = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INVALID_DATA))
-        again = torch.nonzero(~settled).flatten()
-        if not len(again):
+        if not bool(raw.status.any()):  # SOLVED is zero
             return raw
-        second = self._clarabel.solve(program, ConicData(*(t[again] for t in data)), workspace)
+        settled = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INVALID_DATA))
+        if bool(settled.all()):
+            return raw
+        again = torch.nonzero(~settled).flatten()
+        second = solve_in_units(self._clarabel, program, ConicData(*(t[again] for t in data)), workspace)
         parts = ("x", "y", "s", "status", "iterations")
         merged = {part: getattr(raw, part).index_copy(0, again, getattr(second, part)) for part in parts}
         return replace(raw, **merged)
@@ -72,6 +75,8 @@ class Auto(Solver):
         n, m = program.n, program.m
         if not program.cones.is_polyhedral:
             return self._clarabel, "it has cones other than half-lines"
+        if ActiveSet().unsupported(program) is None:
+            return ActiveSet(self.threads), "a small strictly convex quadratic program is solved exactly by active sets"
         if not n or not self.least <= n + m <= self.most:
             return self._clarabel, f"n + m = {n + m} is not between {self.least} and {self.most}"
         density = (2 * program.P.nnz + program.A.nnz) / (n * (n + 1) + m * n)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.units import Units
 from ddn_cvx.solution import Status
 
 T = TypeVar("T")
@@ -80,6 +81,8 @@ class Solver(ABC):
     """Lower-case name under which ``solver="name"`` finds it."""
     on_device: ClassVar[bool] = False
     """Whether it works on tensors of any device; otherwise it is handed float64 CPU tensors."""
+    minds_units: ClassVar[bool] = True
+    """Whether its tolerances know absolute sizes, so that small units have to be taken out of the numbers first."""
 
     @abstractmethod
     def unsupported(self, program: ConicProgram) -> str | None:
@@ -93,3 +96,19 @@ class Solver(ABC):
 
         Elements that are not to be solved hold NaN; they are ``INVALID_DATA``.
         """
+
+
+def solve_in_units(solver: Solver, program: ConicProgram, data: ConicData, workspace: Workspace) -> RawSolution:
+    """Solve with small units taken out of the numbers, where the solver minds them, and on the device it works on."""
+    device = data.q.device
+    units = Units.of(data) if solver.minds_units else None
+    if units is not None:
+        data = units.remove(data)
+    if not solver.on_device and device.type != "cpu":
+        data = ConicData(*(part.cpu() for part in data))
+    raw = solver.solve(program, data, workspace)
+    if device.type != "cpu":
+        raw = RawSolution(*(t.to(device) for t in (raw.x, raw.y, raw.s, raw.status, raw.iterations)))
+    if units is None:
+        return raw
+    return replace(raw, x=raw.x * units.primal, y=raw.y * units.dual, s=raw.s * units.primal)

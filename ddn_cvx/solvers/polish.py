@@ -21,17 +21,15 @@ FAIR = 1e-10
 MAX_HALVINGS = 7
 
 
-def polish(instance: Instance, x: Tensor, v: Tensor, ok: Tensor, steps: int) -> tuple[Point, KKT | None]:
-    """At most ``steps`` Newton steps from ``(x, v)``; elements not ``ok`` stay where they are.
+def polish(instance: Instance, point: Point, ok: Tensor, steps: int) -> tuple[Point, KKT | None]:
+    """At most ``steps`` Newton steps from ``point``; elements not ``ok`` stay where they are.
 
     Returns the last point, and the factor there when it is already known.
     """
-    program, point = instance.program, instance.at(x, v)
-    if not x.shape[0]:
-        return point, None
+    program = instance.program
     factor: KKT | None = None
     factor_v: Tensor | None = None
-    size = _size(point)
+    size = point.residuals.of_equations
     for _ in range(steps):
         waiting = ok & (size > GOAL)
         if not bool(waiting.any()):
@@ -43,7 +41,7 @@ def polish(instance: Instance, x: Tensor, v: Tensor, ok: Tensor, steps: int) -> 
         for halvings in range(MAX_HALVINGS):
             length = 0.5**halvings
             trial = instance.at(start.x + length * a, start.v + length * c)
-            trial_size = _size(trial)
+            trial_size = trial.residuals.of_equations
             better = missed & (trial_size < size)
             point = choose(better, trial, point)
             size = torch.where(better, trial_size, size)
@@ -54,11 +52,6 @@ def polish(instance: Instance, x: Tensor, v: Tensor, ok: Tensor, steps: int) -> 
         if bool((size == before).all()):
             break
     return point, factor if factor_v is not None and _same_face(program, factor_v, point.v) else None
-
-
-def _size(point: Point) -> Tensor:
-    found = point.residuals
-    return torch.nan_to_num(torch.maximum(found.primal, found.dual), nan=torch.inf)
 
 
 def _same_face(program: ConicProgram, old: Tensor, new: Tensor) -> bool:

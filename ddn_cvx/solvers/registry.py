@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from ddn_cvx.errors import InputError
+from ddn_cvx.solvers.active_set import ActiveSet
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.base import Solver
 from ddn_cvx.solvers.clarabel import Clarabel
@@ -18,6 +19,7 @@ from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.scs import SCS
 
 SOLVERS: dict[str, type[Solver]] = {
+    "active_set": ActiveSet,
     "auto": Auto,
     "clarabel": Clarabel,
     "diffcp": Diffcp,

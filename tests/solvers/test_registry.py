@@ -36,7 +36,7 @@ def test_options_go_into_the_solver():
 
 
 def test_unknown_names_get_a_suggestion():
-    with pytest.raises(InputError, match=r"'claribel'.*'clarabel'.*Known here: auto, clarabel"):
+    with pytest.raises(InputError, match=r"'claribel'.*'clarabel'.*Known here: active_set, auto, clarabel"):
         resolve("claribel")
     with pytest.raises(InputError, match=r"name or a Solver object, got 3"):
         resolve(3)

@@ -1,0 +1,132 @@
+"""The implicit derivative of small programs with equalities and inequalities, from parameters to solution in compiled
+code.
+
+The mathematics is that of ``adjoint.implicit``. Between the parameters and the solution nothing of the size of the
+problem data is seen by autograd: the gradient goes from the KKT system straight to the parameters. A derivative of the
+derivative is asked from the map in torch, at the solution that is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ddn_cvx.adjoint.base import Solve
+from ddn_cvx.kernels import kkt, substitution
+from ddn_cvx.kernels.jit import spread
+from ddn_cvx.kernels.structure import Structure
+from ddn_cvx.program.base import Binding
+from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.factor import Factors
+
+Map = Callable[[Solve, Binding, Sequence[Tensor], tuple[Tensor, ...]], tuple[Tensor, Tensor, Tensor]]
+Array = NDArray[np.float64]
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether these are ordinary CPU tensors: no ``torch.func`` transform, no forward mode."""
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return all(t.is_cpu and forward_ad.unpack_dual(t).tangent is None for t in tensors)
+
+
+def compiled_solution(
+    solve: Solve, binding: Binding, in_torch: Map, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(x, v, ok)``; ``in_torch`` is the same map with derivatives of second order."""
+    out = _CompiledMap.apply(solve, binding, in_torch, extra, *pieces)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return cast(tuple[Tensor, Tensor, Tensor], out)
+
+
+class _Known:
+    """A solve whose answer is there already."""
+
+    def __init__(self, factors: Factors, answer: tuple[Tensor, Tensor, Tensor]):
+        self.program: ConicProgram = factors.program
+        self.factors, self.answer = factors, answer
+
+    def __call__(self, data: ConicData, *extra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, v, ok = self.answer
+        return x.clone(), v.clone(), ok.clone()
+
+
+class _CompiledMap(torch.autograd.Function):
+    """``pieces -> (x, v, ok)``. Without ``setup_context``, which costs a fifth of a small call; arrays are numpy's, for
+    torch would start threads for large ones that then stand in the way of the kernels'."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, solve: Solve, binding: Binding, in_torch: Map, extra: tuple[Tensor, ...], *pieces: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [piece.detach().numpy().reshape(piece.shape[0], piece.shape[1:].numel()) for piece in pieces]
+        u = np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=1)
+        data, finite = _bind(binding, u)
+        x, v, ok = solve(data, finite, torch.from_numpy(u), *extra)
+        ctx.binding, ctx.factors, ctx.in_torch, ctx.u, ctx.data = binding, solve.factors, in_torch, u, data
+        ctx.save_for_backward(x, v, ok, *pieces)
+        ctx.mark_non_differentiable(ok)
+        ctx.differentiated = False
+        return x, v, ok
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, v, ok, *pieces = ctx.saved_tensors
+        needed = ctx.needs_input_grad[4:]
+        if torch.is_grad_enabled():
+            with torch.enable_grad():
+                known = _Known(ctx.factors, (x.detach(), v.detach(), ok))
+                again = ctx.in_torch(known, ctx.binding, pieces, (ok,))
+                wanted = [piece for piece, need in zip(pieces, needed, strict=True) if need]
+                found = iter(torch.autograd.grad(again[:2], wanted, grads[:2], create_graph=True))
+            gradients = [next(found) if need else None for need in needed]
+        else:
+            whole, start, gradients = _pull_back(ctx, x, v, ok, *grads[:2]), 0, []
+            for piece, need in zip(pieces, needed, strict=True):
+                stop = start + piece.shape[1:].numel()
+                part = np.ascontiguousarray(whole[:, start:stop]).reshape(piece.shape) if need else None
+                gradients.append(None if part is None else torch.from_numpy(part))
+                start = stop
+        return (None, None, None, None, *gradients)
+
+
+def _bind(binding: Binding, u: Array) -> tuple[ConicData, Tensor]:
+    substituted, structure = binding.compiled, binding.program.structure
+    assert substituted is not None and structure is not None
+    batch, stops = len(u), substituted.stops
+    sizes = [int(stops[0]), structure.n, int(stops[2] - stops[1]), structure.m]
+    data, finite = [np.empty((batch, size)) for size in sizes], np.empty(batch, np.bool_)
+    work = 4 * len(substituted.offset) + 2 * len(substituted.places) * substituted.eliminated
+    spread(substitution.bind, batch, work, substituted, u, *data, finite)
+    return ConicData(*map(torch.from_numpy, data)), torch.from_numpy(finite)
+
+
+def _pull_back(ctx: Any, x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
+    substituted, structure = ctx.binding.compiled, ctx.binding.program.structure
+    values = [t.numpy() for t in (ctx.data.P, ctx.data.A, v, ok)]
+    g, h = _solve_once(ctx, structure, values, gx, gv)
+    out = np.empty_like(ctx.u)
+    work = 10 * len(substituted.offset)
+    spread(substitution.pull_back, len(out), work, substituted, structure, ctx.u, x.numpy(), *values[2:], g, h, out)
+    return out
+
+
+def _solve_once(ctx: Any, structure: Structure, values: list[Any], gx: Tensor, gv: Tensor) -> tuple[Array, Array]:
+    """``J'(g, h) = (gx, gv)``: with factors that are not kept, unless there are some or this is not the first time."""
+    key = (ctx.data.P, ctx.data.A, *ctx.saved_tensors[1:3])
+    if not ctx.differentiated and not ctx.factors.holds(*key):
+        ctx.differentiated = True
+        cotangent = [t.contiguous().numpy() for t in (gx, gv)]
+        g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.empty(len(gx), np.bool_)
+        work = structure.n**3 / 3 + 10 * (structure.n + structure.m) ** 2
+        spread(kkt.reverse_once, len(gx), work, structure, *values, *cotangent, g, h, healthy)
+        if healthy.all():
+            return g, h
+    found = ctx.factors.at(*key).reverse(gx.unsqueeze(-1), gv.unsqueeze(-1))
+    first, second = (t.squeeze(-1).contiguous().numpy() for t in found)
+    return first, second

@@ -1,0 +1,195 @@
+"""From parameters to problem data, eliminated variables substituted, and the same way back for gradients.
+
+``program.elimination`` derives the formulas: with ``W = M D`` for the quadratic terms D of the eliminated variables
+
+    P = P0 + W M'  at the stored entries,        q = q0 - M pull,        pull = q_E + D c,
+
+where P0, q0, A, b, M (r, e), c and q_E are affine in the parameters u. The gradient with respect to P is of rank two at
+a solution, ``-(u x' + x u')``, and is never formed: all of the way back costs as much as there are stored entries.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddn_cvx.kernels.dense import add, dot, is_finite
+from ddn_cvx.kernels.jit import jit
+from ddn_cvx.kernels.optimality import project
+from ddn_cvx.kernels.structure import Integers
+
+
+class Substitution(NamedTuple):
+    """The affine map in compressed sparse rows, and where ``W M'`` goes."""
+
+    indptr: Integers
+    indices: Integers
+    values: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    stops: Integers
+    """Ends of the sections P0, q0, A, b, M, c and q_E."""
+    kept: int
+    """Rows r of M."""
+    eliminated: int
+    """Columns e of M."""
+    D: NDArray[np.float64]
+    """Quadratic terms of the eliminated variables, ``(e, e)``."""
+    is_diagonal: bool
+    rows: Integers
+    """Row and column of an entry of ``W M'``, and its place among the stored entries of P."""
+    cols: Integers
+    places: Integers
+    is_gather: bool
+    """Whether every row of the map has at most one entry: then ``factor`` at ``index`` is all of it."""
+    index: Integers
+    factor: NDArray[np.float64]
+
+
+@jit
+def bind(first: int, last: int, sub: Any, u: Any, P: Any, q: Any, A: Any, b: Any, finite: Any) -> None:
+    """The data of the elements ``first .. last - 1`` for u (B, k); ``finite`` (B,) says whether they are numbers.
+
+    Elements whose parameters are not finite get the data of zero parameters.
+    """
+    sections = np.empty(sub.offset.shape[0])
+    W, pull = np.empty((sub.kept, sub.eliminated)), np.empty(sub.eliminated)
+    zeros = np.zeros(u.shape[1])
+    a, e = sub.stops, sub.eliminated
+    for k in range(first, last):
+        good = is_finite(u[k])
+        _affine(sub, u[k] if good else zeros, sections)
+        P[k], q[k], A[k], b[k] = sections[: a[0]], sections[a[0] : a[1]], sections[a[1] : a[2]], sections[a[2] : a[3]]
+        if e:
+            M = sections[a[3] : a[4]].reshape(sub.kept, e)
+            _pull(sub, sections, pull)
+            _weigh(sub, M, W)
+            _add_products(sub, W, M, P[k])
+            for j in range(sub.kept):
+                q[k, j] -= dot(M[j], pull)
+        finite[k] = good and is_finite(P[k]) and is_finite(q[k]) and is_finite(A[k]) and is_finite(b[k])
+
+
+@jit
+def pull_back(
+    first: int, last: int, sub: Any, structure: Any, u: Any, x: Any, v: Any, ok: Any, g: Any, h: Any, out: Any
+) -> None:
+    """The gradient with respect to the parameters, ``out`` (B, k), zero where not ``ok``.
+
+    ``(g, h)`` solves ``J'(g, h) = `` cotangents of ``(x, v)`` (``adjoint.implicit``), g (B, n), h (B, m).
+    """
+    A_rows, A_starts, P_cols, P_rows, factor, index, indices, indptr, values = structure.A_rows, structure.A_starts, structure.P_cols, structure.P_rows, sub.factor, sub.index, sub.indices, sub.indptr, sub.values
+    sections = np.empty(sub.offset.shape[0])
+    a, e = sub.stops, sub.eliminated
+    pull, Mx, Mg, back, y, s = np.empty(e), np.empty(e), np.empty(e), np.empty(e), np.empty(v.shape[1]), np.empty(v.shape[1])
+    for k in range(first, last):
+        out[k] = 0.0
+        if not ok[k]:
+            continue
+        project(structure, v[k], y, s)
+        if e:
+            _affine(sub, u[k], sections)
+            M = sections[a[3] : a[4]].reshape(sub.kept, e)
+            _pull(sub, sections, pull)
+            Mx[:], Mg[:] = 0.0, 0.0
+            for j in range(sub.kept):
+                add(Mx, x[k, j], M[j])
+                add(Mg, g[k, j], M[j])
+            back[:] = Mg
+            _times_D(sub, Mx)
+            _times_D(sub, Mg)
+            for j in range(sub.kept):
+                for i in range(e):
+                    M[j, i] = g[k, j] * (pull[i] - Mx[i]) - x[k, j] * Mg[i]
+            sections[a[5] : a[6]] = back
+            sections[a[4] : a[5]] = Mg
+        for t in range(a[0]):
+            i, j = P_rows[t], P_cols[t]
+            sections[t] = -g[k, i] * x[k, j] if i == j else -(g[k, i] * x[k, j] + g[k, j] * x[k, i])
+        for j in range(a[0], a[1]):
+            sections[j] = -g[k, j - a[0]]
+        for j in range(structure.n):
+            for t in range(A_starts[j], A_starts[j + 1]):
+                i = A_rows[t]
+                sections[a[1] + t] = -(y[i] * g[k, j] + h[k, i] * x[k, j])
+        for i in range(a[2], a[3]):
+            sections[i] = h[k, i - a[2]]
+        if sub.is_gather:
+            for t in range(a[6]):
+                out[k, index[t]] += factor[t] * sections[t]
+            continue
+        for t in range(a[6]):
+            for place in range(indptr[t], indptr[t + 1]):
+                out[k, indices[place]] += values[place] * sections[t]
+
+
+@jit
+def _affine(sub: Any, u: Any, out: Any) -> None:
+    factor, index, indices, indptr, offset, values = sub.factor, sub.index, sub.indices, sub.indptr, sub.offset, sub.values
+    if sub.is_gather:
+        for t in range(out.shape[0]):
+            out[t] = offset[t] + factor[t] * u[index[t]]
+        return
+    for t in range(out.shape[0]):
+        total = offset[t]
+        for place in range(indptr[t], indptr[t + 1]):
+            total += values[place] * u[indices[place]]
+        out[t] = total
+
+
+@jit
+def _add_products(sub: Any, W: Any, M: Any, P: Any) -> None:
+    """``W M'`` at its places in P; four entries of a column at a time."""
+    rows, cols, places = sub.rows, sub.cols, sub.places
+    t, total = 0, places.shape[0]
+    while t < total:
+        j = cols[t]
+        if t + 3 < total and cols[t + 3] == j:
+            i, k, l, o = rows[t], rows[t + 1], rows[t + 2], rows[t + 3]
+            a, b, c, d = 0.0, 0.0, 0.0, 0.0
+            for e in range(M.shape[1]):
+                value = M[j, e]
+                a += W[i, e] * value
+                b += W[k, e] * value
+                c += W[l, e] * value
+                d += W[o, e] * value
+            P[places[t]] += a
+            P[places[t + 1]] += b
+            P[places[t + 2]] += c
+            P[places[t + 3]] += d
+            t += 4
+        else:
+            P[places[t]] += dot(W[rows[t]], M[j])
+            t += 1
+
+
+@jit
+def _pull(sub: Any, sections: Any, out: Any) -> None:
+    a = sub.stops
+    out[:] = sections[a[4] : a[5]]
+    _times_D(sub, out)
+    for i in range(out.shape[0]):
+        out[i] += sections[a[5] + i]
+
+
+@jit
+def _weigh(sub: Any, M: Any, out: Any) -> None:
+    """``M D``."""
+    for j in range(M.shape[0]):
+        out[j] = M[j]
+        _times_D(sub, out[j])
+
+
+@jit
+def _times_D(sub: Any, t: Any) -> None:
+    """``t <- D t``; D is symmetric."""
+    D = sub.D
+    e = t.shape[0]
+    if sub.is_diagonal:
+        for i in range(e):
+            t[i] *= D[i, i]
+    else:
+        before = t.copy()
+        for i in range(e):
+            t[i] = dot(D[i], before)

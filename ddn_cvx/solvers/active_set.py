@@ -1,0 +1,56 @@
+"""Compiled active-set methods for small strictly convex quadratic programs, exact up to rounding.
+
+Goldfarb & Idnani's dual method (``kernels.active_set``), and for separable programs with bounds the primal-dual method
+(``kernels.separable``) first. A batch costs no Python an element: threads share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from ddn_cvx.kernels import active_set
+from ddn_cvx.kernels.jit import spread
+from ddn_cvx.program.conic import COMPILED_LIMIT, ConicData, ConicProgram
+from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.elementwise import require_positive
+
+
+@dataclass(frozen=True)
+class ActiveSet(Solver):
+    """Options of the active-set methods."""
+
+    name: ClassVar[str] = "active_set"
+    minds_units: ClassVar[bool] = False
+
+    threads: int | None = None
+    """Threads that share a batch; None is one a processor (default None)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, *([] if self.threads is None else ["threads"]))
+
+    def unsupported(self, program: ConicProgram) -> str | None:
+        if not program.cones.is_polyhedral:
+            return "it takes equalities and inequalities only, and the program has other cones"
+        if program.structure is None:
+            return f"it needs a variable, and takes n + m up to {COMPILED_LIMIT}"
+        if len(np.unique(program.P.rows[program.P.rows == program.P.cols])) < program.n:
+            return "its objective must be strictly convex: a variable has no quadratic term"
+        return None
+
+    def solve(
+        self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
+    ) -> RawSolution:
+        """Solve the batch. The methods start from the minimiser without constraints: ``warm`` is not used."""
+        structure, n = program.structure, program.n
+        assert structure is not None
+        batch, m = len(data.q), program.m
+        arrays = (t.contiguous().numpy() for t in data)
+        vectors = (np.full((batch, size), np.nan) for size in (n, m, m))
+        out = (*vectors, np.zeros(batch, np.int64), np.zeros(batch, np.int64))
+        work = n**3 / 3 + (n if structure.separable else n * n) * (n + m)
+        spread(active_set.solve, batch, work, structure, *arrays, *out, threads=self.threads)
+        return RawSolution(*map(torch.from_numpy, out))
