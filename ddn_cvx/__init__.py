@@ -12,6 +12,7 @@ from ddn_cvx.errors import (
 )
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.solution import Regularity, Solution, Status
+from ddn_cvx.solvers.active_set import ActiveSet
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver
@@ -23,6 +24,7 @@ from ddn_cvx.solvers.scs import SCS
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActiveSet",
     "ECOS",
     "SCS",
     "Auto",

@@ -8,9 +8,8 @@ the change ``dq = dP x``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 

@@ -14,9 +14,8 @@ projection (``dual_curvature``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels import separable
-from ddn_cvx.kernels.dense import add, add_rows, cholesky, dot, is_finite, rows_times
-from ddn_cvx.kernels.jit import jit
+from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, is_finite, rows_times
+from ddn_cvx.kernels.jit import inner, jit
 from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A, dense_P
 
 SOLVED, INFEASIBLE, LIMIT, BROKEN, INVALID = 0, 2, 4, 5, 6
@@ -80,10 +80,12 @@ def solve(
             if not (is_finite(x[k]) and is_finite(y[k])):
                 status[k] = BROKEN
         if status[k] != SOLVED:
-            x[k], y[k], s[k] = np.nan, np.nan, np.nan
+            fill(x[k], np.nan)
+            fill(y[k], np.nan)
+            fill(s[k], np.nan)
 
 
-@jit
+@inner
 def _invert(L: Any, JT: Any) -> None:
     """``JT = L^-1``, so that its rows are the columns of ``J = L^-T``."""
     n = L.shape[0]
@@ -97,7 +99,7 @@ def _invert(L: Any, JT: Any) -> None:
         JT[i, i] = inverse
 
 
-@jit
+@inner
 def _iterate(
     structure: Any,
     JT: Any,
@@ -118,10 +120,10 @@ def _iterate(
     """The active set, its multipliers u and x; returns status, number of changes and of active constraints."""
     A_cols, bound = structure.A_cols, structure.bound
     n, m, zero = structure.n, structure.m, structure.zero
-    x[:] = 0.0
+    fill(x, 0.0)
     for i in range(n):
         add(x, -dot(JT[i, : i + 1], q[: i + 1]), JT[i])
-    where[:] = -1
+    fill(where, -1)
     count, changes, equality = 0, 0, 0
     limit = 10 * (n + m) + 20
     while True:
@@ -178,7 +180,7 @@ def _iterate(
                 where[active[j]] = j
 
 
-@jit
+@inner
 def _direction(
     structure: Any, JT: Any, RT: Any, rows: Any, A: Any, new: int, count: int, d: Any, z: Any, r: Any
 ) -> tuple[float, float]:
@@ -193,19 +195,19 @@ def _direction(
     else:
         rows_times(JT, rows[new], d)
     inside, outside = dot(d[:count], d[:count]), dot(d[count:], d[count:])
-    z[:] = 0.0
+    fill(z, 0.0)
     add_rows(z, d[count:], JT[count:])
-    r[:count] = d[:count]
+    copy(d[:count], r)
     for k in range(count - 1, -1, -1):
         r[k] /= RT[k, k]
         add(r[:k], -r[k], RT[k, :k])
     return inside, outside
 
 
-@jit
+@inner
 def _join(JT: Any, RT: Any, d: Any, z: Any, count: int, outside: float) -> None:
     """Append a column to R; the reflection needs ``z = J2 d2``, which the step has computed."""
-    RT[count, :count] = d[:count]
+    copy(d[:count], RT[count])
     length = outside**0.5
     sign = 1.0 if d[count] >= 0.0 else -1.0
     RT[count, count] = -sign * length
@@ -216,11 +218,11 @@ def _join(JT: Any, RT: Any, d: Any, z: Any, count: int, outside: float) -> None:
         add(JT[i], scale * d[i], z)
 
 
-@jit
+@inner
 def _leave(JT: Any, RT: Any, u: Any, active: Any, drop: int, count: int) -> None:
     """Remove column ``drop`` of R, of which ``count`` remain, and make it a triangle again by Givens rotations."""
     for j in range(drop, count):
-        RT[j, : j + 2] = RT[j + 1, : j + 2]
+        copy(RT[j + 1, : j + 2], RT[j])
         u[j], active[j] = u[j + 1], active[j + 1]
     for j in range(drop, count):
         a, b = RT[j, j], RT[j, j + 1]
@@ -234,7 +236,7 @@ def _leave(JT: Any, RT: Any, u: Any, active: Any, drop: int, count: int) -> None
             JT[j, k], JT[j + 1, k] = c * a + s * b, c * b - s * a
 
 
-@jit
+@inner
 def _finish(
     structure: Any,
     JT: Any,
@@ -256,13 +258,13 @@ def _finish(
     count: int,
 ) -> None:
     """Refine x and u on the active set, and write y and s."""
-    n, m, zero = structure.n, structure.m, structure.zero
-    y[:] = 0.0
+    m, zero = structure.m, structure.zero
+    fill(y, 0.0)
     for j in range(count):
         y[active[j]] = u[j]
     for _ in range(2):
-        # P dx + N du = top, N'dx = low;  with dx = J w:  -R' ... see the module's text
-        z[:] = 0.0
+        # P dx + N du = top and N'dx = low; with dx = J w, J'PJ = I and J'N = [R; 0]
+        fill(z, 0.0)
         add(z, -1.0, q)
         add_P(structure, P, -1.0, x, z)
         add_At(structure, A, -1.0, y, z)
@@ -281,7 +283,7 @@ def _finish(
         add_rows(x, d, JT)
         for j in range(count):
             y[active[j]] += u[j]
-    s[:] = b
+    copy(b, s)
     add_A(structure, A, -1.0, x, s)
     s[:zero] = 0.0
     for i in range(zero, m):

@@ -8,21 +8,38 @@ to the last bit. Kernels release the global interpreter lock, and are compiled o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numba
 
-jit: Callable[..., Any] = partial(
-    numba.njit, nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"}
-)
-"""Sums may be reordered and fused; NaN and infinity keep their meaning."""
+_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
+# Sums may be reordered and fused; NaN and infinity keep their meaning.
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """For kernels, which Python calls."""
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # neither beside this file nor in the user's directory may a cache be written
+        return numba.njit(**_OPTIONS)(function)
+
+
+inner: Callable[..., Any] = partial(numba.njit, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
+"""For functions that only kernels call."""
 
 SHARE = 40_000
-"""Batches with less work than this, in floating-point operations, stay in the calling thread: waking others takes as long."""
+"""Batches with less work than this, in operations, stay in the calling thread: waking others takes as long."""
 
+PATIENCE = 2.0
+"""Seconds after which the user is told what takes so long."""
+
+_told: list[bool] = []
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
@@ -31,8 +48,11 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def spread(kernel: Callable[..., None], batch: int, work: float, *arguments: Any, threads: int | None = None) -> None:
+def spread(kernel: Any, batch: int, work: float, *arguments: Any, threads: int | None = None) -> None:
     """``kernel(first, last, *arguments)`` over the whole batch; ``work`` is operations for one element."""
+    if not kernel.overloads:
+        with _compiling():
+            kernel(0, 0, *arguments)
     threads = processors() if threads is None else threads
     if threads < 2 or batch < 2 or batch * work < SHARE:
         kernel(0, batch, *arguments)
@@ -51,3 +71,21 @@ def spread(kernel: Callable[..., None], batch: int, work: float, *arguments: Any
     for future in waiting:
         if not future.cancelled():
             future.result()
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Says so if the first call of a kernel is a long one."""
+
+    def tell() -> None:
+        if not _told:
+            _told.append(True)
+            print("ddn_cvx: compiling its kernels for this machine, once (half a minute at most) ...", file=sys.stderr)
+
+    timer = threading.Timer(PATIENCE, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels.dense import add, add_rows, cholesky, dot, largest, lower, lower_transposed, rows_times
-from ddn_cvx.kernels.jit import jit
+from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, largest, lower, lower_transposed, rows_times
+from ddn_cvx.kernels.jit import inner, jit
 from ddn_cvx.kernels.structure import add_A, add_At, add_P
 
 PIVOT = 1e-10
@@ -48,11 +48,11 @@ def count(structure: Any, v: Any, A: Any, ok: Any, free: Any, general: Any, star
     return total
 
 
-@jit
+@inner
 def sizes(structure: Any, v: Any, A: Any, fixed: Any) -> tuple[int, int, bool]:
     """The same for one element: free variables, active rows that are no bounds, and whether it is healthy."""
     A_cols, bound = structure.A_cols, structure.bound
-    fixed[:] = False
+    fill(fixed, False)
     free, general = structure.n, 0
     for i in range(structure.m):
         if i >= structure.zero and not v[i] > 0.0:
@@ -69,12 +69,12 @@ def sizes(structure: Any, v: Any, A: Any, fixed: Any) -> tuple[int, int, bool]:
     return free, general, general <= free
 
 
-@jit
+@inner
 def partition(structure: Any, v: Any, place: Any, order: Any) -> None:
     """``place`` (n,): the position of a variable among the free ones, or minus one minus the row that fixes it;
     ``order`` (m,): the position of a row among the active ones that are no bounds, -1 for an active bound, else -2."""
     A_cols, bound = structure.A_cols, structure.bound
-    place[:] = 0
+    fill(place, 0)
     rows = 0
     for i in range(structure.m):
         order[i] = -2
@@ -114,13 +114,13 @@ def factor(
     """
     scratch = workspace(structure)
     for k in range(first, last):
-        weights[k] = 0.0
+        fill(weights[k], 0.0)
         if healthy[k]:
             parts = _begin(structure, v[k], free[k], general[k], start[k], factors, scratch)
             healthy[k] = _factor(structure, P[k], A[k], parts, weights[k])
 
 
-@jit
+@inner
 def _factor(structure: Any, P: Any, A: Any, parts: Any, weights: Any) -> bool:
     place, order, L, W, T = parts
     _gather_P(structure, P, place, L)
@@ -136,14 +136,14 @@ def _factor(structure: Any, P: Any, A: Any, parts: Any, weights: Any) -> bool:
     return cholesky(T, PIVOT)
 
 
-@jit
+@inner
 def views(factors: Any, start: int, f: int, g: int) -> Any:
     """L (f, f), W' (g, f) and T (g, g) of one element."""
     a, b, c = start + f * f, start + f * f + g * f, start + f * f + g * f + g * g
     return factors[start:a].reshape(f, f), factors[a:b].reshape(g, f), factors[b:c].reshape(g, g)
 
 
-@jit
+@inner
 def _gather_P(structure: Any, P: Any, place: Any, out: Any) -> None:
     P_cols, P_rows = structure.P_cols, structure.P_rows
     out[:] = 0.0
@@ -153,7 +153,7 @@ def _gather_P(structure: Any, P: Any, place: Any, out: Any) -> None:
             out[max(i, j), min(i, j)] = P[k]
 
 
-@jit
+@inner
 def _gather_A(structure: Any, A: Any, place: Any, order: Any, out: Any) -> None:
     A_cols, A_rows = structure.A_cols, structure.A_rows
     out[:] = 0.0
@@ -163,7 +163,7 @@ def _gather_A(structure: Any, A: Any, place: Any, order: Any, out: Any) -> None:
             out[i, j] = A[k]
 
 
-@jit
+@inner
 def _augment(structure: Any, P: Any, place: Any, order: Any, N: Any, out: Any, weights: Any) -> None:
     """``P + N'RN`` with rows of the size of P's diagonal, or of one where P is zero."""
     _gather_P(structure, P, place, out)
@@ -259,24 +259,26 @@ def reverse_once(
     scratch = workspace(structure)
     fixed, weights, factors = np.empty(n, np.bool_), np.empty(structure.m), np.empty(3 * n * n)
     for k in range(first, last):
-        u[k], w[k], healthy[k] = 0.0, 0.0, True
+        fill(u[k], 0.0)
+        fill(w[k], 0.0)
+        healthy[k] = True
         if not ok[k]:
             continue
         free, general, healthy[k] = sizes(structure, v[k], A[k], fixed)
         if healthy[k]:
-            weights[:] = 0.0
+            fill(weights, 0.0)
             parts = _begin(structure, v[k], free, general, 0, factors, scratch)
             healthy[k] = _factor(structure, P[k], A[k], parts, weights)
             if healthy[k]:
                 _reverse(structure, P[k], A[k], weights, parts, scratch, g[k], h[k], u[k], w[k])
 
 
-@jit
+@inner
 def _reverse(
     structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, g: Any, h: Any, u: Any, w: Any
 ) -> None:
     order, top, low = parts[1], scratch[2][5], scratch[3][3]
-    top[:] = g
+    copy(g, top)
     add_At(structure, A, 1.0, h, top)
     for i in range(structure.m):
         low[i] = h[i] if order[i] > -2 else 0.0
@@ -285,7 +287,7 @@ def _reverse(
         w[i] -= h[i]
 
 
-@jit
+@inner
 def workspace(structure: Any) -> Any:
     """Scratch space for the solution of one system."""
     n, m = structure.n, structure.m
@@ -297,7 +299,7 @@ def workspace(structure: Any) -> Any:
     )
 
 
-@jit
+@inner
 def _begin(structure: Any, v: Any, f: int, g: int, start: int, factors: Any, scratch: Any) -> Any:
     place, order, _, _ = scratch
     partition(structure, v, place, order)
@@ -305,7 +307,7 @@ def _begin(structure: Any, v: Any, f: int, g: int, start: int, factors: Any, scr
     return place, order, L, W, T
 
 
-@jit
+@inner
 def _solve(
     structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, top: Any, low: Any, u: Any, omega: Any
 ) -> None:
@@ -313,7 +315,10 @@ def _solve(
     _, order, _, _, _ = parts
     _, _, tops, lows = scratch
     r, du, t, dw = tops[0], tops[1], lows[0], lows[1]
-    u[:], omega[:], r[:], t[:] = 0.0, 0.0, top, low
+    fill(u, 0.0)
+    fill(omega, 0.0)
+    copy(top, r)
+    copy(low, t)
     size = max(largest(top), largest(low))
     error = size
     for step in range(1 + REFINEMENTS):
@@ -322,7 +327,8 @@ def _solve(
         add(omega, 1.0, dw)
         if step == REFINEMENTS or error <= GOOD * size:
             break
-        r[:], t[:] = top, low
+        copy(top, r)
+        copy(low, t)
         add_P(structure, P, -1.0, u, r)
         add_At(structure, A, -1.0, omega, r)
         add_A(structure, A, -1.0, u, t)
@@ -332,7 +338,7 @@ def _solve(
         error = max(largest(r), largest(t))
 
 
-@jit
+@inner
 def _reduced(
     structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, top: Any, low: Any, u: Any, omega: Any
 ) -> None:
@@ -340,11 +346,13 @@ def _reduced(
     bound = structure.bound
     place, order, L, W, T = parts
     _, _, tops, lows = scratch
-    rest, z, inner, known = tops[2], tops[3], lows[2], low
+    rest, z, inner = tops[2], tops[3], lows[2]
     n, m = structure.n, structure.m
-    u[:], omega[:], rest[:] = 0.0, 0.0, top
+    fill(u, 0.0)
+    fill(omega, 0.0)
+    copy(top, rest)
     fixed = L.shape[0] < n
-    inner[:] = known
+    copy(low, inner)
     if fixed:  # active bounds give their variables at once
         for j in range(n):
             if place[j] < 0:
@@ -358,7 +366,7 @@ def _reduced(
             if weights[i] != 0.0:
                 omega[i] = weights[i] * inner[i]
         add_At(structure, A, 1.0, omega, rest)
-        omega[:] = 0.0
+        fill(omega, 0.0)
         for j in range(n):
             if place[j] >= 0:
                 z[place[j]] = rest[j]
@@ -382,7 +390,7 @@ def _reduced(
             if place[j] >= 0:
                 u[j] = z[place[j]]
     if fixed:  # and their multipliers balance what is left
-        rest[:] = top
+        copy(top, rest)
         add_P(structure, P, -1.0, u, rest)
         add_At(structure, A, -1.0, omega, rest)
         for j in range(n):

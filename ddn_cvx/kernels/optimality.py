@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels.dense import dot, largest
-from ddn_cvx.kernels.jit import jit
+from ddn_cvx.kernels.dense import copy, dot, fill, largest
+from ddn_cvx.kernels.jit import inner, jit
 from ddn_cvx.kernels.structure import add_A, add_At, add_P
 
 SMALL, SMALLEST = 2.0**-10, 2.0**-300
 """Units of more than the first are one, and none is below the second (``program.units``)."""
 
 
-@jit
+@inner
 def unit(size: float) -> float:
     """The power of two next to a small size, else one."""
     return 2.0 ** np.rint(np.log2(max(size, SMALLEST))) if 0.0 < size < SMALL else 1.0
 
 
-@jit
+@inner
 def units(P: Any, q: Any, b: Any) -> tuple[float, float]:
     """The units of x and of the objective's gradient."""
     size_P, size_q = largest(P), largest(q)
@@ -31,11 +31,11 @@ def units(P: Any, q: Any, b: Any) -> tuple[float, float]:
     return primal, unit(max(size_q, primal * size_P))
 
 
-@jit
+@inner
 def project(structure: Any, v: Any, y: Any, s: Any) -> None:
     """``y`` is the projection of v onto the dual cone, ``s = y - v``; NaN stays NaN."""
-    y[:] = v
-    s[:] = 0.0
+    copy(v, y)
+    fill(s, 0.0)
     for i in range(structure.zero, structure.m):
         if v[i] < 0.0:
             y[i], s[i] = 0.0, -v[i]
@@ -70,7 +70,9 @@ def measure(
     for k in range(first, last):
         if projects:
             project(structure, v[k], y[k], s[k])
-        Px[:], Aty[:], Ax[:] = 0.0, 0.0, 0.0
+        fill(Px, 0.0)
+        fill(Aty, 0.0)
+        fill(Ax, 0.0)
         add_P(structure, P[k], 1.0, x[k], Px)
         add_At(structure, A[k], 1.0, y[k], Aty)
         add_A(structure, A[k], 1.0, x[k], Ax)
@@ -90,7 +92,7 @@ def measure(
         measures[k, 4] = 0.5 * terms[0] + terms[1]
 
 
-@jit
+@inner
 def _hidden(
     structure: Any,
     P: Any,
@@ -109,7 +111,8 @@ def _hidden(
 ) -> float:
     # inverse sizes of rows and columns, first as they are, then of those of the matrix with the others' scaled
     rows, columns, scaled_rows, scaled_columns = sizes
-    scaled_columns[:], scaled_rows[:] = 1.0, 1.0
+    fill(scaled_columns, 1.0)
+    fill(scaled_rows, 1.0)
     _inverse_sizes(structure, P, A, scaled_rows, scaled_columns, rows, columns)
     _inverse_sizes(structure, P, A, rows, columns, scaled_rows, scaled_columns)
     worst = 0.0
@@ -120,12 +123,12 @@ def _hidden(
     return worst
 
 
-@jit
+@inner
 def _larger(a: float, b: float) -> float:
     return b if b > a or b != b else a
 
 
-@jit
+@inner
 def _scaled(given: Any, first: Any, second: Any, residual: Any, sizes: Any, unit: float) -> float:
     """The residual next to the terms it is the sum of, all times ``sizes``."""
     a, b, c, r = 0.0, 0.0, 0.0, 0.0
@@ -137,12 +140,13 @@ def _scaled(given: Any, first: Any, second: Any, residual: Any, sizes: Any, unit
     return r / (floor + _larger(a, _larger(b, c)))
 
 
-@jit
+@inner
 def _inverse_sizes(structure: Any, P: Any, A: Any, scale_rows: Any, scale_columns: Any, rows: Any, columns: Any) -> None:
     """One over the largest entry in each row of A with its columns scaled, and in each column of P and of A with its
     rows scaled; one for empty ones."""
     A_rows, A_starts, P_rows, P_starts = structure.A_rows, structure.A_starts, structure.P_rows, structure.P_starts
-    rows[:], columns[:] = 0.0, 0.0
+    fill(rows, 0.0)
+    fill(columns, 0.0)
     for j in range(structure.n):
         largest, scale = 0.0, scale_columns[j]
         for k in range(A_starts[j], A_starts[j + 1]):

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels.dense import cholesky, lower, lower_transposed
-from ddn_cvx.kernels.jit import jit
+from ddn_cvx.kernels.dense import cholesky, copy, fill, lower, lower_transposed
+from ddn_cvx.kernels.jit import inner
 
 ROUNDS = 30
 """Guesses before another method takes over."""
@@ -22,16 +22,17 @@ INDEPENDENT = 1e-10
 """Pivots of the equalities' system below this part of their diagonal entry mean that the guess leaves them dependent."""
 
 
-@jit
+@inner
 def solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any, y: Any, s: Any, scratch: Any) -> int:
     """Fill in x (n,), y and s (m,); returns the number of rounds, 0 where the method has not converged.
 
-    ``diagonal`` (n,) is that of P, and the equalities are the first rows of E (>= zero, n); ``scratch`` is ``workspace(structure)``.
+    ``diagonal`` (n,) is that of P, and the equalities are the first rows of E (>= zero, n); ``scratch`` is
+    ``workspace(structure)``.
     """
     A_cols, bound = structure.A_cols, structure.bound
     n, m, zero = structure.n, structure.m, structure.zero
     fixed, S, multiplier, top = scratch
-    fixed[:] = -1
+    fill(fixed, -1)
     for j in range(n):
         if not diagonal[j] > 0.0:
             return 0
@@ -79,9 +80,9 @@ def solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any,
                 fixed[j] = i
                 same = False
         if same:
-            y[:zero] = multiplier
-            s[:zero] = 0.0
-            y[zero:] = 0.0
+            fill(y, 0.0)
+            copy(multiplier, y)
+            fill(s[:zero], 0.0)
             for j in range(n):
                 if fixed[j] >= 0:
                     y[fixed[j]], s[fixed[j]] = -top[j] / A[bound[fixed[j]]], 0.0
@@ -89,7 +90,7 @@ def solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any,
     return 0
 
 
-@jit
+@inner
 def workspace(structure: Any) -> Any:
     """Scratch space for ``solve``."""
     zero = structure.zero

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddn_cvx.kernels.jit import jit
+from ddn_cvx.kernels.jit import inner
 
 Integers = NDArray[np.int64]
 
@@ -40,7 +40,7 @@ class Structure(NamedTuple):
     @staticmethod
     def of(P: tuple[Integers, Integers], A: tuple[Integers, Integers], n: int, m: int, zero: int) -> Structure:
         """From the rows and columns of the stored entries of P's upper triangle and of A, column after column."""
-        rows, cols = A
+        rows = A[0]
         position = np.full(m, -1)
         position[rows] = np.arange(len(rows))
         single = (np.bincount(rows, minlength=m) == 1) & (np.arange(m) >= zero)
@@ -62,7 +62,7 @@ def _has_runs(rows: Integers, starts: Integers) -> bool:
     return bool((rows[starts[1:] - 1] - rows[starts[:-1]] == counts - 1).all())
 
 
-@jit
+@inner
 def dense_P(structure: Any, P: Any, out: Any) -> None:
     """Both triangles of P, ``(n, n)``."""
     P_cols, P_rows = structure.P_cols, structure.P_rows
@@ -73,7 +73,7 @@ def dense_P(structure: Any, P: Any, out: Any) -> None:
         out[j, i] = P[k]
 
 
-@jit
+@inner
 def dense_A(structure: Any, A: Any, out: Any) -> None:
     """A, ``(m, n)``."""
     A_cols, A_rows = structure.A_cols, structure.A_rows
@@ -82,7 +82,7 @@ def dense_A(structure: Any, A: Any, out: Any) -> None:
         out[A_rows[k], A_cols[k]] = A[k]
 
 
-@jit
+@inner
 def add_P(structure: Any, P: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor P x``."""
     rows, cols, starts = structure.P_rows, structure.P_cols, structure.P_starts
@@ -99,7 +99,7 @@ def add_P(structure: Any, P: Any, factor: float, x: Any, out: Any) -> None:
             out[j] += value * x[i]
 
 
-@jit
+@inner
 def add_A(structure: Any, A: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor A x``."""
     rows, cols, starts = structure.A_rows, structure.A_cols, structure.A_starts
@@ -111,7 +111,7 @@ def add_A(structure: Any, A: Any, factor: float, x: Any, out: Any) -> None:
         out[rows[k]] += factor * A[k] * x[cols[k]]
 
 
-@jit
+@inner
 def add_At(structure: Any, A: Any, factor: float, y: Any, out: Any) -> None:
     """``out <- out + factor A' y``."""
     rows, cols, starts = structure.A_rows, structure.A_cols, structure.A_starts
@@ -123,13 +123,13 @@ def add_At(structure: Any, A: Any, factor: float, y: Any, out: Any) -> None:
         out[cols[k]] += factor * A[k] * y[rows[k]]
 
 
-@jit
+@inner
 def _run_add(values: Any, start: int, stop: int, factor: float, out: Any, first: int) -> None:
     for k in range(stop - start):
         out[first + k] += factor * values[start + k]
 
 
-@jit
+@inner
 def _run_dot(values: Any, start: int, stop: int, x: Any, first: int) -> float:
     total = 0.0
     for k in range(stop - start):

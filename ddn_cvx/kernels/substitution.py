@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddn_cvx.kernels.dense import add, dot, is_finite
-from ddn_cvx.kernels.jit import jit
+from ddn_cvx.kernels.dense import add, copy, dot, fill, is_finite
+from ddn_cvx.kernels.jit import inner, jit
 from ddn_cvx.kernels.optimality import project
 from ddn_cvx.kernels.structure import Integers
 
@@ -42,8 +42,8 @@ class Substitution(NamedTuple):
     cols: Integers
     places: Integers
     is_gather: bool
-    """Whether every row of the map has at most one entry: then ``factor`` at ``index`` is all of it."""
-    index: Integers
+    """Whether every row of the map has at most one entry: then ``factor`` times entry ``source`` of u is all of it."""
+    source: Integers
     factor: NDArray[np.float64]
 
 
@@ -60,7 +60,10 @@ def bind(first: int, last: int, sub: Any, u: Any, P: Any, q: Any, A: Any, b: Any
     for k in range(first, last):
         good = is_finite(u[k])
         _affine(sub, u[k] if good else zeros, sections)
-        P[k], q[k], A[k], b[k] = sections[: a[0]], sections[a[0] : a[1]], sections[a[1] : a[2]], sections[a[2] : a[3]]
+        copy(sections[: a[0]], P[k])
+        copy(sections[a[0] : a[1]], q[k])
+        copy(sections[a[1] : a[2]], A[k])
+        copy(sections[a[2] : a[3]], b[k])
         if e:
             M = sections[a[3] : a[4]].reshape(sub.kept, e)
             _pull(sub, sections, pull)
@@ -79,12 +82,13 @@ def pull_back(
 
     ``(g, h)`` solves ``J'(g, h) = `` cotangents of ``(x, v)`` (``adjoint.implicit``), g (B, n), h (B, m).
     """
-    A_rows, A_starts, P_cols, P_rows, factor, index, indices, indptr, values = structure.A_rows, structure.A_starts, structure.P_cols, structure.P_rows, sub.factor, sub.index, sub.indices, sub.indptr, sub.values
+    A_rows, A_starts, P_cols, P_rows = structure.A_rows, structure.A_starts, structure.P_cols, structure.P_rows
+    factor, source, indices, indptr, values = sub.factor, sub.source, sub.indices, sub.indptr, sub.values
     sections = np.empty(sub.offset.shape[0])
     a, e = sub.stops, sub.eliminated
     pull, Mx, Mg, back, y, s = np.empty(e), np.empty(e), np.empty(e), np.empty(e), np.empty(v.shape[1]), np.empty(v.shape[1])
     for k in range(first, last):
-        out[k] = 0.0
+        fill(out[k], 0.0)
         if not ok[k]:
             continue
         project(structure, v[k], y, s)
@@ -92,18 +96,19 @@ def pull_back(
             _affine(sub, u[k], sections)
             M = sections[a[3] : a[4]].reshape(sub.kept, e)
             _pull(sub, sections, pull)
-            Mx[:], Mg[:] = 0.0, 0.0
+            fill(Mx, 0.0)
+            fill(Mg, 0.0)
             for j in range(sub.kept):
                 add(Mx, x[k, j], M[j])
                 add(Mg, g[k, j], M[j])
-            back[:] = Mg
+            copy(Mg, back)
             _times_D(sub, Mx)
             _times_D(sub, Mg)
             for j in range(sub.kept):
                 for i in range(e):
                     M[j, i] = g[k, j] * (pull[i] - Mx[i]) - x[k, j] * Mg[i]
-            sections[a[5] : a[6]] = back
-            sections[a[4] : a[5]] = Mg
+            copy(back, sections[a[5] :])
+            copy(Mg, sections[a[4] :])
         for t in range(a[0]):
             i, j = P_rows[t], P_cols[t]
             sections[t] = -g[k, i] * x[k, j] if i == j else -(g[k, i] * x[k, j] + g[k, j] * x[k, i])
@@ -117,19 +122,19 @@ def pull_back(
             sections[i] = h[k, i - a[2]]
         if sub.is_gather:
             for t in range(a[6]):
-                out[k, index[t]] += factor[t] * sections[t]
+                out[k, source[t]] += factor[t] * sections[t]
             continue
         for t in range(a[6]):
             for place in range(indptr[t], indptr[t + 1]):
                 out[k, indices[place]] += values[place] * sections[t]
 
 
-@jit
+@inner
 def _affine(sub: Any, u: Any, out: Any) -> None:
-    factor, index, indices, indptr, offset, values = sub.factor, sub.index, sub.indices, sub.indptr, sub.offset, sub.values
+    factor, source, indices, indptr, offset, values = sub.factor, sub.source, sub.indices, sub.indptr, sub.offset, sub.values
     if sub.is_gather:
         for t in range(out.shape[0]):
-            out[t] = offset[t] + factor[t] * u[index[t]]
+            out[t] = offset[t] + factor[t] * u[source[t]]
         return
     for t in range(out.shape[0]):
         total = offset[t]
@@ -138,7 +143,7 @@ def _affine(sub: Any, u: Any, out: Any) -> None:
         out[t] = total
 
 
-@jit
+@inner
 def _add_products(sub: Any, W: Any, M: Any, P: Any) -> None:
     """``W M'`` at its places in P; four entries of a column at a time."""
     rows, cols, places = sub.rows, sub.cols, sub.places
@@ -146,14 +151,14 @@ def _add_products(sub: Any, W: Any, M: Any, P: Any) -> None:
     while t < total:
         j = cols[t]
         if t + 3 < total and cols[t + 3] == j:
-            i, k, l, o = rows[t], rows[t + 1], rows[t + 2], rows[t + 3]
+            first, second, third, fourth = rows[t], rows[t + 1], rows[t + 2], rows[t + 3]
             a, b, c, d = 0.0, 0.0, 0.0, 0.0
             for e in range(M.shape[1]):
                 value = M[j, e]
-                a += W[i, e] * value
-                b += W[k, e] * value
-                c += W[l, e] * value
-                d += W[o, e] * value
+                a += W[first, e] * value
+                b += W[second, e] * value
+                c += W[third, e] * value
+                d += W[fourth, e] * value
             P[places[t]] += a
             P[places[t + 1]] += b
             P[places[t + 2]] += c
@@ -164,24 +169,24 @@ def _add_products(sub: Any, W: Any, M: Any, P: Any) -> None:
             t += 1
 
 
-@jit
+@inner
 def _pull(sub: Any, sections: Any, out: Any) -> None:
     a = sub.stops
-    out[:] = sections[a[4] : a[5]]
+    copy(sections[a[4] : a[5]], out)
     _times_D(sub, out)
     for i in range(out.shape[0]):
         out[i] += sections[a[5] + i]
 
 
-@jit
+@inner
 def _weigh(sub: Any, M: Any, out: Any) -> None:
     """``M D``."""
     for j in range(M.shape[0]):
-        out[j] = M[j]
+        copy(M[j], out[j])
         _times_D(sub, out[j])
 
 
-@jit
+@inner
 def _times_D(sub: Any, t: Any) -> None:
     """``t <- D t``; D is symmetric."""
     D = sub.D

@@ -170,10 +170,10 @@ class Elimination:
         indptr, indices, stops, rows, cols, places = (np.ascontiguousarray(t, np.int64) for t in integers)
         D, offset = self.P_dd.numpy(), self.map.offset.numpy()
         single = self.map.linear.is_gather and matrix.shape[1] > 0
-        index, factor = np.zeros(len(offset), np.int64), np.zeros(len(offset))
+        source, factor = np.zeros(len(offset), np.int64), np.zeros(len(offset))
         if single:
             filled = np.diff(indptr) == 1
-            index[filled], factor[filled] = indices, matrix.data
+            source[filled], factor[filled] = indices, matrix.data
         return Substitution(
             indptr,
             indices,
@@ -188,7 +188,7 @@ class Elimination:
             cols=cols,
             places=places,
             is_gather=single,
-            index=index,
+            source=source,
             factor=factor,
         )
 

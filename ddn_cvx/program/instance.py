@@ -85,7 +85,8 @@ class Instance:
     def at(self, x: Tensor, v: Tensor) -> Point:
         """The point ``(x, v)``, x (B, n), v (B, m)."""
         if self.compiled is not None:
-            return self._compiled_measure(x, v, torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape, dtype=v.dtype), True)
+            y, s = torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape, dtype=v.dtype)
+            return self._compiled_measure(x, v, y, s, projects=True)
         y = self.program.cones.project_dual(v)
         s = y - v
         return self._measure(x, v, y, s)
@@ -196,8 +197,7 @@ def choose(mask: Tensor, yes: Point, no: Point) -> Point:
     if bool(mask.all()):
         return yes
     row = mask.unsqueeze(-1)
-    names = ("x", "v", "y", "s", "top", "low")
-    vectors = (torch.where(row, getattr(yes, k), getattr(no, k)) for k in names)
+    x, v, y, s, top, low = (torch.where(row, a, b) for a, b in zip(yes[:6], no[:6], strict=True))
     residuals = Residuals(torch.where(row, yes.residuals.table, no.residuals.table))
     scaled = None if yes.scaled is None or no.scaled is None else torch.where(mask, yes.scaled, no.scaled)
-    return Point(*vectors, residuals, torch.where(mask, yes.value, no.value), scaled)
+    return Point(x, v, y, s, top, low, residuals, torch.where(mask, yes.value, no.value), scaled)

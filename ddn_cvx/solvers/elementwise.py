@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.errors import InputError
+from ddn_cvx.kernels.jit import processors
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.epigraph import Epigraph
 from ddn_cvx.solution import Status
@@ -87,11 +88,6 @@ def _is_breakdown(error: BaseException) -> bool:
         return "ScsWork" in str(error)  # SCS could not factorise its matrices
     # Failed assertions in Rust are no Exception.
     return isinstance(error, (RuntimeError, ArithmeticError)) or type(error).__name__ == "PanicException"
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_finite(data: ConicData) -> Tensor:

@@ -1,0 +1,126 @@
+"""The active-set methods against the optimality conditions, which have one solution where P is positive definite."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quadratic import Program, random_program
+
+from ddn_cvx.kernels import active_set
+from ddn_cvx.kernels.jit import spread
+
+
+def solve(program: Program, threads: int = 1, copies: int = 1):
+    values = [np.repeat(t, copies, 0) for t in program.values]
+    m = len(program.b)
+    out = [np.full((copies, k), np.nan) for k in (len(program.q), m, m)]
+    codes = [np.zeros(copies, np.int64) for _ in range(2)]
+    spread(active_set.solve, copies, 1e9, program.structure, *values, *out, *codes, threads=threads)
+    return (*out, *codes)
+
+
+def one(program: Program):
+    return tuple(t[0] for t in solve(program))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**31), n=st.integers(1, 12), equalities=st.integers(0, 4), inequalities=st.integers(0, 15),
+    bounds=st.integers(0, 12),
+)  # fmt: skip
+def test_optimal(seed: int, n: int, equalities: int, inequalities: int, bounds: int) -> None:
+    program = random_program(seed, n, min(equalities, n), inequalities, bounds)
+    x, y, s, status, _ = one(program)
+    assert status == active_set.SOLVED
+    assert program.violation(x, y, s) <= 1e-10
+
+
+@pytest.mark.parametrize("n, equalities, inequalities", [(60, 10, 80), (100, 0, 100), (90, 30, 20)])
+def test_optimal_when_large(n: int, equalities: int, inequalities: int) -> None:
+    program = random_program(0, n, equalities, inequalities, 30)
+    x, y, s, status, _ = one(program)
+    assert status == active_set.SOLVED and program.violation(x, y, s) <= 1e-10
+
+
+def project_simplex(p):
+    """By sorting (Held, Wolfe & Crowder, 1974)."""
+    u = np.sort(p)[::-1]
+    total = np.cumsum(u) - 1
+    k = np.flatnonzero(u - total / np.arange(1, len(p) + 1) > 0)[-1]
+    return np.maximum(p - total[k] / (k + 1), 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(1, 40), scale=st.floats(-3, 3))
+def test_simplex_projection(seed: int, n: int, scale: float) -> None:
+    p = 10.0**scale * np.random.default_rng(seed).standard_normal(n)
+    A = np.concatenate([np.ones((1, n)), -np.eye(n)])
+    program = Program(np.eye(n), -p, A, np.concatenate([[1.0], np.zeros(n)]), 1)
+    assert program.structure.separable or n == 1
+    x, _, _, status, rounds = one(program)
+    assert status == active_set.SOLVED
+    assert 0 < rounds <= 40
+    np.testing.assert_allclose(x, project_simplex(p), atol=1e-12 * (1 + np.abs(p).max()))
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(1, 20), equalities=st.integers(0, 3), bounds=st.integers(1, 40))
+def test_separable(seed: int, n: int, equalities: int, bounds: int) -> None:
+    general = random_program(seed, n, min(equalities, n), 0, bounds)
+    program = Program(np.diag(1 + np.arange(n) % 5.0), general.q, general.A, general.b, general.zero)
+    assert program.structure.separable
+    x, y, s, status, _ = one(program)
+    assert status == active_set.SOLVED and program.violation(x, y, s) <= 1e-10
+
+
+def test_redundant_constraints_do_no_harm() -> None:
+    program = random_program(3, 8, 3, 6, 4)
+    A, b = program.A, program.b
+    twice = Program(program.P, program.q, np.concatenate([A[:3], 2 * A[:3], A]), np.concatenate([b[:3], 2 * b[:3], b]), 9)
+    x, y, s, status, _ = one(twice)
+    assert status == active_set.SOLVED and twice.violation(x, y, s) <= 1e-9
+    again = Program(program.P, program.q, np.concatenate([A, A[3:]]), np.concatenate([b, b[3:]]), 3)
+    x2, y, s, status, _ = one(again)
+    assert status == active_set.SOLVED and again.violation(x2, y, s) <= 1e-9
+    np.testing.assert_allclose(x, x2, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "A, b, zero",
+    [
+        ([[1.0, 0.0], [-1.0, 0.0]], [-1.0, -1.0], 0),
+        ([[1.0, 1.0], [-1.0, -1.0]], [-1.0, -1.0], 0),
+        ([[1.0, 1.0], [1.0, 1.0]], [0.0, 1.0], 2),
+        ([[0.0, 0.0], [1.0, 1.0]], [-1.0, 1.0], 0),
+        ([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]], [3.0, 1.0, 1.0], 1),
+    ],
+)
+@pytest.mark.parametrize("P", [np.eye(2), np.array([[2.0, 1.0], [1.0, 2.0]])])
+def test_infeasible(P, A, b, zero) -> None:
+    x, y, s, status, _ = one(Program(P, np.ones(2), np.array(A), np.array(b), zero))
+    assert status == active_set.INFEASIBLE
+    assert all(np.isnan(t).all() for t in (x, y, s))
+
+
+def test_what_is_not_strictly_convex_is_left_alone() -> None:
+    for P in (np.array([[1.0, 1.0], [1.0, 1.0]]), np.array([[1.0, 2.0], [2.0, 1.0]])):
+        program = Program(P, np.ones(2), -np.eye(2), np.zeros(2), 0)
+        assert one(program)[3] == active_set.BROKEN
+
+
+def test_what_is_not_finite_is_said_to_be() -> None:
+    for index in range(4):
+        program = random_program(0, 4, 1, 3, 2)
+        program.values[index][0, 0] = np.nan
+        x, _, _, status, _ = one(program)
+        assert status == active_set.INVALID and np.isnan(x).all()
+
+
+def test_threads_change_no_bit() -> None:
+    program = random_program(1, 15, 3, 20, 5)
+    alone = one(program)
+    for threads in (1, 2, 3):
+        for found, expected in zip(solve(program, threads, 37), alone, strict=True):
+            assert all(np.array_equal(row, expected) for row in found)
