@@ -24,9 +24,9 @@ from ddn_cvx.solvers.scs import SCS
 __version__ = "0.1.0"
 
 __all__ = [
-    "ActiveSet",
     "ECOS",
     "SCS",
+    "ActiveSet",
     "Auto",
     "Clarabel",
     "CvxpySolver",

@@ -76,7 +76,7 @@ class Call:
                 self._raise(torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA)))
             clean, asked = _keep(finite, data, 0.0), _keep(finite, data, torch.nan)
         instance = Instance(self.program, clean)
-        if len(finite):
+        if finite.shape[0]:
             raw = solve_in_units(self.solver, self.program, asked, self.workspace)
         else:
             raw = RawSolution.empty(self.program, 0, data.q)

@@ -109,22 +109,23 @@ def _bind(binding: Binding, u: Array) -> tuple[ConicData, Tensor]:
 def _pull_back(ctx: Any, x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
     substituted, structure = ctx.binding.compiled, ctx.binding.program.structure
     values = [t.numpy() for t in (ctx.data.P, ctx.data.A, v, ok)]
-    g, h = _solve_once(ctx, structure, values, gx, gv)
+    g, h = _solve_once(ctx, structure, values, (ctx.data.P, ctx.data.A, v, ok), gx, gv)
     out = np.empty_like(ctx.u)
     work = 10 * len(substituted.offset)
     spread(substitution.pull_back, len(out), work, substituted, structure, ctx.u, x.numpy(), *values[2:], g, h, out)
     return out
 
 
-def _solve_once(ctx: Any, structure: Structure, values: list[Any], gx: Tensor, gv: Tensor) -> tuple[Array, Array]:
+def _solve_once(
+    ctx: Any, structure: Structure, values: list[Any], key: tuple[Tensor, Tensor, Tensor, Tensor], gx: Tensor, gv: Tensor
+) -> tuple[Array, Array]:
     """``J'(g, h) = (gx, gv)``: with factors that are not kept, unless there are some or this is not the first time."""
-    key = (ctx.data.P, ctx.data.A, *ctx.saved_tensors[1:3])
     if not ctx.differentiated and not ctx.factors.holds(*key):
         ctx.differentiated = True
         cotangent = [t.contiguous().numpy() for t in (gx, gv)]
-        g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.empty(len(gx), np.bool_)
+        g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.empty(gx.shape[0], np.bool_)
         work = structure.n**3 / 3 + 10 * (structure.n + structure.m) ** 2
-        spread(kkt.reverse_once, len(gx), work, structure, *values, *cotangent, g, h, healthy)
+        spread(kkt.reverse_once, gx.shape[0], work, structure, *values, *cotangent, g, h, healthy)
         if healthy.all():
             return g, h
     found = ctx.factors.at(*key).reverse(gx.unsqueeze(-1), gv.unsqueeze(-1))

@@ -18,6 +18,7 @@ from torch import Tensor
 from ddn_cvx.declare.atoms import compile_expressions
 
 Values = Mapping[int, Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 class AsDeclared:
@@ -43,12 +44,12 @@ class AsDeclared:
         or inf.
         """
         batch = expected.shape[0]
-        first, found = self.checks(values, tolerance, batch)
-        objective = first[0].real
+        (objective,), args = self.checks.evaluate(values)
+        objective = objective.real
         if objective.ndim > 1:
             objective = objective.flatten(1).sum(1)
-        mismatch = (objective - expected).abs() / (1 + objective.abs())
-        return objective.expand(batch), _largest([*found, mismatch.unsqueeze(1)])
+        objective = objective.expand(batch)
+        return objective, self.checks.worst(args, tolerance, batch, [(objective.unsqueeze(1), expected.unsqueeze(1))])
 
     def admissible(self, values: Values, like: Tensor) -> Tensor:
         """Whether the parameters have the attributes they were declared with, ``(B,)`` bool.
@@ -58,7 +59,8 @@ class AsDeclared:
         """
         good = torch.ones_like(like, dtype=torch.bool)
         for checks in self.parameters:
-            good = good & (_largest(checks(values, 1e-4, like.shape[0])[1]) <= 1e-4)
+            _, args = checks.evaluate(values)
+            good = good & (checks.worst(args, 1e-4, like.shape[0]) <= 1e-4)
         return good
 
 
@@ -75,26 +77,46 @@ class _Checks:
             widest = max(arg.ndim for arg in constraint.args)
             expressions += constraint.args
             self.ndims += [(arg.ndim, widest if elementwise else arg.ndim) for arg in constraint.args]
-        self.evaluate = compile_expressions(expressions, leaves, numeric_fallback=True).every
+        self._evaluate = compile_expressions(expressions, leaves, numeric_fallback=True).every
 
-    def __call__(self, values: Values, tolerance: float, batch: int) -> tuple[list[Tensor], list[Tensor]]:
-        """The further expressions, and the violations of each constraint ``(B, size)``."""
-        pairs = zip(self.evaluate(values), self.ndims, strict=True)
-        args = iter([_aligned(value, own, ndim) for value, (own, ndim) in pairs])
-        first = [next(args) for _ in range(self.number)]
-        found = []
+    def evaluate(self, values: Values) -> tuple[list[Tensor], list[Tensor]]:
+        """The further expressions, and the arguments of the constraints one after the other."""
+        pairs = zip(self._evaluate(values), self.ndims, strict=True)
+        found = [_aligned(value, own, ndim) for value, (own, ndim) in pairs]
+        return found[: self.number], found[self.number :]
+
+    def worst(self, args: list[Tensor], tolerance: float, batch: int, equal: Sequence[Pair] = ()) -> Tensor:
+        """The largest violation of the constraints and of the equalities ``equal``, ``(B,)``; NaN counts as infinite."""
+        rest, equalities = iter(args), list(equal)
+        inequalities: list[Pair] = []
+        found: list[Tensor] = []
         for kind, count, extra in self.kinds:
-            violation = _VIOLATION[kind]([next(args) for _ in range(count)], extra, tolerance)
-            flat = violation.flatten(1) if violation.ndim > 1 else violation.unsqueeze(1)
-            if flat.shape[1]:
-                found.append(flat if flat.shape[0] == batch else flat.expand(batch, -1))
-        return first, found
+            these = [next(rest) for _ in range(count)]
+            if kind in ("Equality", "Inequality") and not (these[0].is_complex() or these[1].is_complex()):
+                pair = these if these[0].shape == these[1].shape else torch.broadcast_tensors(*these)
+                (equalities if kind == "Equality" else inequalities).append((_flat(pair[0], batch), _flat(pair[1], batch)))
+            else:
+                found.append(_flat(_VIOLATION[kind](these, extra, tolerance), batch))
+        if equalities or inequalities:
+            found.append(_elementwise(equalities, inequalities))
+        whole = torch.cat(found, 1) if len(found) > 1 else found[0]
+        return torch.nan_to_num(whole.amax(1), nan=torch.inf) if whole.shape[1] else whole.new_zeros(batch)
 
 
-def _largest(violations: list[Tensor]) -> Tensor:
-    """The largest violation of each element, ``(B,)``; NaN counts as infinite."""
-    worst = torch.cat(violations, 1) if len(violations) > 1 else violations[0]
-    return torch.nan_to_num(worst.amax(1), nan=torch.inf)
+def _flat(t: Tensor, batch: int) -> Tensor:
+    """``(B, size)``."""
+    t = t if t.ndim == 2 else t.flatten(1) if t.ndim > 2 else t.unsqueeze(1)
+    return t if t.shape[0] == batch else t.expand(batch, -1)
+
+
+def _elementwise(equalities: list[Pair], inequalities: list[Pair]) -> Tensor:
+    """Violations of ``left = right`` and ``left <= right`` for all pairs of ``(B, size)`` at once, relative."""
+    left, right = (torch.cat([pair[side] for pair in (*equalities, *inequalities)], 1) for side in (0, 1))
+    number = sum(pair[0].shape[1] for pair in equalities)
+    excess = left - right
+    excess[:, :number].abs_()
+    excess[:, number:].clamp_(min=0)
+    return _relative(excess, left, right)
 
 
 def _aligned(out: Tensor, own: int, ndim: int) -> Tensor:

@@ -132,8 +132,8 @@ def matmul(node: Node, *operands: Tensor) -> Tensor:
         return a @ b
     if a_ndim == b_ndim == 1:
         return (a * b).sum(-1)
-    if b_ndim == 1 and a_ndim == 2 and a.ndim == 3 and b.ndim == 2:
-        return (a @ b.unsqueeze(-1)).squeeze(-1)
+    if b_ndim == 1 and a_ndim == 2 and a.ndim == 3 and a.shape[0] == b.shape[0]:
+        return torch.bmm(a, b.unsqueeze(-1)).squeeze(-1)
     a = a.unsqueeze(-2) if a_ndim == 1 else a
     b = b.unsqueeze(-1) if b_ndim == 1 else b
     a_ndim, b_ndim = max(a_ndim, 2), max(b_ndim, 2)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cvxpy.expressions.constants.constant import Constant
 from torch import Tensor
 
 from ddn_cvx.declare.atoms_base import Node, align, aligned, lines, reduced_axes, reshaped, restored, rule, squared, two_norm
@@ -34,10 +35,18 @@ for _name, _function in {
     rule(_name, reads=AXES)(_reduction(_function))
 
 
-@rule("quad_over_lin", reads=AXES)
+def _quad_over_lin(atom: Any) -> dict[str, Any]:
+    divisor = atom.args[1]
+    one = isinstance(divisor, Constant) and divisor.is_scalar() and divisor.value == 1
+    return {"axis": atom.axis, "keepdims": atom.keepdims, "sum_of_squares": one}
+
+
+@rule("quad_over_lin", reads=_quad_over_lin)
 def quad_over_lin(node: Node, x: Tensor, y: Tensor) -> Tensor:
     """``Σ|x|²/y`` along the axes."""
     total = restored(node, squared(lines(node, x)).sum(-1))
+    if node.sum_of_squares:
+        return total
     return total / align(reshaped(y, len(node.arg_shapes[1]), ()), 0, len(node.shape))
 
 

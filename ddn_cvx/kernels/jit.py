@@ -18,7 +18,7 @@ from typing import Any
 
 import numba
 
-_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
 # Sums may be reordered and fused; NaN and infinity keep their meaning.
 
 

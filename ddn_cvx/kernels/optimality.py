@@ -59,8 +59,9 @@ def measure(
     measures: Any,
     projects: bool,
 ) -> None:
-    """``top = Px + q + A'y``, ``low = Ax + s - b``, and as ``measures`` (B, 5) the relative primal and dual residuals, the
-    gap, the worst of the two residuals once rows and columns are scaled (``Instance.hidden``), and the objective.
+    """``top = Px + q + A'y``, ``low = Ax + s - b``, and as ``measures`` (B, 6) the relative primal and dual residuals, the
+    gap, the worst of them, the worst of the two residuals once rows and columns are scaled (``Instance.hidden``), and the
+    objective.
 
     With ``projects``, y and s are computed from v first; distances from the cones are not measured otherwise.
     """
@@ -88,27 +89,16 @@ def measure(
         measures[k, 0] = largest(low[k]) / (beta + primal)
         measures[k, 1] = largest(top[k]) / (gamma + dual)
         measures[k, 2] = abs(terms[0] + terms[1] + terms[2]) / (beta * gamma + size)
-        measures[k, 3] = _hidden(structure, P[k], q[k], A[k], b[k], s[k], top[k], low[k], Px, Aty, Ax, sizes, beta, gamma)
-        measures[k, 4] = 0.5 * terms[0] + terms[1]
+        worst = _larger(measures[k, 0], _larger(measures[k, 1], measures[k, 2]))
+        measures[k, 3] = np.inf if worst != worst else worst
+        terms_of_equations = q[k], Px, Aty, top[k], b[k], Ax, s[k], low[k]
+        measures[k, 4] = _hidden(structure, P[k], A[k], terms_of_equations, sizes, beta, gamma)
+        measures[k, 5] = 0.5 * terms[0] + terms[1]
 
 
 @inner
-def _hidden(
-    structure: Any,
-    P: Any,
-    q: Any,
-    A: Any,
-    b: Any,
-    s: Any,
-    top: Any,
-    low: Any,
-    Px: Any,
-    Aty: Any,
-    Ax: Any,
-    sizes: Any,
-    beta: float,
-    gamma: float,
-) -> float:
+def _hidden(structure: Any, P: Any, A: Any, terms: Any, sizes: Any, beta: float, gamma: float) -> float:
+    q, Px, Aty, top, b, Ax, s, low = terms
     # inverse sizes of rows and columns, first as they are, then of those of the matrix with the others' scaled
     rows, columns, scaled_rows, scaled_columns = sizes
     fill(scaled_columns, 1.0)

@@ -20,7 +20,13 @@ class Residuals(NamedTuple):
     """Relative residuals of the optimality conditions."""
 
     table: Tensor
-    """Columns ``primal``, ``dual`` and ``gap``, ``(B, 3)``."""
+    """Columns ``primal``, ``dual``, ``gap`` and ``worst``, ``(B, 4)``."""
+
+    @staticmethod
+    def of(primal: Tensor, dual: Tensor, gap: Tensor) -> Residuals:
+        """From the first three, ``(B,)`` each."""
+        worst = torch.nan_to_num(torch.maximum(torch.maximum(primal, dual), gap), nan=torch.inf)
+        return Residuals(torch.stack((primal, dual, gap, worst), 1))
 
     @property
     def primal(self) -> Tensor:
@@ -40,7 +46,7 @@ class Residuals(NamedTuple):
     @property
     def worst(self) -> Tensor:
         """The largest of the three, ``(B,)``; NaN counts as infinite."""
-        return torch.nan_to_num(self.table.amax(1), nan=torch.inf)
+        return self.table[:, 3]
 
     @property
     def of_equations(self) -> Tensor:
@@ -104,7 +110,7 @@ class Instance:
         found = point.residuals
         primal = torch.maximum(found.primal, cones.distance(s) / (beta + _largest(s)))
         dual = torch.maximum(found.dual, cones.dual_distance(y) / (gamma + _largest(y)))
-        return point._replace(residuals=Residuals(torch.stack((primal, dual, found.gap), 1)))
+        return point._replace(residuals=Residuals.of(primal, dual, found.gap))
 
     def hidden(self, point: Point) -> Tensor:
         """What large numbers hide: the worst residual of the two equations once rows and columns are scaled, ``(B,)``.
@@ -149,15 +155,15 @@ class Instance:
         gap_terms = torch.cat((terms, (b * y).sum(-1).unsqueeze(0)))
         beta, gamma = (unit.squeeze(-1) for unit in self.units)
         gap = gap_terms.sum(0).abs() / (beta * gamma + gap_terms.abs().amax(0))
-        residuals = torch.stack((_relative(low, beta, Ax, s, b), _relative(top, gamma, Px, Aty, q), gap), 1)
-        return Point(x, v, y, s, top, low, Residuals(residuals), 0.5 * terms[0] + terms[1], None)
+        residuals = Residuals.of(_relative(low, beta, Ax, s, b), _relative(top, gamma, Px, Aty, q), gap)
+        return Point(x, v, y, s, top, low, residuals, 0.5 * terms[0] + terms[1], None)
 
     def _compiled_measure(self, x: Tensor, v: Tensor, y: Tensor, s: Tensor, projects: bool = False) -> Point:
         arrays = (t.detach().contiguous().numpy() for t in (*self.data, x, v, y, s))
-        top, low, measures = out = np.empty(x.shape), np.empty(v.shape), np.empty((len(x), 5))
+        top, low, measures = out = np.empty(x.shape), np.empty(v.shape), np.empty((x.shape[0], 6))
         work = 20 * (self.data.P.shape[1] + self.data.A.shape[1])
-        spread(optimality.measure, len(x), work, self.compiled, *arrays, *out, projects)
-        residuals, scaled, value = map(torch.from_numpy, (measures[:, :3], measures[:, 3], measures[:, 4]))
+        spread(optimality.measure, x.shape[0], work, self.compiled, *arrays, *out, projects)
+        residuals, scaled, value = map(torch.from_numpy, (measures[:, :4], measures[:, 4], measures[:, 5]))
         return Point(x, v, y, s, torch.from_numpy(top), torch.from_numpy(low), Residuals(residuals), value, scaled)
 
     def _products(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

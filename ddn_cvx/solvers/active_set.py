@@ -47,7 +47,7 @@ class ActiveSet(Solver):
         """Solve the batch. The methods start from the minimiser without constraints: ``warm`` is not used."""
         structure, n = program.structure, program.n
         assert structure is not None
-        batch, m = len(data.q), program.m
+        batch, m = data.q.shape[0], program.m
         arrays = (t.contiguous().numpy() for t in data)
         vectors = (np.full((batch, size), np.nan) for size in (n, m, m))
         out = (*vectors, np.zeros(batch, np.int64), np.zeros(batch, np.int64))
