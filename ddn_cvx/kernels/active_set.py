@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels import separable
-from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, is_finite, rows_times
+from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, is_finite, largest, rows_times
 from ddn_cvx.kernels.jit import inner, jit
 from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A, dense_P
 
@@ -77,7 +77,7 @@ def solve(
         )
         if status[k] == SOLVED:
             _finish(structure, JT, RT, rows, P[k], q[k], A[k], b[k], x[k], y[k], s[k], d, z, r, u, active, where, count)
-            if not (is_finite(x[k]) and is_finite(y[k])):
+            if not _is_feasible(structure, size, b[k], x[k], y[k], s[k]):
                 status[k] = BROKEN
         if status[k] != SOLVED:
             fill(x[k], np.nan)
@@ -257,7 +257,7 @@ def _finish(
     where: Any,
     count: int,
 ) -> None:
-    """Refine x and u on the active set, and write y and s."""
+    """Refine x and u on the active set, and write y and s, whatever their signs."""
     m, zero = structure.m, structure.zero
     fill(y, 0.0)
     for j in range(count):
@@ -289,5 +289,17 @@ def _finish(
     for i in range(zero, m):
         if where[i] >= 0:
             s[i] = 0.0
+
+
+@inner
+def _is_feasible(structure: Any, size: Any, b: Any, x: Any, y: Any, s: Any) -> bool:
+    """Whether signs are right up to rounding, which is then taken away; finite numbers only."""
+    length, largest_y = dot(x, x) ** 0.5, largest(y)
+    if not (is_finite(x) and is_finite(y)):
+        return False
+    for i in range(structure.zero, structure.m):
+        if s[i] < -TOLERABLE * (abs(b[i]) + size[i] * length) or y[i] < -TOLERABLE * largest_y:
+            return False
         y[i] = max(y[i], 0.0)
         s[i] = max(s[i], 0.0)
+    return True

@@ -124,3 +124,18 @@ def test_threads_change_no_bit() -> None:
     for threads in (1, 2, 3):
         for found, expected in zip(solve(program, threads, 37), alone, strict=True):
             assert all(np.array_equal(row, expected) for row in found)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(2, 8), copies=st.integers(1, 3), noise=st.sampled_from([0.0, 1e-13, 1e-10]))
+def test_degenerate_vertices_are_solved_or_given_up(seed: int, n: int, copies: int, noise: float) -> None:
+    """More tight constraints than variables, some of them nearly equal."""
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(-2, 3, (2 * n, n)).astype(float)
+    point = rng.integers(-2, 3, n).astype(float)
+    A = np.concatenate([rows + noise * rng.standard_normal(rows.shape) for _ in range(copies)])
+    program = Program(np.eye(n) + 0.5, rng.standard_normal(n), A, A @ point, 0)
+    x, y, s, status, _ = one(program)
+    assert status == active_set.SOLVED or noise > 0
+    if status == active_set.SOLVED:
+        assert program.violation(x, y, s) <= 1e-8
