@@ -1,0 +1,250 @@
+"""A batched primal-dual interior-point method for nonlinear programs, in plain torch.
+
+The method is that of IPOPT (Wächter & Biegler, Mathematical Programming 106, 2006): Newton's method on the optimality
+conditions of a sequence of log-barrier problems, a filter line search with second-order corrections, inertia correction,
+and a feasibility restoration.  Every decision is made for each element by itself: barrier parameter, regularisation, step
+lengths, filter, status.  Elements that are done leave the batch.  An iteration costs one evaluation of first derivatives
+and one of the Hessian.
+
+Equality-constrained and unconstrained programs are the special cases without rows of c or h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.linalg.saddle import CondensedFactor
+from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.solution import Status
+from ddn_cvx.solvers.elementwise import require_positive
+from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, choose, put, take
+from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
+from ddn_cvx.solvers.nonlinear_filter import Errors, Filter, Iterate, errors, measures, search
+from ddn_cvx.solvers.nonlinear_newton import NewtonSystem
+from ddn_cvx.solvers.nonlinear_polish import polish
+from ddn_cvx.solvers.nonlinear_restoration import restore
+
+_READY = 10.0  # the barrier problem is solved well enough at this many times mu
+_SLOWEST, _FASTEST = 0.2, 1.5  # mu falls to the smaller of 0.2 mu and mu ** 1.5
+_LARGEST_MULTIPLIER = 1e3  # initial multipliers beyond this are set to zero
+_RESTORATIONS = 8  # after this many an element gives up
+_STALLED = 15  # iterations without progress after which a point that is good enough is kept
+_FAR = 1e10  # where an iterate counts as diverging
+_FORCED_SHIFT = 1e-3
+
+
+class _Record(NamedTuple):
+    """What is known of each element, ``(B, ...)``."""
+
+    row: Tensor
+    best: Tensor
+    y: Tensor
+    lam: Tensor
+    z: Tensor
+    status: Tensor
+    iterations: Tensor
+    waited: Tensor
+    trouble: Tensor
+    start: Tensor
+
+
+class _State(NamedTuple):
+    shift: Tensor
+    least: Tensor
+
+
+@dataclass(frozen=True)
+class NonlinearInteriorPoint(NonlinearSolver):
+    """Options of the interior-point method. Tolerances apply to the scaled functions."""
+
+    name: ClassVar[str] = "nonlinear_interior_point"
+
+    max_iterations: int = 200
+    """Newton steps after which an element gives up (default 200)."""
+    tolerance: float = 1e-10
+    """Error of the optimality conditions at which an element stops (default 1e-10)."""
+    solved_tolerance: float = 1e-8
+    """Largest error of a SOLVED element that stopped improving (default 1e-8)."""
+    inaccurate_tolerance: float = 1e-5
+    """Largest error of an INACCURATE element (default 1e-5)."""
+    barrier: float = 0.1
+    """Barrier parameter mu at the start (default 0.1)."""
+    warm_barrier: float = 1e-3
+    """The same for a warm start (default 1e-3)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, *(option.name for option in fields(self)))
+
+    def unsupported(self, program: NonlinearProgram) -> str | None:
+        return None if program.n else "it needs at least one variable"
+
+    @torch.no_grad()
+    def solve(
+        self, program: NonlinearProgram, theta: Theta, start: Tensor, warm: NonlinearPoint | None = None
+    ) -> NonlinearPoint:
+        """Solve the batch. A warm start is polished first: where the active set is still right, that is all it takes."""
+        theta, start = theta.detach(), (start if warm is None else warm.y).detach()
+        if not len(start):
+            return NonlinearPoint.blank(program, start)
+        return _Run(self, program, theta, start, warm).result()
+
+
+class _Run:
+    """One solve of a batch."""
+
+    def __init__(
+        self, options: NonlinearInteriorPoint, program: NonlinearProgram, theta: Theta, start: Tensor,
+        warm: NonlinearPoint | None,
+    ):
+        self.options, self.program = options, program
+        eps = torch.finfo(start.dtype).eps
+        self.tolerance = max(options.tolerance, 100 * eps)
+        self.solved = max(options.solved_tolerance, 1e4 * eps)
+        self.inaccurate = max(options.inaccurate_tolerance, 1e5 * eps)
+        self.least_barrier = self.tolerance / 10
+        self.whole = form = BarrierForm(program, theta, start)
+        at = form.first
+        y, batch = form.start, len(start)
+        s = (-at.c).clamp(min=1e-2)
+        mu = torch.full_like(y[:, :1], options.barrier if warm is None else options.warm_barrier)
+        z = (mu / s).expand_as(s)
+        if warm is None:
+            lam = _least_squares_multipliers(form, at, z)
+        else:
+            lam, z_warm = form.scaled_multipliers(warm.lam, warm.mu, warm.z)
+            s = torch.maximum(s, mu)
+            z = torch.maximum(z_warm, mu / s)
+        finite = _finite(at)
+        status = torch.full_like(at.f, int(Status.ITERATION_LIMIT), dtype=torch.int64)
+        status = status.masked_fill(~finite, int(Status.NUMERICAL_ERROR)).masked_fill(form.crossed, int(Status.INFEASIBLE))
+        zero = torch.zeros_like(status)
+        row = torch.arange(batch, device=y.device)
+        self.record = _Record(row, torch.full_like(at.f, torch.inf), y, lam, z, status, zero, zero, zero, y)
+        self.iterate = Iterate(y, s, lam, z, mu)
+        if warm is not None:
+            self._try(lam, torch.cat((z_warm[:, : program.m], z_warm[:, program.m :]), 1))
+        rows = torch.nonzero(self.record.status == int(Status.ITERATION_LIMIT)).flatten()
+        self._iterate(form.take(rows), take(self.iterate, rows), take(at, rows), take(self.record, rows))
+
+    def _try(self, lam: Tensor, z: Tensor) -> None:
+        """Polish the warm start, and settle the elements for which that suffices."""
+        good = self.record.status == int(Status.ITERATION_LIMIT)
+        y, lam, z, error = polish(self.whole, self.whole.start, lam, z, z > 0, good, steps=3)
+        done = good & (error <= self.tolerance)
+        settled = self.record._replace(y=y, lam=lam, z=z, best=error, status=torch.full_like(self.record.status, int(Status.SOLVED)))
+        self.record = choose(done, settled, self.record)
+
+    def _iterate(self, form: BarrierForm, iterate: Iterate, at: Derivatives, record: _Record) -> None:
+        options, last = self.options, self.options.max_iterations
+        state = _State(torch.zeros_like(at.f), torch.zeros_like(at.f))
+        filter_ = Filter.empty(measures(at, iterate.s, iterate.mu)[0])
+        for iteration in range(last + 1):
+            error = errors(form, at, iterate)
+            record = self._judge(record, iterate, at, error.at(0.0), iteration)
+            live = record.status == int(Status.ITERATION_LIMIT)
+            left = torch.nonzero(live).flatten()
+            if not len(left) or iteration == last or 4 * len(left) <= 3 * len(live):
+                self.record = put(self.record, record.row, record)
+                if not len(left) or iteration == last:
+                    break
+                form, iterate, at, record = form.take(left), take(iterate, left), take(at, left), take(record, left)
+                state, filter_, error = take(state, left), take(filter_, left), take(error, left)
+            mu = self._lower(iterate.mu, error)
+            filter_ = filter_.clear((mu < iterate.mu).squeeze(-1))
+            iterate = iterate._replace(mu=mu)
+            H = form.hessian(iterate.y, iterate.lam, iterate.z)
+            system = NewtonSystem(form, at, H, iterate.s, iterate.z, state.shift, state.least)
+            step = system.step(iterate.lam, mu, at.h, at.c + iterate.s)
+            fraction = (1 - mu).clamp(min=0.99)
+            iterate, at, filter_, failed = search(form, system, iterate, at, step, fraction, filter_, error.at(mu))
+            shift = torch.where(system.shift > 0, system.shift, 0.0)
+            state = _State(shift, torch.where(failed, (10 * system.shift).clamp(min=_FORCED_SHIFT), 0.0))
+            if bool(failed.any()):
+                rows = torch.nonzero(failed).flatten()
+                changed = self._rescue(form.take(rows), take(iterate, rows), take(at, rows), take(record, rows))
+                iterate, at, record = (
+                    put(iterate, rows, changed[0]), put(at, rows, changed[1]), put(record, rows, changed[2])
+                )
+                filter_ = filter_.clear(failed)
+
+    def _judge(self, record: _Record, iterate: Iterate, at: Derivatives, error: Tensor, iteration: int) -> _Record:
+        """Keep the best points, and end the elements that are solved, stuck or lost."""
+        live = record.status == int(Status.ITERATION_LIMIT)
+        better = live & (error < record.best)
+        kept = record._replace(best=error, y=iterate.y, lam=iterate.lam, z=iterate.z)
+        progress = error < 0.9 * record.best
+        record = choose(better, kept, record)
+        waited = torch.where(progress, 0, record.waited + 1)
+        stuck = (waited > _STALLED) & (record.best <= self.inaccurate)
+        far = iterate.y.abs().amax(-1) > _FAR * record.start.abs().amax(-1).clamp(min=1.0)
+        status = record.status.masked_fill(live & far, int(Status.UNBOUNDED))
+        status = status.masked_fill(live & stuck, int(Status.INACCURATE))
+        status = status.masked_fill(live & stuck & (record.best <= self.solved), int(Status.SOLVED))
+        status = status.masked_fill(live & (record.best <= self.tolerance), int(Status.SOLVED))
+        return record._replace(status=status, waited=waited, iterations=torch.where(live, iteration, record.iterations))
+
+    def _lower(self, mu: Tensor, error: Errors) -> Tensor:
+        """The next barrier parameter; several reductions at once where the error allows."""
+        if not error.products.shape[1]:
+            return mu
+        for _ in range(3):
+            next_mu = torch.minimum(_SLOWEST * mu, mu**_FASTEST).clamp(min=self.least_barrier)
+            mu = torch.where(error.at(mu).unsqueeze(-1) <= _READY * mu, next_mu, mu)
+        return mu
+
+    def _rescue(
+        self, form: BarrierForm, iterate: Iterate, at: Derivatives, record: _Record
+    ) -> tuple[Iterate, Derivatives, _Record]:
+        """Restore feasibility where it is lacking; elsewhere the next step is regularised more. Both a few times only."""
+        lacking = errors(form, at, iterate).primal > self.solved
+        found = restore(form, iterate.y, reduction=0.1)
+        y = torch.where(lacking.unsqueeze(-1), found.y, iterate.y)
+        at = form.derivatives(y)
+        s = torch.maximum(-at.c, (1e-2 * iterate.mu).clamp(max=1e-4))
+        z = (iterate.mu / s).clamp(max=1e3)
+        lam = _least_squares_multipliers(form, at, z)
+        restored = Iterate(y, s, lam, z, iterate.mu)
+        iterate = choose(lacking, restored, iterate)
+        trouble = record.trouble + 1
+        status = record.status.masked_fill(lacking & found.infeasible, int(Status.INFEASIBLE))
+        live = status == int(Status.ITERATION_LIMIT)
+        lost = live & ((trouble > _RESTORATIONS) | ~_finite(at))
+        code = torch.where(record.best <= self.solved, int(Status.SOLVED), int(Status.NUMERICAL_ERROR))
+        code = torch.where((record.best > self.solved) & (record.best <= self.inaccurate), int(Status.INACCURATE), code)
+        return iterate, at, record._replace(status=torch.where(lost, code, status), trouble=trouble)
+
+    def result(self) -> NonlinearPoint:
+        """Polish, classify what is left, undo the scaling."""
+        form, record = self.whole, self.record
+        status, y, lam, z = record.status, record.y, record.lam, record.z
+        unsettled = torch.nonzero((status == int(Status.ITERATION_LIMIT)) | (status == int(Status.NUMERICAL_ERROR))).flatten()
+        if len(unsettled) and self.program.p + self.program.m:
+            some = form.take(unsettled)
+            found = restore(some, y[unsettled], reduction=0.0)
+            code = torch.where(found.infeasible, int(Status.INFEASIBLE), status[unsettled])
+            status = status.index_copy(0, unsettled, code)
+        good = status <= int(Status.INACCURATE)
+        y, lam, z, _ = polish(form, y, lam, z, z > 0, good, steps=1)
+        lam, mu, bounds = form.multipliers(y, lam, z)
+        return NonlinearPoint(y, lam, mu, bounds, status, record.iterations)
+
+
+def _finite(at: Derivatives) -> Tensor:
+    return torch.stack([t.flatten(1).sum(1) if t.dim() > 1 else t for t in at]).isfinite().all(0)
+
+
+def _least_squares_multipliers(form: BarrierForm, at: Derivatives, z: Tensor) -> Tensor:
+    """``lam`` of least ``|grad f + Jc'z + Jh'lam|``, zero where that is large."""
+    batch, p, n = at.Jh.shape
+    if not p:
+        return at.h
+    slope = at.gradient + form.pull(at.Jg, z)
+    identity = torch.eye(n, dtype=at.f.dtype, device=at.f.device).expand(batch, n, n)
+    factor = CondensedFactor(identity, at.Jh, torch.full_like(at.h, 1e-10))
+    lam = factor.solve(-slope.unsqueeze(-1), torch.zeros_like(at.h).unsqueeze(-1), refinements=0)[1].squeeze(-1)
+    usable = (lam.abs().amax(-1) <= _LARGEST_MULTIPLIER) & factor.correct_inertia
+    return torch.where(usable.unsqueeze(-1), lam, 0.0)

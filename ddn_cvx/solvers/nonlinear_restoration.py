@@ -1,0 +1,77 @@
+"""Feasibility restoration: where no step improves, the constraints alone are brought down, and infeasibility is recognised.
+
+Levenberg–Marquardt's method on ``r(y) = [h(y); max(g(y), 0)]`` within the bounds.  A point where the gradient ``J'r`` vanishes
+along all directions the bounds allow, and r does not, is a proof that no point nearby is feasible.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.linalg import cholesky_ex
+
+from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
+
+_STATIONARY = 1e-7
+_LEAST_VIOLATION = 1e-7
+_CHECK = 4
+
+
+class Restored(NamedTuple):
+    """The points reached ``(B, n)``, and the elements ``(B,)`` whose points are stationary for the violation and infeasible."""
+
+    y: Tensor
+    infeasible: Tensor
+
+
+def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 60) -> Restored:
+    """Reduce the violation to ``reduction`` times what it is, or as far as it goes."""
+    m = form.program.m
+    lower, upper = _box(form, y)
+    at = form.derivatives(y)
+    r, J = _residual(at, m)
+    cost = start = r.square().sum(-1)
+    ridge = torch.full_like(cost, 1e-2)
+    infeasible = torch.zeros_like(cost, dtype=torch.bool)
+    live = cost.isfinite()
+    for iteration in range(iterations):
+        slope = (r.unsqueeze(1) @ J).squeeze(1)
+        blocked = ((y <= lower) & (slope > 0)) | ((y >= upper) & (slope < 0))
+        slope = slope.masked_fill(blocked, 0.0)
+        size = J.square().sum((1, 2)).sqrt() * cost.sqrt()
+        stationary = slope.norm(dim=-1) <= _STATIONARY * size
+        infeasible = infeasible | (live & stationary & (r.abs().amax(-1) > _LEAST_VIOLATION))
+        live = live & ~stationary & (cost > reduction**2 * start) & (ridge < 1e14)
+        if iteration % _CHECK == 0 and not bool(live.any()):
+            break
+        masked = J.masked_fill(blocked.unsqueeze(1), 0.0)
+        normal = masked.mT @ masked
+        typical = normal.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=1e-12)
+        normal.diagonal(dim1=1, dim2=2).add_((ridge * typical).unsqueeze(-1))
+        L = cholesky_ex(normal).L
+        d = -torch.cholesky_solve(slope.unsqueeze(-1), L).squeeze(-1)
+        trial = torch.minimum(torch.maximum(y + d, lower), upper)
+        new_at = form.derivatives(trial)
+        new_r, new_J = _residual(new_at, m)
+        new_cost = new_r.square().sum(-1)
+        finite = new_J.sum((1, 2)).isfinite() & new_at.gradient.sum(-1).isfinite() & new_at.f.isfinite()
+        good = live & finite & (new_cost < cost * (1 - 1e-6))
+        column = good.unsqueeze(-1)
+        y, r, J = torch.where(column, trial, y), torch.where(column, new_r, r), torch.where(column.unsqueeze(-1), new_J, J)
+        cost, ridge = torch.where(good, new_cost, cost), torch.where(good, ridge * 0.1, ridge * 10).clamp(min=1e-12)
+    return Restored(y, infeasible)
+
+
+def _residual(at: Derivatives, m: int) -> tuple[Tensor, Tensor]:
+    g = at.c[:, :m]
+    violated = (g > 0).to(g.dtype)
+    return torch.cat((at.h, g * violated), 1), torch.cat((at.Jh, at.Jg * violated.unsqueeze(-1)), 1)
+
+
+def _box(form: BarrierForm, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The bounds, moved a little inside; y is inside the bounds themselves and stays where it is if nearer to them."""
+    lower, upper = form.program.bounds(form.theta, y)
+    margin = 1e-8 * torch.where((upper - lower).isfinite(), upper - lower, 1.0)
+    return torch.minimum(lower + margin, y), torch.maximum(upper - margin, y)
