@@ -2,6 +2,7 @@
 
 from ddn_cvx.adjoint.diffcp import DiffcpAdjoint
 from ddn_cvx.adjoint.implicit import Implicit
+from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import (
     DeclarationError,
     DeclarativeError,
@@ -18,6 +19,7 @@ from ddn_cvx.solvers.cvxpy_any import CvxpySolver
 from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.ecos import ECOS
 from ddn_cvx.solvers.interior_point import InteriorPoint
+from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 from ddn_cvx.solvers.scs import SCS
 
 __version__ = "0.1.0"
@@ -38,9 +40,11 @@ __all__ = [
     "Implicit",
     "InputError",
     "InteriorPoint",
+    "NonlinearInteriorPoint",
     "Regularity",
     "Solution",
     "SolverError",
     "Status",
+    "TorchProblem",
     "__version__",
 ]

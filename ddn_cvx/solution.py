@@ -19,6 +19,7 @@ class Status(enum.IntEnum):
     NUMERICAL_ERROR = 5
     INVALID_DATA = 6
     TIME_LIMIT = 7
+    SADDLE_POINT = 8
 
     @property
     def remedy(self) -> str:
@@ -35,6 +36,8 @@ _REMEDY = {
     Status.ITERATION_LIMIT: "the solver stopped at its iteration limit; raise it or rescale the problem",
     Status.NUMERICAL_ERROR: "the solver broke down; rescale the problem or pick another solver",
     Status.INVALID_DATA: "a parameter holds NaN or infinity, or violates an attribute it was declared with",
+    Status.SADDLE_POINT: "the point satisfies the first-order conditions but is not a minimum; start elsewhere, "
+    "or declare stationary=True if any stationary point will do",
     Status.TIME_LIMIT: "the solver stopped at its time limit; raise it or simplify the problem",
 }
 

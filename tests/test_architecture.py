@@ -26,7 +26,7 @@ PACKAGE = "ddn_cvx"
 # Each part of the package, and the parts it may import. Siblings in braces never meet.
 GROUND = {"errors", "solution"}
 CORE = GROUND | {"cones", "linalg", "program"}
-LAYER = CORE | {"declare", "solvers", "adjoint", "inputs", "call", "layer"}
+LAYER = CORE | {"declare", "solvers", "adjoint", "inputs", "failure", "call", "nonlinear_call", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -38,7 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solvers": CORE,
     "adjoint": CORE,
     "inputs": GROUND | {"program"},
+    "failure": GROUND | {"program"},
     "call": CORE | {"solvers", "inputs"},
+    "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "layer": LAYER - {"layer"},
     "nodes": LAYER,
     "compat": LAYER,

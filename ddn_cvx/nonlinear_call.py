@@ -1,0 +1,246 @@
+"""One call of a layer over a nonlinear program: start -> solve -> polish -> check -> report.
+
+Whoever found the point, the solver or the user's own function, it is judged by the conditions of the problem as declared:
+feasible, stationary with multipliers of the right signs, and curved upwards along the constraints (a saddle point or a
+maximum satisfies the first three).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.adjoint.base import Adjoint
+from ddn_cvx.adjoint.dispatch import attach
+from ddn_cvx.adjoint.kkt_solve import Solved
+from ddn_cvx.declare.torch_problem import TorchProblem
+from ddn_cvx.errors import DeclarationError, InputError
+from ddn_cvx.failure import raise_failures
+from ddn_cvx.inputs import Batch, gather
+from ddn_cvx.program.active_kkt import FLAT, ActiveKKT, Factors, curvature, multipliers, polish
+from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.program.optimality import Active, State, judge
+from ddn_cvx.solution import Regularity, Solution, Status
+from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
+from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known about a batch of solves."""
+
+    solved: Solved
+    value: Tensor
+    slack: Tensor
+    status: Tensor
+    iterations: Tensor
+    primal: Tensor
+    dual: Tensor
+    gap: Tensor
+
+
+class NonlinearCall:
+    """The opaque forward computation (``adjoint.kkt_solve.NonlinearSolve``).
+
+    Parameters
+    ----------
+    run : NonlinearRun
+    batch : Batch
+    layout
+        How the inputs are nested.
+    program : NonlinearProgram
+    """
+
+    def __init__(self, run: NonlinearRun, batch: Batch, specs: Sequence[Any], layout: Any, program: NonlinearProgram):
+        self.run, self.batch, self.specs, self.layout, self.program = run, batch, specs, layout, program
+        self.factors = Factors(program)
+        self.report: Report | None = None
+        self._kinks = self._failures = False
+
+    @property
+    def kinks(self) -> bool:
+        """Whether some element had a weakly active constraint."""
+        return self._kinks
+
+    @property
+    def failures(self) -> bool:
+        """Whether some element was not solved."""
+        return self._failures
+
+    def __call__(self, theta: Theta, batch: int) -> Solved:
+        """Solve physical tensors; elements without a solution hold zeros."""
+        own = [t.reshape(batch, -1) for t, b in zip(theta.tensors, theta.batched, strict=True) if b]
+        shared = [bool(torch.isfinite(t).all()) for t, b in zip(theta.tensors, theta.batched, strict=True) if not b]
+        device = theta.tensors[0].device if theta.tensors else self.batch.device
+        status = torch.full((batch,), int(Status.SOLVED), device=device)
+        finite = torch.isfinite(torch.cat([*own, status.unsqueeze(1)], 1)).all(-1) & all(shared)
+        status = torch.where(finite, status, int(Status.INVALID_DATA))
+        if bool(finite.all()):
+            self._require_followed(theta, batch, device)
+            lower, upper = self.program.bounds(theta, torch.zeros(batch, self.program.n, dtype=torch.float64, device=device))
+            status = torch.where((lower > upper).any(-1), int(Status.INFEASIBLE), status)
+            status = torch.where((lower.isnan() | upper.isnan()).any(-1), int(Status.INVALID_DATA), status)
+        todo = torch.nonzero(status == int(Status.SOLVED)).flatten()
+        return self._solve(theta, status, todo)
+
+    def _solve(self, theta: Theta, status: Tensor, todo: Tensor) -> Solved:
+        whole = len(todo) == len(status)
+        some = theta if whole else theta.take(todo)
+        raw = self._point(some, len(todo), status.device)
+        return self._check(theta, some, raw, status, todo)
+
+    def _point(self, theta: Theta, batch: int, device: torch.device) -> NonlinearPoint:
+        node, program = self.run.node, self.program
+        like = torch.zeros(batch, program.n, dtype=torch.float64, device=device)
+        if not batch:
+            return NonlinearPoint.blank(program, like)
+        if "solve" in node.functions:
+            y = node.solve(theta, self.layout, like)
+            usable = torch.isfinite(y).all(-1)
+            y = torch.where(usable.unsqueeze(-1), y, 0.0)
+            found = multipliers(program, theta, y, usable)
+            status = torch.where(usable, int(Status.SOLVED), int(Status.NUMERICAL_ERROR))
+            return NonlinearPoint(*found, status, torch.zeros_like(status))
+        start = node.start(theta, self.layout, like)
+        lower, upper = program.bounds(theta, like)
+        return self.run.solver.solve(program, theta, (like if start is None else start).clamp(lower, upper))
+
+    def _check(self, theta: Theta, some: Theta, raw: NonlinearPoint, status: Tensor, todo: Tensor) -> Solved:
+        program, run, whole = self.program, self.run, len(todo) == len(status)
+        vectors = (raw.y, raw.lam, raw.mu, raw.z)
+        usable = torch.isfinite(torch.cat(vectors, 1)).all(-1)
+        start = State(*(torch.where(usable.unsqueeze(-1), v, 0.0) for v in vectors))
+        point = polish(program, some, judge(program, some, start), usable, run.polish_steps)
+        ok = usable & (point.worst <= run.tolerance) & torch.isfinite(point.first.f)
+        strong = point.active.strong
+        kkt = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok)
+        claims = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INACCURATE))
+        verdict = torch.where(usable, int(Status.INACCURATE), int(Status.NUMERICAL_ERROR))
+        found = torch.where(ok, int(Status.SOLVED), torch.where(claims, verdict, raw.status))
+        doubtful = torch.nonzero(ok & ~kkt.minimum).flatten()
+        if len(doubtful) and not run.node.stationary:
+            bends = curvature(point.take(doubtful)) < -100 * FLAT
+            found = found.index_put((doubtful[bends],), found.new_tensor(int(Status.SADDLE_POINT)))
+            ok = found == int(Status.SOLVED)
+        status = status.index_copy(0, todo, found)
+        state = State(*(torch.where(ok.unsqueeze(-1), t, 0.0) for t in point.state))
+        active = Active(*(torch.where(ok.unsqueeze(-1), t, 0.0) for t in point.active))
+
+        def spread(t: Tensor) -> Tensor:
+            return t if whole else t.new_zeros(len(status), *t.shape[1:]).index_copy(0, todo, t)
+
+        solved = Solved(State(*map(spread, state)), Active(*map(spread, active)), spread(ok))
+        if whole and bool(ok.all()):
+            self.factors.keep(theta, solved.state, strong, solved.ok, kkt)
+        self._kinks |= bool(active.weak.any())
+        self._failures |= not (whole and bool(ok.all()))
+        numbers = (spread(t) for t in (raw.iterations, point.primal, point.dual, point.gap))
+        self.report = Report(solved, spread(run.node.sign * point.first.f), spread(-point.first.g), status, *numbers)
+        if run.on_failure == "raise":
+            raise_failures(status, self.batch.shape, self.specs, self.batch.values)
+        return solved
+
+    def regularity(self, theta: Theta) -> Tensor:
+        """``Regularity`` flags, ``(B,)``."""
+        assert self.report is not None
+        state, active, ok = self.report.solved
+        flags = torch.zeros_like(self.report.status)
+        if not flags.numel():
+            return flags
+        null = self.factors.at(theta.detach(), state, active.strong, ok).saddle.singular
+        flags = flags + null.primal * int(Regularity.SINGULAR_HESSIAN) + null.dual * int(Regularity.RANK_DEFICIENT)
+        return torch.where(ok, flags + active.weak * int(Regularity.WEAKLY_ACTIVE), 0)
+
+    def _require_followed(self, theta: Theta, batch: int, device: torch.device) -> None:
+        """A result that requires grad although no argument does depends on something that was not found."""
+        y = torch.zeros(batch, self.program.n, dtype=torch.float64, device=device)
+        with torch.enable_grad():
+            results = (*self.program.values(y, theta), *self.program.bounds(theta, y))
+        if any(t.requires_grad for t in results):
+            raise DeclarationError(
+                "The functions of the problem use a tensor that requires grad and was not found among their inputs, "
+                "closures, globals and attributes, so that its gradient would be lost. Pass it as an input, or hold it in "
+                "an nn.Module that is the function."
+            )
+
+
+@dataclass(frozen=True)
+class NonlinearRun:
+    """How a layer over a ``TorchProblem`` computes: all that does not change between calls."""
+
+    node: TorchProblem
+    solver: NonlinearSolver
+    adjoint: Adjoint
+    on_failure: str
+    tolerance: float
+    polish_steps: int
+
+    def outputs(self, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
+        """The optimal variables ``(*batch, *shape)``: a tensor, or a dict if the problem has a dict of variables."""
+        y, _, batch, _ = self._run(args, named)
+        found = {name: batch.restore(value) for name, value in self.node.unpack(y).items()}
+        return found["y"] if self.node.bare else found
+
+    def solution(self, args: Sequence[Any], named: Mapping[str, Any]) -> Solution:
+        """Everything that is known about the answer."""
+        y, call, batch, theta = self._run(args, named)
+        report = call.report
+        if report is None or len(report.status) != math.prod(batch.shape):
+            raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
+        state, _, ok = report.solved
+
+        def masked(t: Tensor) -> Tensor:
+            return batch.restore(_nan_where_failed(ok, t.detach()))
+
+        def integers(t: Tensor) -> Tensor:
+            return t.reshape(batch.shape)
+
+        return Solution(
+            outputs=tuple(batch.restore(t) for t in self.node.unpack(y).values()),
+            value=masked(report.value),
+            status=integers(report.status),
+            iterations=integers(report.iterations),
+            primal_residual=batch.restore(report.primal),
+            dual_residual=batch.restore(report.dual),
+            gap=batch.restore(report.gap),
+            regularity=integers(call.regularity(theta)),
+            x=masked(state.y),
+            s=masked(report.slack),
+            y=masked(torch.cat((state.lam, state.mu, state.z), 1)),
+            primal={name: masked(value) for name, value in self.node.unpack(state.y).items()},
+            dual=((masked(state.lam),), (masked(state.mu),), (masked(state.z),)),
+        )
+
+    def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, NonlinearCall, Batch, Theta]:
+        specs, tensors, layout = self.node.arguments.match(args, named)
+        batch = gather(specs, tensors, {})
+        count = math.prod(batch.shape)
+        theta = self.node.theta(batch.values, batch.device)
+        program = self.node.program(theta, layout)
+        call = NonlinearCall(self, batch, specs, layout, program)
+        solved = attach(self.adjoint, call, theta, count)
+        return _nan_where_failed(solved.ok, solved.state.y), call, batch, theta
+
+
+def resolve_nonlinear(solver: object, options: Mapping[str, Any] | None = None) -> NonlinearSolver:
+    """The solver for a nonlinear problem; None is the default one.
+
+    Raises
+    ------
+    InputError
+        It is something else.
+    """
+    if solver is None:
+        return NonlinearInteriorPoint(**(options or {}))
+    if not isinstance(solver, NonlinearSolver):
+        raise InputError(f"solver must be a NonlinearSolver such as NonlinearInteriorPoint(), got {solver!r}.")
+    return solver
+
+
+def _nan_where_failed(ok: Tensor, tensor: Tensor) -> Tensor:
+    return torch.where(ok.reshape(-1, *(1,) * (tensor.ndim - 1)), tensor, torch.nan)

@@ -1,0 +1,143 @@
+"""How far a point of a nonlinear program is from satisfying the first-order conditions, and which constraints are active.
+
+All measures are relative and free of the units of objective and constraints: the violation of a constraint is the distance
+to where its linearisation vanishes, next to ``1 + |y|``; the residual of stationarity is taken next to the forces that
+should balance in it, and to how much the gradient changes over such a distance.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
+
+WEAK = 1e-7
+"""An active constraint whose relative multiplier and slack are both below this is weakly active."""
+
+
+class State(NamedTuple):
+    """A primal-dual point, ``y`` (B, n), ``lam`` (B, p), ``mu`` (B, m), ``z`` (B, n)."""
+
+    y: Tensor
+    lam: Tensor
+    mu: Tensor
+    z: Tensor
+
+    @staticmethod
+    def choose(mask: Tensor, yes: State, no: State) -> State:
+        """Element by element."""
+        return State(*(torch.where(mask.unsqueeze(-1), a, b) for a, b in zip(yes, no, strict=True)))
+
+
+class Active(NamedTuple):
+    """Which constraints hold with equality: 1 with a force, 1/2 without (weakly active), 0 not active."""
+
+    g: Tensor
+    """``(B, m)``."""
+    box: Tensor
+    """``(B, n)``; positive at an upper bound, negative at a lower one."""
+
+    @property
+    def strong(self) -> Active:
+        """Weakly active constraints taken as inactive; entries 0 and 1 (with sign)."""
+        return Active((self.g == 1).to(self.g.dtype), torch.where(self.box.abs() == 1, self.box, 0.0))
+
+    @property
+    def all(self) -> Active:
+        """Weakly active constraints taken as active."""
+        return Active((self.g > 0).to(self.g.dtype), self.box.sign())
+
+    @property
+    def weak(self) -> Tensor:
+        """Elements with a weakly active constraint, ``(B,)`` bool."""
+        return (self.g == 0.5).any(-1) | (self.box.abs() == 0.5).any(-1)
+
+
+class Judged(NamedTuple):
+    """A point with its derivatives and its residuals."""
+
+    state: State
+    first: First
+    H: Tensor
+    """Hessian of the Lagrangian, ``(B, n, n)``."""
+    active: Active
+    primal: Tensor
+    """Largest violation of a constraint, ``(B,)``."""
+    dual: Tensor
+    """Largest residual of stationarity, ``(B,)``."""
+    gap: Tensor
+    """Largest violation of complementarity and of the multipliers' signs, ``(B,)``."""
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def worst(self) -> Tensor:
+        """The largest of the three, infinite where it is not a number, ``(B,)``."""
+        return torch.stack((self.primal, self.dual, self.gap)).amax(0).nan_to_num(nan=torch.inf)
+
+    def take(self, rows: Tensor) -> Judged:
+        """Some elements."""
+        some: Judged = tree_map(lambda t: t[rows], self)
+        return some
+
+    @staticmethod
+    def choose(mask: Tensor, yes: Judged, no: Judged) -> Judged:
+        """Element by element."""
+        if bool(mask.all()):
+            return yes
+
+        def pick(a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+        chosen: Judged = tree_map(pick, yes, no)
+        return chosen
+
+
+def judge(program: NonlinearProgram, theta: Theta, state: State) -> Judged:
+    """Residuals, derivatives and active constraints at a point; no gradients flow."""
+    with torch.no_grad():
+        y, lam, mu, z = state
+        first = program.first(y, theta)
+        H = program.hessian(y, theta, lam, mu)
+        lower, upper = program.bounds(theta, y)
+        pulls = ((lam.unsqueeze(-2) @ first.Jh).squeeze(-2), (mu.unsqueeze(-2) @ first.Jg).squeeze(-2), z)
+        size = 1.0 + largest(y)
+        forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
+        force = _or_one(forces + largest(H.flatten(1)) * size)
+        dual = largest(first.gradient + pulls[0] + pulls[1] + pulls[2]) / force
+        span, push = size.unsqueeze(-1), force.unsqueeze(-1)
+        steep_h, steep_g = (_or_one(J.abs().amax(-1)) for J in (first.Jh, first.Jg))
+        g, mu_g = first.g / (steep_g * span), mu * steep_g / push
+        above, below, force_z = (y - upper) / span, (lower - y) / span, z / push
+        primal = torch.stack([largest(first.h / (steep_h * span)), *(_most(t) for t in (g, above, below))]).amax(0)
+        pairs = ((mu_g, g), (force_z.clamp(min=0), above), ((-force_z).clamp(min=0), below))
+        gap = torch.stack([largest(torch.minimum(f, -v)) for f, v in pairs]).amax(0)
+        active = _classify(g, mu_g, above, below, force_z, lower >= upper)
+        return Judged(state, first, H, active, primal.clamp(min=0), dual, gap, lower, upper)
+
+
+def _classify(g: Tensor, mu: Tensor, above: Tensor, below: Tensor, z: Tensor, fixed: Tensor) -> Active:
+    def share(value: Tensor, force: Tensor) -> Tensor:
+        weak = (value.abs() <= WEAK) & (force.abs() <= WEAK)
+        return torch.where(weak, 0.5, (force + value > 0).to(value.dtype))
+
+    box = share(above, z)
+    box = torch.where(box > 0, box, -share(below, -z))
+    return Active(share(g, mu), torch.where(fixed, torch.where(z < 0, -1.0, 1.0), box))
+
+
+def largest(t: Tensor) -> Tensor:
+    """``max |t|`` of the last dimension; zero if it is empty."""
+    return t.abs().amax(-1) if t.shape[-1] else t.new_zeros(t.shape[:-1])
+
+
+def _most(t: Tensor) -> Tensor:
+    return t.amax(-1) if t.shape[-1] else t.new_zeros(t.shape[:-1])
+
+
+def _or_one(t: Tensor) -> Tensor:
+    return torch.where(t > 0, t, 1.0)
