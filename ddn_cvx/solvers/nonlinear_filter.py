@@ -78,7 +78,7 @@ class Iterate(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Largest dual and primal residual, and products s z relative; all as in the termination test, ``(B,)``, products (B, k)."""
+    """Largest dual and primal residual ``(B,)``, the products s z ``(B, k)``, and what these are relative to ``(B,)``."""
 
     dual: Tensor
     primal: Tensor
@@ -167,7 +167,7 @@ def search(
     test = _Test(theta, phi, slope, 10 * eps * phi.abs().clamp(min=1.0))
     y = old.y + length * step.y
     trial = form.derivatives(y)
-    s = torch.maximum(old.s + length * step.s, -trial.c)
+    s = old.s + length * step.s
     new_theta, new_phi = measures(trial, s, old.mu)
     good, descent = test.passes(filter_, new_theta, new_phi, length.squeeze(-1))
     good = good & ~system.failed
@@ -176,8 +176,8 @@ def search(
     failed = torch.zeros_like(good)
     if len(refused):
         some = _Some(form, system, old, step, fraction, filter_, refused, test)
-        closer = errors(some.form, take(trial, refused), take(new, refused)).at(some.old.mu) <= _KKT_DECREASE * error[refused]
-        some.close(closer & ~some.failed, y[refused], s[refused], length[refused])
+        trial_error = errors(some.form, take(trial, refused), take(new, refused)).at(some.old.mu)
+        some.close(trial_error <= _KKT_DECREASE * error[refused], y[refused], s[refused], length[refused])
         some.correct(take(trial, refused), s[refused], at, length[refused])
         some.shorten(length[refused])
         again = some.form.derivatives(some.y)
@@ -205,15 +205,13 @@ class _Some:
         self.y, self.s, self.length = self.old.y.clone(), self.old.s.clone(), torch.zeros_like(self.fraction)
         self.done, self.descent = torch.zeros_like(self.failed), torch.zeros_like(self.failed)
 
-    def close(self, good: Tensor, y: Tensor, s: Tensor, length: Tensor, descent: Tensor | None = None) -> None:
-        """Let the elements that are ``good`` and not done yet keep this point."""
-        good = good & ~self.done & ~self.failed
+    def close(self, good: Tensor, y: Tensor, s: Tensor, length: Tensor) -> None:
+        """Let the elements that are ``good`` keep this point."""
+        good = good & ~self.failed
         column = good.unsqueeze(-1)
         self.y, self.s = torch.where(column, y, self.y), torch.where(column, s, self.s)
         self.length = torch.where(column, length, self.length)
         self.done = self.done | good
-        if descent is not None:
-            self.descent = torch.where(good, descent, self.descent)
 
     def correct(self, trial: Derivatives, s: Tensor, at: Derivatives, length: Tensor) -> None:
         """Second-order corrections: constraints linearised from their values at the refused point."""
@@ -235,7 +233,7 @@ class _Some:
             scale = longest(old.s, step.s, fraction)
             y = old.y + scale * step.y
             values = form.values(y)
-            s = torch.maximum(old.s + scale * step.s, -values.c)
+            s = old.s + scale * step.s
             good, descent = test.passes(filter_, *measures(values, s, old.mu), first.squeeze(-1))
             good = good & ~self.done[pick]
             rows = pick[good]
@@ -254,7 +252,7 @@ class _Some:
             size = length[left]
             y = old.y + size * step.y
             values = form.values(y)
-            s = torch.maximum(old.s + size * step.s, -values.c)
+            s = old.s + size * step.s
             test, filter_ = take(self.test, left), take(self.filter, left)
             good, descent = test.passes(filter_, *measures(values, s, old.mu), size.squeeze(-1))
             rows = left[good]
@@ -269,4 +267,5 @@ def _move(old: Iterate, y: Tensor, s: Tensor, step: Step, length: Tensor, fracti
         return Iterate(y, s, old.lam + length * step.lam, old.z, old.mu)
     z = old.z + longest(old.z, step.z, fraction) * step.z
     central = old.mu / s
-    return Iterate(y, s, old.lam + length * step.lam, torch.minimum(torch.maximum(z, 1e-10 * central), 1e10 * central), old.mu)
+    z = torch.minimum(torch.maximum(z, 1e-10 * central), 1e10 * central)
+    return Iterate(y, s, old.lam + length * step.lam, z, old.mu)

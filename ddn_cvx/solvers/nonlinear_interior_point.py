@@ -17,10 +17,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.errors import InputError
 from ddn_cvx.linalg.saddle import CondensedFactor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
-from ddn_cvx.solvers.elementwise import require_positive
 from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, choose, put, take
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 from ddn_cvx.solvers.nonlinear_filter import Errors, Filter, Iterate, errors, measures, search
@@ -77,7 +77,10 @@ class NonlinearInteriorPoint(NonlinearSolver):
     """The same for a warm start (default 1e-3)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, *(option.name for option in fields(self)))
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if not isinstance(value, int | float) or not value > 0:
+                raise InputError(f"option '{option.name}' of {self.name} must be a number above 0, got {value!r}")
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"
@@ -126,7 +129,7 @@ class _Run:
         self.record = _Record(row, torch.full_like(at.f, torch.inf), y, lam, z, status, zero, zero, zero, y)
         self.iterate = Iterate(y, s, lam, z, mu)
         if warm is not None:
-            self._try(lam, torch.cat((z_warm[:, : program.m], z_warm[:, program.m :]), 1))
+            self._try(lam, z_warm)
         rows = torch.nonzero(self.record.status == int(Status.ITERATION_LIMIT)).flatten()
         self._iterate(form.take(rows), take(self.iterate, rows), take(at, rows), take(self.record, rows))
 
@@ -135,16 +138,17 @@ class _Run:
         good = self.record.status == int(Status.ITERATION_LIMIT)
         y, lam, z, error = polish(self.whole, self.whole.start, lam, z, z > 0, good, steps=3)
         done = good & (error <= self.tolerance)
-        settled = self.record._replace(y=y, lam=lam, z=z, best=error, status=torch.full_like(self.record.status, int(Status.SOLVED)))
+        status = torch.full_like(self.record.status, int(Status.SOLVED))
+        settled = self.record._replace(y=y, lam=lam, z=z, best=error, status=status)
         self.record = choose(done, settled, self.record)
 
     def _iterate(self, form: BarrierForm, iterate: Iterate, at: Derivatives, record: _Record) -> None:
-        options, last = self.options, self.options.max_iterations
+        last, zero = self.options.max_iterations, at.f.new_zeros(())
         state = _State(torch.zeros_like(at.f), torch.zeros_like(at.f))
         filter_ = Filter.empty(measures(at, iterate.s, iterate.mu)[0])
         for iteration in range(last + 1):
             error = errors(form, at, iterate)
-            record = self._judge(record, iterate, at, error.at(0.0), iteration)
+            record = self._judge(record, iterate, at, error.at(zero), state.shift > 0, iteration)
             live = record.status == int(Status.ITERATION_LIMIT)
             left = torch.nonzero(live).flatten()
             if not len(left) or iteration == last or 4 * len(left) <= 3 * len(live):
@@ -171,14 +175,19 @@ class _Run:
                 )
                 filter_ = filter_.clear(failed)
 
-    def _judge(self, record: _Record, iterate: Iterate, at: Derivatives, error: Tensor, iteration: int) -> _Record:
-        """Keep the best points, and end the elements that are solved, stuck or lost."""
+    def _judge(
+        self, record: _Record, iterate: Iterate, at: Derivatives, error: Tensor, shifted: Tensor, iteration: int
+    ) -> _Record:
+        """Keep the best points, and end the elements that are solved, stuck or lost.
+
+        Near a saddle point, where the matrix had to be ``shifted``, a small error is no reason to stay.
+        """
         live = record.status == int(Status.ITERATION_LIMIT)
         better = live & (error < record.best)
         kept = record._replace(best=error, y=iterate.y, lam=iterate.lam, z=iterate.z)
         progress = error < 0.9 * record.best
         record = choose(better, kept, record)
-        waited = torch.where(progress, 0, record.waited + 1)
+        waited = torch.where(progress | shifted | (error > self.inaccurate), 0, record.waited + 1)
         stuck = (waited > _STALLED) & (record.best <= self.inaccurate)
         far = iterate.y.abs().amax(-1) > _FAR * record.start.abs().amax(-1).clamp(min=1.0)
         status = record.status.masked_fill(live & far, int(Status.UNBOUNDED))
@@ -221,7 +230,8 @@ class _Run:
         """Polish, classify what is left, undo the scaling."""
         form, record = self.whole, self.record
         status, y, lam, z = record.status, record.y, record.lam, record.z
-        unsettled = torch.nonzero((status == int(Status.ITERATION_LIMIT)) | (status == int(Status.NUMERICAL_ERROR))).flatten()
+        open_ = (status == int(Status.ITERATION_LIMIT)) | (status == int(Status.NUMERICAL_ERROR))
+        unsettled = torch.nonzero(open_).flatten()
         if len(unsettled) and self.program.p + self.program.m:
             some = form.take(unsettled)
             found = restore(some, y[unsettled], reduction=0.0)

@@ -1,7 +1,7 @@
 """Feasibility restoration: where no step improves, the constraints alone are brought down, and infeasibility is recognised.
 
-Levenberg–Marquardt's method on ``r(y) = [h(y); max(g(y), 0)]`` within the bounds.  A point where the gradient ``J'r`` vanishes
-along all directions the bounds allow, and r does not, is a proof that no point nearby is feasible.
+Levenberg–Marquardt's method on ``r(y) = [h(y); max(g(y), 0)]`` within the bounds.  A point where the gradient ``J'r``
+vanishes along all directions the bounds allow, and r does not, is a proof that no point nearby is less infeasible.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
 
 _STATIONARY = 1e-7
 _LEAST_VIOLATION = 1e-7
+_STALLED = 1e-4  # the same where rounding stops all progress
+_LEAST_DECREASE = 1e-13
+_LARGEST_RIDGE = 1e12
 _CHECK = 4
+_SECOND_ORDER = 8  # iterations of Gauss and Newton before second derivatives are used
 
 
 class Restored(NamedTuple):
-    """The points reached ``(B, n)``, and the elements ``(B,)`` whose points are stationary for the violation and infeasible."""
+    """The points reached ``(B, n)``, and whether they are infeasible and stationary for the violation ``(B,)``."""
 
     y: Tensor
     infeasible: Tensor
 
 
-def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 60) -> Restored:
+def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 100) -> Restored:
     """Reduce the violation to ``reduction`` times what it is, or as far as it goes."""
     m = form.program.m
     lower, upper = _box(form, y)
@@ -41,13 +45,16 @@ def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 60
         blocked = ((y <= lower) & (slope > 0)) | ((y >= upper) & (slope < 0))
         slope = slope.masked_fill(blocked, 0.0)
         size = J.square().sum((1, 2)).sqrt() * cost.sqrt()
-        stationary = slope.norm(dim=-1) <= _STATIONARY * size
+        angle = slope.norm(dim=-1) / size
+        stationary = ~(angle > _STATIONARY) | ((angle < _STALLED) & (ridge > _LARGEST_RIDGE))
         infeasible = infeasible | (live & stationary & (r.abs().amax(-1) > _LEAST_VIOLATION))
-        live = live & ~stationary & (cost > reduction**2 * start) & (ridge < 1e14)
+        live = live & ~stationary & (cost > reduction**2 * start) & (ridge <= _LARGEST_RIDGE)
         if iteration % _CHECK == 0 and not bool(live.any()):
             break
         masked = J.masked_fill(blocked.unsqueeze(1), 0.0)
         normal = masked.mT @ masked
+        if iteration >= _SECOND_ORDER:
+            normal = _with_curvature(form, y, r, normal, blocked)
         typical = normal.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=1e-12)
         normal.diagonal(dim1=1, dim2=2).add_((ridge * typical).unsqueeze(-1))
         L = cholesky_ex(normal).L
@@ -57,11 +64,22 @@ def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 60
         new_r, new_J = _residual(new_at, m)
         new_cost = new_r.square().sum(-1)
         finite = new_J.sum((1, 2)).isfinite() & new_at.gradient.sum(-1).isfinite() & new_at.f.isfinite()
-        good = live & finite & (new_cost < cost * (1 - 1e-6))
+        good = live & finite & (new_cost < cost * (1 - _LEAST_DECREASE))
         column = good.unsqueeze(-1)
         y, r, J = torch.where(column, trial, y), torch.where(column, new_r, r), torch.where(column.unsqueeze(-1), new_J, J)
         cost, ridge = torch.where(good, new_cost, cost), torch.where(good, ridge * 0.1, ridge * 10).clamp(min=1e-12)
     return Restored(y, infeasible)
+
+
+def _with_curvature(form: BarrierForm, y: Tensor, r: Tensor, normal: Tensor, blocked: Tensor) -> Tensor:
+    """The Hessian of ``|r|^2 / 2`` where it is positive definite: without it, infeasible programs converge slowly."""
+    p, none = form.program.p, torch.zeros_like(r)
+    lam, mu = r[:, :p], r[:, p:]
+    curvature = form.hessian(y, lam, mu) - form.hessian(y, none[:, :p], none[:, p:])
+    free = (~blocked).to(y.dtype)
+    exact = normal + curvature * free.unsqueeze(1) * free.unsqueeze(2)
+    definite = cholesky_ex(exact).info == 0
+    return torch.where(definite[:, None, None], exact, normal)
 
 
 def _residual(at: Derivatives, m: int) -> tuple[Tensor, Tensor]:
