@@ -23,6 +23,7 @@ from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch, gather
 from ddn_cvx.program.active_kkt import FLAT, ActiveKKT, Factors, curvature, multipliers, polish
+from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State, judge
 from ddn_cvx.solution import Regularity, Solution, Status
@@ -53,12 +54,13 @@ class NonlinearCall:
     batch : Batch
     layout
         How the inputs are nested.
-    program : NonlinearProgram
     """
 
-    def __init__(self, run: NonlinearRun, batch: Batch, specs: Sequence[Any], layout: Any, program: NonlinearProgram):
-        self.run, self.batch, self.specs, self.layout, self.program = run, batch, specs, layout, program
-        self.factors = Factors(program)
+    program: NonlinearProgram
+    factors: Factors
+
+    def __init__(self, run: NonlinearRun, batch: Batch, specs: Sequence[ParameterSpec], layout: Any):
+        self.run, self.batch, self.specs, self.layout = run, batch, specs, layout
         self.report: Report | None = None
         self._kinks = self._failures = False
 
@@ -74,6 +76,8 @@ class NonlinearCall:
 
     def __call__(self, theta: Theta, batch: int) -> Solved:
         """Solve physical tensors; elements without a solution hold zeros."""
+        self.program = self.run.node.program(theta, self.layout)
+        self.factors = Factors(self.program)
         own = [t.reshape(batch, -1) for t, b in zip(theta.tensors, theta.batched, strict=True) if b]
         shared = [bool(torch.isfinite(t).all()) for t, b in zip(theta.tensors, theta.batched, strict=True) if not b]
         device = theta.tensors[0].device if theta.tensors else self.batch.device
@@ -102,10 +106,9 @@ class NonlinearCall:
         if "solve" in node.functions:
             y = node.solve(theta, self.layout, like)
             usable = torch.isfinite(y).all(-1)
-            y = torch.where(usable.unsqueeze(-1), y, 0.0)
-            found = multipliers(program, theta, y, usable)
+            _, lam, mu, z = multipliers(program, theta, torch.where(usable.unsqueeze(-1), y, 0.0), usable)
             status = torch.where(usable, int(Status.SOLVED), int(Status.NUMERICAL_ERROR))
-            return NonlinearPoint(*found, status, torch.zeros_like(status))
+            return NonlinearPoint(y, lam, mu, z, status, torch.zeros_like(status))
         start = node.start(theta, self.layout, like)
         lower, upper = program.bounds(theta, like)
         return self.run.solver.solve(program, theta, (like if start is None else start).clamp(lower, upper))
@@ -150,8 +153,6 @@ class NonlinearCall:
         assert self.report is not None
         state, active, ok = self.report.solved
         flags = torch.zeros_like(self.report.status)
-        if not flags.numel():
-            return flags
         null = self.factors.at(theta.detach(), state, active.strong, ok).saddle.singular
         flags = flags + null.primal * int(Regularity.SINGULAR_HESSIAN) + null.dual * int(Regularity.RANK_DEFICIENT)
         return torch.where(ok, flags + active.weak * int(Regularity.WEAKLY_ACTIVE), 0)
@@ -189,7 +190,7 @@ class NonlinearRun:
     def solution(self, args: Sequence[Any], named: Mapping[str, Any]) -> Solution:
         """Everything that is known about the answer."""
         y, call, batch, theta = self._run(args, named)
-        report = call.report
+        report = call.report if math.prod(batch.shape) else _no_report(y)
         if report is None or len(report.status) != math.prod(batch.shape):
             raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
         state, _, ok = report.solved
@@ -208,7 +209,7 @@ class NonlinearRun:
             primal_residual=batch.restore(report.primal),
             dual_residual=batch.restore(report.dual),
             gap=batch.restore(report.gap),
-            regularity=integers(call.regularity(theta)),
+            regularity=integers(call.regularity(theta) if len(ok) else report.status),
             x=masked(state.y),
             s=masked(report.slack),
             y=masked(torch.cat((state.lam, state.mu, state.z), 1)),
@@ -221,8 +222,9 @@ class NonlinearRun:
         batch = gather(specs, tensors, {})
         count = math.prod(batch.shape)
         theta = self.node.theta(batch.values, batch.device)
-        program = self.node.program(theta, layout)
-        call = NonlinearCall(self, batch, specs, layout, program)
+        call = NonlinearCall(self, batch, specs, layout)
+        if not count:
+            return _nothing(self.node.n, theta), call, batch, theta
         solved = attach(self.adjoint, call, theta, count)
         return _nan_where_failed(solved.ok, solved.state.y), call, batch, theta
 
@@ -240,6 +242,19 @@ def resolve_nonlinear(solver: object, options: Mapping[str, Any] | None = None) 
     if not isinstance(solver, NonlinearSolver):
         raise InputError(f"solver must be a NonlinearSolver such as NonlinearInteriorPoint(), got {solver!r}.")
     return solver
+
+
+def _nothing(n: int, theta: Theta) -> Tensor:
+    """The answer ``(0, n)`` to an empty batch; what it depends on gets a gradient of zero."""
+    parts = [0.0 * t.sum() for t in theta.tensors]
+    return torch.zeros(0, n, dtype=torch.float64, device=theta.tensors[0].device if parts else None) + sum(parts)
+
+
+def _no_report(y: Tensor) -> Report:
+    none = y.detach()[:, 0]
+    codes, rows = none.to(torch.int64), y.detach()[:, :0]
+    solved = Solved(State(y.detach(), rows, rows, y.detach()), Active(rows, y.detach()), none.bool())
+    return Report(solved, none, rows, codes, codes, none, none, none)
 
 
 def _nan_where_failed(ok: Tensor, tensor: Tensor) -> Tensor:

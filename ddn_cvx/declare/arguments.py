@@ -49,6 +49,9 @@ class Arguments:
         self.names = [self._name(k) for k in range(len(values))]
         self.declared = [_shapes(name, tree) for name, tree in zip(self.names, values, strict=True)]
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Arguments:
+        return self
+
     def _name(self, k: int) -> str:
         return self.names[k] if k < len(self.names) else f"input{k}"
 

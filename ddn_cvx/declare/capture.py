@@ -9,9 +9,10 @@ none of the arguments does; that is an error, never a gradient dropped.
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,14 +38,14 @@ class Captured(nn.Module):
 
     Parameters
     ----------
-    functions : iterable of callable
+    functions : mapping of name -> callable, tensor or anything that holds them
     """
 
-    def __init__(self, functions: Iterable[object]):
+    def __init__(self, functions: Mapping[str, object]):
         super().__init__()
         found = _Walk()
-        for function in functions:
-            found.visit(function, "function", 0)
+        for name, function in functions.items():
+            found.visit(function, name, 0)
         self._paths: list[str | None] = []
         tensors = []
         for name, module in found.modules:
@@ -178,11 +179,11 @@ def _function(function: types.FunctionType) -> Iterator[tuple[object, str]]:
             yield cell.cell_contents, label
         except ValueError:  # a name that has no value yet
             continue
-    names = set(_names(code))
-    for label in sorted(names & function.__globals__.keys()):
+    loaded, attributes = _names(code)
+    for label in sorted(loaded & function.__globals__.keys()):
         value = function.__globals__[label]
         if isinstance(value, types.ModuleType):
-            inner = [(n, value.__dict__[n]) for n in sorted(names & value.__dict__.keys())]
+            inner = [(n, value.__dict__[n]) for n in sorted(attributes & value.__dict__.keys())]
             yield from ((v, n) for n, v in inner if isinstance(v, Tensor | nn.Module))
         else:
             yield value, label
@@ -190,11 +191,19 @@ def _function(function: types.FunctionType) -> Iterator[tuple[object, str]]:
     yield from ((v, k) for k, v in (function.__kwdefaults__ or {}).items())
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """The globals and the attributes that a function reads, functions written inside it included."""
+    loaded, attributes = set(), set()
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            loaded.add(str(step.argval))
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            attributes.add(str(step.argval))
+        elif isinstance(step.argval, types.CodeType):
+            inner_loaded, inner_attributes = _names(step.argval)
+            loaded |= inner_loaded
+            attributes |= inner_attributes
+    return loaded, attributes
 
 
 def _foreign(thing: Any) -> bool:

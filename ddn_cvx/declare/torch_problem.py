@@ -17,6 +17,8 @@ from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 
+STEPS = {"round", "floor", "ceil", "trunc", "sign"}
+"""Operations with a zero derivative."""
 Function = Callable[..., Any]
 Bounds = float | Tensor | Mapping[str, Any] | Function
 
@@ -98,7 +100,7 @@ class TorchProblem:
         self.batched, self.sign, self.stationary = batched, -1.0 if maximise else 1.0, stationary
         self.functions: dict[str, Function] = {k: v for k, v in functions.items() if v is not None}
         self.fields = {"lower": lower, "upper": upper, "initial": initial}
-        self.captured = Captured([*functions.values(), lower, upper])
+        self.captured = Captured({**functions, "lower": lower, "upper": upper})
         self._programs: dict[Any, NonlinearProgram] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,7 +122,7 @@ class TorchProblem:
         DeclarationError
             A function does not return what it has to.
         """
-        key = (str(layout), theta.batched, tuple(t.shape[own:] for t, own in zip(theta.tensors, theta.batched, strict=True)))
+        key = (str(layout), tuple(t.shape[own:] for t, own in zip(theta.tensors, theta.batched, strict=True)))
         if key not in self._programs:
             self._programs[key] = self._build(theta, layout)
         return self._programs[key]
@@ -139,7 +141,7 @@ class TorchProblem:
     def unpack(self, y: Tensor) -> dict[str, Tensor]:
         """``(*batch, n)`` -> ``(*batch, *shape)`` by name."""
         parts = y.split([math.prod(s) for s in self.shapes.values()], dim=-1)
-        return {k: p.reshape(*y.shape[:-1], *s) for (k, s), p in zip(self.shapes.items(), parts, strict=True)}
+        return {k: p.reshape((*y.shape[:-1], *s)) for (k, s), p in zip(self.shapes.items(), parts, strict=True)}
 
     # ---------------------------------------------------------------- plain torch
 
@@ -178,13 +180,17 @@ class TorchProblem:
         few = theta.detach().take(torch.arange(count, device=device))
         with torch.enable_grad():
             y = torch.full((count, self.n), 0.5, dtype=torch.float64, device=device).requires_grad_()
-            f, h, g = evaluate(y, few)
-        for name, value in (("objective", f), ("equality", h), ("inequality", g)):
-            if value.numel() and not value.requires_grad:
+            try:
+                f, h, g = evaluate(y, few)
+            except RuntimeError as error:
                 raise DeclarationError(
-                    f"{name} does not depend on the variable through differentiable torch operations. Compute it from its "
-                    "first argument in torch, without .detach(), .item() or numpy."
-                )
+                    f"The functions of the problem cannot be evaluated: {error}\nFunctions of one instance are vmapped: "
+                    "write them without .item(), .numpy(), data-dependent control flow and in-place writes, or write them "
+                    "for a batch and pass batched=True."
+                ) from error
+            for name, value in (("objective", f), ("equality", h), ("inequality", g)):
+                if value.numel():
+                    _require_derivative(name, value, y)
         return h, g
 
     def _over_batch(self, function: Function, tensors: Sequence[Tensor], own: Sequence[bool]) -> Any:
@@ -302,6 +308,31 @@ def _variables(variable: Any) -> dict[str, Shape]:
     if not sum(math.prod(s) for s in shapes.values()):
         raise DeclarationError("variable must have at least one entry.")
     return {k: tuple(s) for k, s in shapes.items()}
+
+
+def _require_derivative(name: str, value: Tensor, y: Tensor) -> None:
+    """Refuse what does not depend on the variable, or only through steps, whose derivative is zero wherever it exists."""
+    hint = "Compute it from its first argument by differentiable torch operations, without .detach(), .item() or numpy."
+    if not value.requires_grad:
+        raise DeclarationError(f"{name} does not depend on the variable. {hint}")
+    (slope,) = torch.autograd.grad(value.sum(), y, retain_graph=True, materialize_grads=True)
+    steps = sorted(_operations(value) & STEPS)
+    if steps and not bool(slope.any()):
+        raise DeclarationError(
+            f"{name} has no derivative: it depends on the variable through {', '.join(steps)} alone. {hint}"
+        )
+
+
+def _operations(value: Tensor) -> set[str]:
+    """The names of the operations that a result comes from."""
+    found: dict[Any, str] = {}
+    waiting = [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found[node] = node.name().removesuffix("0").removesuffix("Backward").lower()
+            waiting += [inner for inner, _ in node.next_functions]
+    return set(found.values())
 
 
 def _inputs(layout: Any) -> int:
