@@ -26,4 +26,4 @@ def attach(adjoint: Adjoint, solve: NonlinearSolve, theta: Theta, batch: int) ->
 
 @attach.register
 def _(adjoint: Implicit, solve: NonlinearSolve, theta: Theta, batch: int) -> Solved:
-    return solution_map(solve, theta, batch, "descent")
+    return solution_map(solve, theta, batch, adjoint.weakly_active)

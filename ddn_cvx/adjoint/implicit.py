@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
-from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.errors import DeclarationError, DifferentiationError, InputError
 from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
+
+WeaklyActive = Literal["descent", "inactive", "active", "average"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,22 @@ class Implicit(Adjoint):
     First and second derivatives, forward and reverse mode, ``torch.func`` transforms. A second derivative at a point
     where the KKT system is singular raises ``DifferentiationError``: the minimum-norm formula is not a derivative of
     itself.
+
+    Where an inequality is active without a force (a kink), cone programs treat it as inactive; for nonlinear programs the
+    choice is an option.
     """
 
+    weakly_active: WeaklyActive = "descent"
+    """At a kink of a nonlinear program: "inactive", "active", the "average" of the two, or the one-sided derivative towards
+    which the loss descends (default "descent")."""
+
+    def __post_init__(self) -> None:
+        if self.weakly_active not in get_args(WeaklyActive):
+            raise InputError(f"weakly_active must be one of {get_args(WeaklyActive)}, got {self.weakly_active!r}.")
+
     def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        if self.weakly_active in ("active", "average"):
+            raise DeclarationError(f"weakly_active={self.weakly_active!r} is for nonlinear problems, not for cone programs.")
         return _solution_map(solve, *data, *extra)
 
 

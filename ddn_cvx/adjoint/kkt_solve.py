@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.func import grad
 
+from ddn_cvx.adjoint.implicit import WeaklyActive
 from ddn_cvx.errors import DifferentiationError
 from ddn_cvx.program.active_kkt import Factors
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State
 
-Kink = Literal["descent", "active", "inactive", "average"]
-"""Which element of the generalised Jacobian is used at a weakly active constraint."""
 Flags = tuple[bool, ...]
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 """Of w or of a right-hand side: ``(B, n), (B, p), (B, m), (B, n)``, possibly with columns ``(B, ., k)``."""
@@ -58,7 +57,7 @@ class Rule:
 
     solve: NonlinearSolve
     flags: Flags
-    kink: Kink
+    kink: WeaklyActive
 
     @property
     def program(self) -> NonlinearProgram:

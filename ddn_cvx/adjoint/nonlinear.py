@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from ddn_cvx.adjoint.implicit import WeaklyActive
 from ddn_cvx.adjoint.kkt_solve import (
-    Kink,
     LinearSolve,
     NonlinearSolve,
     Parts,
@@ -36,7 +36,7 @@ from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State
 
 
-def solution_map(solve: NonlinearSolve, theta: Theta, batch: int, kink: Kink) -> Solved:
+def solution_map(solve: NonlinearSolve, theta: Theta, batch: int, kink: WeaklyActive) -> Solved:
     """``solve(theta)`` as a differentiable function of ``theta``."""
     some = theta.tensors[0] if theta.tensors else None
     carrier = torch.empty(batch, device=None if some is None else some.device)

@@ -49,9 +49,6 @@ class Arguments:
         self.names = [self._name(k) for k in range(len(values))]
         self.declared = [_shapes(name, tree) for name, tree in zip(self.names, values, strict=True)]
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Arguments:
-        return self
-
     def _name(self, k: int) -> str:
         return self.names[k] if k < len(self.names) else f"input{k}"
 
@@ -85,7 +82,8 @@ class Arguments:
             if self.declared is None:
                 found = [_undeclared(_label(name, i, len(leaves)), leaf) for i, leaf in enumerate(leaves)]
             else:
-                found, expected = self.declared[k]
+                found, template = self.declared[k]
+                expected = pytree.tree_structure(template)
                 if tree != expected:
                     raise InputError(f"Parameter {name!r} must be nested as declared, {expected}; got {tree}.")
             specs += found
@@ -105,6 +103,7 @@ class Arguments:
 
 
 def _shapes(name: str, tree: Any) -> tuple[list[ParameterSpec], Any]:
+    """The shapes in a tree, and the tree with zeros in their place."""
     leaves, spec = pytree.tree_flatten(tree, is_leaf=is_shape)
     for leaf in leaves:
         if not is_shape(leaf):
@@ -112,7 +111,8 @@ def _shapes(name: str, tree: Any) -> tuple[list[ParameterSpec], Any]:
                 f"parameters: {name!r} must be a shape, a tuple of integers such as (3,) or (), or dicts and lists of "
                 f"them; got {leaf!r}."
             )
-    return [ParameterSpec(_label(name, i, len(leaves)), tuple(s), False) for i, s in enumerate(leaves)], spec
+    specs = [ParameterSpec(_label(name, i, len(leaves)), tuple(s), False) for i, s in enumerate(leaves)]
+    return specs, pytree.tree_unflatten([0] * len(leaves), spec)
 
 
 def _undeclared(name: str, value: Any) -> ParameterSpec:
