@@ -79,24 +79,23 @@ class NonlinearCall:
         self.program = self.run.node.program(theta, self.layout)
         self.factors = Factors(self.program)
         own = [t.reshape(batch, -1) for t, b in zip(theta.tensors, theta.batched, strict=True) if b]
-        shared = [bool(torch.isfinite(t).all()) for t, b in zip(theta.tensors, theta.batched, strict=True) if not b]
+        # Captured constants may hold infinite bounds.
+        shared = [not bool(torch.isnan(t).any()) for t, b in zip(theta.tensors, theta.batched, strict=True) if not b]
         device = theta.tensors[0].device if theta.tensors else self.batch.device
         status = torch.full((batch,), int(Status.SOLVED), device=device)
         finite = torch.isfinite(torch.cat([*own, status.unsqueeze(1)], 1)).all(-1) & all(shared)
         status = torch.where(finite, status, int(Status.INVALID_DATA))
-        if bool(finite.all()):
-            self._require_followed(theta, batch, device)
-            lower, upper = self.program.bounds(theta, torch.zeros(batch, self.program.n, dtype=torch.float64, device=device))
-            status = torch.where((lower > upper).any(-1), int(Status.INFEASIBLE), status)
-            status = torch.where((lower.isnan() | upper.isnan()).any(-1), int(Status.INVALID_DATA), status)
-        todo = torch.nonzero(status == int(Status.SOLVED)).flatten()
-        return self._solve(theta, status, todo)
-
-    def _solve(self, theta: Theta, status: Tensor, todo: Tensor) -> Solved:
-        whole = len(todo) == len(status)
-        some = theta if whole else theta.take(todo)
-        raw = self._point(some, len(todo), status.device)
-        return self._check(theta, some, raw, status, todo)
+        todo = torch.nonzero(finite).flatten()
+        some = theta if len(todo) == batch else theta.take(todo)
+        self._require_followed(some, len(todo), device)
+        lower, upper = self.program.bounds(some, torch.zeros(len(todo), self.program.n, dtype=torch.float64, device=device))
+        sensible = (lower <= upper).all(-1)
+        verdict = torch.where((lower > upper).any(-1), int(Status.INFEASIBLE), int(Status.INVALID_DATA))
+        status = status.index_copy(0, todo, torch.where(sensible, status[todo], verdict))
+        if not bool(sensible.all()):
+            todo = todo[sensible]
+            some = theta.take(todo)
+        return self._check(theta, some, self._point(some, len(todo), device), status, todo)
 
     def _point(self, theta: Theta, batch: int, device: torch.device) -> NonlinearPoint:
         node, program = self.run.node, self.program
@@ -159,6 +158,8 @@ class NonlinearCall:
 
     def _require_followed(self, theta: Theta, batch: int, device: torch.device) -> None:
         """A result that requires grad although no argument does depends on something that was not found."""
+        if not batch:
+            return
         y = torch.zeros(batch, self.program.n, dtype=torch.float64, device=device)
         with torch.enable_grad():
             results = (*self.program.values(y, theta), *self.program.bounds(theta, y))

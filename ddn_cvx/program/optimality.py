@@ -18,6 +18,9 @@ from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
 WEAK = 1e-7
 """An active constraint whose relative multiplier and slack are both below this is weakly active."""
 
+NOISE = 1e-8
+"""Forces this small next to the slopes of the constraints are compared with rounding rather than with each other."""
+
 
 class State(NamedTuple):
     """A primal-dual point, ``y`` (B, n), ``lam`` (B, p), ``mu`` (B, m), ``z`` (B, n)."""
@@ -107,7 +110,9 @@ def judge(program: NonlinearProgram, theta: Theta, state: State) -> Judged:
         pulls = ((lam.unsqueeze(-2) @ first.Jh).squeeze(-2), (mu.unsqueeze(-2) @ first.Jg).squeeze(-2), z)
         size = 1.0 + largest(y)
         forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
-        force = _or_one(forces + largest(H.flatten(1)) * size)
+        rows = torch.cat((first.Jh, first.Jg), 1).flatten(1)
+        rows = torch.cat((rows, torch.full_like(y[:, :1], float(program.has_bounds))), 1)
+        force = _or_one(forces + largest(H.flatten(1)) * size + NOISE * largest(rows))
         dual = largest(first.gradient + pulls[0] + pulls[1] + pulls[2]) / force
         span, push = size.unsqueeze(-1), force.unsqueeze(-1)
         steep_h, steep_g = (_or_one(J.abs().amax(-1)) for J in (first.Jh, first.Jg))
