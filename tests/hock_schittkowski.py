@@ -33,6 +33,8 @@ class Problem:
     lower: tuple[float, ...] | None
     upper: tuple[float, ...] | None
     function: Function
+    spread: float
+    """Relative perturbation of the parameters that leaves the problem feasible."""
 
     @property
     def n(self) -> int:
@@ -65,21 +67,21 @@ class Problem:
             (lambda theta: (lower, upper)) if bounded else None,
         )
 
-    def batch(self, size: int, spread: float, generator: torch.Generator) -> tuple[Theta, Tensor]:
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Theta, Tensor]:
         """Parameters with relative perturbations, and the published start, for ``size`` instances."""
         t = torch.tensor(self.nominal, dtype=torch.float64).repeat(size, 1)
-        t = t * (1 + spread * torch.randn(t.shape, generator=generator, dtype=torch.float64))
+        t = t * (1 + self.spread * torch.randn(t.shape, generator=generator, dtype=torch.float64))
         return Theta((t,), (True,)), torch.tensor(self.start, dtype=torch.float64).repeat(size, 1)
 
 
 PROBLEMS: list[Problem] = []
 
 
-def problem(number, start, optimum, nominal, lower=None, upper=None):
+def problem(number, start, optimum, nominal, lower=None, upper=None, spread=0.05):
     """Register the function below as a problem."""
 
     def register(function: Function) -> Function:
-        PROBLEMS.append(Problem(number, start, optimum, nominal, lower, upper, function))
+        PROBLEMS.append(Problem(number, start, optimum, nominal, lower, upper, function, spread))
         return function
 
     return register
@@ -172,7 +174,7 @@ def hs18(y, t):
     return 0.01 * a**2 + b**2, [], [a * b - t[0], a**2 + b**2 - t[1]]
 
 
-@problem(19, (20.1, 5.84), -6961.81388, (100.0, 82.81), lower=(13, 0), upper=(100, 100))
+@problem(19, (20.1, 5.84), -6961.81388, (100.0, 82.81), lower=(13, 0), upper=(100, 100), spread=0.003)
 def hs19(y, t):
     a, b = y
     return (a - 10) ** 3 + (b - 20) ** 3, [], [(a - 5) ** 2 + (b - 5) ** 2 - t[0], t[1] - (b - 5) ** 2 - (a - 6) ** 2]

@@ -1,8 +1,8 @@
 """The log-barrier form of a nonlinear program, scaled, for a batch.
 
-Inequalities and bounds become rows ``c(y) + s = 0``, slacks ``s > 0``: first ``g``, then one row for every variable and
-side that is bounded in some element, ``c = sigma (y - bound)`` with ``sigma = +-1``.  Where an element lacks such a bound the
-row is ``-1 + s = 0`` (sigma = 0).  A variable whose bounds coincide is fixed: its columns are removed by a mask.
+Inequalities and bounds become rows ``c(y) + s = 0`` with slacks ``s > 0``: g first, then one row for every variable
+and side that is bounded in some element, ``c = sigma (y - bound)`` with ``sigma = +-1``.  Where an element lacks such a
+bound the row is ``-1 + s = 0`` (sigma = 0).  A variable whose bounds coincide is fixed: its columns are masked out.
 
 Functions are scaled at the start by powers of two so that no gradient there is larger than about 100 (Wächter & Biegler
 2006, section 3.8); multipliers here are those of the scaled functions.

@@ -11,7 +11,7 @@ Equality-constrained and unconstrained programs are the special cases without ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, choose, 
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 from ddn_cvx.solvers.nonlinear_filter import Errors, Filter, Iterate, errors, measures, search
 from ddn_cvx.solvers.nonlinear_newton import NewtonSystem
-from ddn_cvx.solvers.nonlinear_polish import polish
+from ddn_cvx.solvers.nonlinear_polish import leave_saddle, polish
 from ddn_cvx.solvers.nonlinear_restoration import restore
 
 _READY = 10.0  # the barrier problem is solved well enough at this many times mu
@@ -101,9 +101,9 @@ class _Run:
 
     def __init__(
         self, options: NonlinearInteriorPoint, program: NonlinearProgram, theta: Theta, start: Tensor,
-        warm: NonlinearPoint | None,
+        warm: NonlinearPoint | None, may_restart: bool = True,
     ):
-        self.options, self.program = options, program
+        self.options, self.program, self.may_restart = options, program, may_restart
         eps = torch.finfo(start.dtype).eps
         self.tolerance = max(options.tolerance, 100 * eps)
         self.solved = max(options.solved_tolerance, 1e4 * eps)
@@ -239,8 +239,19 @@ class _Run:
             status = status.index_copy(0, unsettled, code)
         good = status <= int(Status.INACCURATE)
         y, lam, z, _ = polish(form, y, lam, z, z > 0, good, steps=1)
-        lam, mu, bounds = form.multipliers(y, lam, z)
-        return NonlinearPoint(y, lam, mu, bounds, status, record.iterations)
+        lam_, mu, bounds = form.multipliers(y, lam, z)
+        point = NonlinearPoint(y, lam_, mu, bounds, status, record.iterations)
+        rows, moved = leave_saddle(form, y, lam, z, status == int(Status.SOLVED)) if self.may_restart else (None, y)
+        return point if rows is None or not len(rows) else self._restart(point, rows, moved)
+
+    def _restart(self, point: NonlinearPoint, rows: Tensor, start: Tensor) -> NonlinearPoint:
+        """Solve again from beside a saddle point, and keep what is better."""
+        program, some = self.program, self.whole.theta.take(rows)
+        again = _Run(self.options, program, some, start, None, may_restart=False).result()
+        lower = program.values(again.y, some)[0] < program.values(point.y[rows], some)[0]
+        keep = torch.nonzero((again.status == int(Status.SOLVED)) & lower).flatten()
+        again = replace(again, iterations=again.iterations + point.iterations[rows])
+        return point.put(rows[keep], again.take(keep))
 
 
 def _finite(at: Derivatives) -> Tensor:

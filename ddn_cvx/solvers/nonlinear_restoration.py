@@ -16,6 +16,7 @@ from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
 
 _STATIONARY = 1e-7
 _LEAST_VIOLATION = 1e-7
+_LEAST_SLOPE = 1e-3
 _STALLED = 1e-4  # the same where rounding stops all progress
 _LEAST_DECREASE = 1e-13
 _LARGEST_RIDGE = 1e12
@@ -37,6 +38,7 @@ def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 10
     at = form.derivatives(y)
     r, J = _residual(at, m)
     cost = start = r.square().sum(-1)
+    first_slope = (1e-2 * J.square().sum((1, 2)).sqrt()).clamp(min=_LEAST_SLOPE)  # J itself may vanish at the end
     ridge = torch.full_like(cost, 1e-2)
     infeasible = torch.zeros_like(cost, dtype=torch.bool)
     live = cost.isfinite()
@@ -44,7 +46,8 @@ def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 10
         slope = (r.unsqueeze(1) @ J).squeeze(1)
         blocked = ((y <= lower) & (slope > 0)) | ((y >= upper) & (slope < 0))
         slope = slope.masked_fill(blocked, 0.0)
-        size = J.square().sum((1, 2)).sqrt() * cost.sqrt()
+        steepest = torch.maximum(J.square().sum((1, 2)).sqrt(), first_slope)
+        size = steepest * cost.sqrt()
         angle = slope.norm(dim=-1) / size
         stationary = ~(angle > _STATIONARY) | ((angle < _STALLED) & (ridge > _LARGEST_RIDGE))
         infeasible = infeasible | (live & stationary & (r.abs().amax(-1) > _LEAST_VIOLATION))
@@ -53,6 +56,8 @@ def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 10
             break
         masked = J.masked_fill(blocked.unsqueeze(1), 0.0)
         normal = masked.mT @ masked
+        if iteration == _SECOND_ORDER:
+            ridge = ridge.clamp(max=1e-2)  # it was raised for want of the curvature
         if iteration >= _SECOND_ORDER:
             normal = _with_curvature(form, y, r, normal, blocked)
         typical = normal.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=1e-12)
