@@ -14,6 +14,7 @@ from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]
 
+_FARTHEST = 1e3  # how much longer than the steps before a step along negative curvature may be
 _CHECK = 5  # iterations between two questions to the device
 
 
@@ -51,7 +52,7 @@ def cg(
     Returns
     -------
     Steihaug
-        At negative curvature x is what was found before or, if that is nothing, the first direction itself.
+        At negative curvature x ends with a step as if the curvature had the other sign: downhill as well.
     """
     x, r = torch.zeros_like(b), b
     z = r if precondition is None else precondition(r)
@@ -65,9 +66,10 @@ def cg(
         Ad = apply(d)
         curvature = (d * Ad).sum(-1)
         bad = live & ~(curvature > torch.finfo(b.dtype).eps * d.square().sum(-1))
-        step = torch.where(live & ~bad, rz / torch.where(bad, 1.0, curvature), 0.0)
-        if iteration == 0:
-            step = torch.where(bad, 1.0, step)
+        step = torch.where(live, rz / curvature.abs().maximum(torch.finfo(b.dtype).eps * rz), 0.0)
+        if iteration:  # a last step, along the negative curvature, downhill too
+            size = _FARTHEST * x.norm(dim=-1) / d.norm(dim=-1).clamp(min=torch.finfo(b.dtype).tiny)
+            step = torch.where(bad, torch.minimum(step, size), step)
         new = x + step.unsqueeze(-1) * d
         if radius is not None:
             outside = live & ((new.square().sum(-1) >= radius**2) | bad)
