@@ -1,9 +1,11 @@
 """A batch of nonconvex programs against IPOPT in a loop: ``python -m benchmarks.nonlinear [--batch 128]``.
 
-    minimise  1/2 y'Qy + q'y + 1/10 sum(y^4)   subject to   1/2 y'E_j y + e_j'y = b_j,   1/2 y'G_k y + g_k'y <= d_k
+    minimise    sum 1/2 (y_i - q_i)^2 + 3/10 cos(2 y_i) + 1/10 sum y_i y_{i+1}
+    subject to  y_{4j}^2 + y_{4j+1} y_{4j+2} + sin y_{4j+3} = b_j,  j < 5,       y_{2k}^2 + y_{2k+1}^2 <= d_k,  k < 10,
 
-with n = 20, five equalities, ten inequalities and indefinite Q, E_j, G_k; the instances differ in q, b and d.  IPOPT gets
-exact derivatives written by hand in numpy, and both solve to their tolerance 1e-8 from the same start.
+n = 20; the instances differ in q, b and d.  IPOPT is called twice: through cyipopt with derivatives written by hand in
+numpy, and through cvxpy's own nonlinear interface, which is what a user of the same cvxpy problem would have.
+All start from the same point and solve to their tolerance 1e-8.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,127 +25,149 @@ from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 
 Array = NDArray[np.float64]
+N, P, M = 20, 5, 10
 
 
-@dataclass(frozen=True)
-class Family:
-    """The data all instances share, ``Q (n, n)``, ``C (p + m, n, n)`` and ``c (p + m, n)``, float64."""
+class Instances(NamedTuple):
+    """Parameters ``q (B, 20), b (B, 5), d (B, 10)`` and the start ``(B, 20)``."""
 
-    Q: Tensor
-    C: Tensor
-    c: Tensor
-    p: int
+    q: Tensor
+    b: Tensor
+    d: Tensor
+    start: Tensor
 
-    @staticmethod
-    def make(n: int = 20, p: int = 5, m: int = 10, seed: int = 0) -> Family:
-        g = torch.Generator().manual_seed(seed)
-        Q, C = torch.randn(n, n, generator=g), torch.randn(p + m, n, n, generator=g) / n**0.5
-        c = torch.randn(p + m, n, generator=g)
-        return Family((Q + Q.mT).double() / 2, (C + C.mT).double() / 2, c.double(), p)
 
-    def instances(self, batch: int, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-        """``q (B, n)``, right-hand sides ``r (B, p + m)`` that some point satisfies, and a start ``(B, n)``."""
-        g = torch.Generator().manual_seed(seed)
-        rows, n = self.c.shape
-        q = torch.randn(batch, n, generator=g).double()
-        inside = 0.5 * torch.randn(batch, n, generator=g).double()
-        r = self.constraints(inside)
-        r[:, self.p :] += 0.5 * torch.rand(batch, rows - self.p, generator=g).double()
-        return q, r, inside + 0.3 * torch.randn(batch, n, generator=g).double()
+def instances(batch: int, seed: int = 0) -> Instances:
+    """Feasible ones: b and d are made from a random point."""
+    g = torch.Generator().manual_seed(seed)
+    inside = torch.randn(batch, N, generator=g).double()
+    four, two = inside.view(batch, P, 4), inside.view(batch, M, 2)
+    b = four[..., 0] ** 2 + four[..., 1] * four[..., 2] + four[..., 3].sin()
+    d = two.square().sum(-1) + 0.2 * torch.rand(batch, M, generator=g).double()
+    q = inside + torch.randn(batch, N, generator=g).double()
+    return Instances(q, b, d, inside + 0.3 * torch.randn(batch, N, generator=g).double())
 
-    def constraints(self, y: Tensor) -> Tensor:
-        """``(B, p + m)``, before the right-hand side is taken off."""
-        return 0.5 * torch.einsum("bi,kij,bj->bk", y, self.C, y) + y @ self.c.mT
 
-    def program(self) -> NonlinearProgram:
-        """As torch functions."""
-
-        def evaluate(y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
-            q, r = theta.tensors
-            y2 = y * y
-            f = 0.5 * ((y @ self.Q) * y).sum(-1) + (q * y).sum(-1) + 0.1 * (y2 * y2).sum(-1)
-            pushed = (y @ self.C.reshape(-1, self.C.shape[-1]).mT).view(len(y), len(self.C), -1)
-            rows = 0.5 * (pushed @ y.unsqueeze(-1)).squeeze(-1) + y @ self.c.mT - r
-            return f, rows[:, : self.p], rows[:, self.p :]
-
-        return NonlinearProgram(self.Q.shape[0], self.p, len(self.c) - self.p, evaluate)
+def evaluate(y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
+    """The functions, for a batch."""
+    q, b, d = theta.tensors
+    four, two = y.unflatten(-1, (P, 4)), y.unflatten(-1, (M, 2))
+    f = (0.5 * (y - q) ** 2 + 0.3 * torch.cos(2 * y)).sum(-1) + 0.1 * (y[:, 1:] * y[:, :-1]).sum(-1)
+    h = four[..., 0] ** 2 + four[..., 1] * four[..., 2] + torch.sin(four[..., 3]) - b
+    return f, h, two.square().sum(-1) - d
 
 
 class Callbacks:
-    """One instance for IPOPT, with derivatives by hand."""
+    """One instance for cyipopt, with derivatives by hand."""
 
-    def __init__(self, family: Family, q: Array, r: Array):
-        self.Q, self.C, self.c = (t.numpy() for t in (family.Q, family.C, family.c))
-        self.q, self.r = q, r
-        self.lower = np.tril_indices(len(q))
+    row = np.concatenate((np.repeat(np.arange(P), 4), P + np.repeat(np.arange(M), 2)))
+    column = np.concatenate((np.arange(N), np.arange(N)))
+    low = np.concatenate((np.arange(N), np.arange(1, N)))
+    high = np.concatenate((np.arange(N), np.arange(N - 1)))
+
+    def __init__(self, q: Array, b: Array, d: Array):
+        self.q, self.b, self.d = q, b, d
 
     def objective(self, y: Array) -> float:
-        return float(0.5 * y @ self.Q @ y + self.q @ y + 0.1 * (y**4).sum())
+        return float((0.5 * (y - self.q) ** 2 + 0.3 * np.cos(2 * y)).sum() + 0.1 * y[1:] @ y[:-1])
 
     def gradient(self, y: Array) -> Array:
-        return self.Q @ y + self.q + 0.4 * y**3
+        slope = y - self.q - 0.6 * np.sin(2 * y)
+        slope[1:] += 0.1 * y[:-1]
+        slope[:-1] += 0.1 * y[1:]
+        return slope
 
     def constraints(self, y: Array) -> Array:
-        return 0.5 * (self.C @ y) @ y + self.c @ y - self.r
+        h = y[0::4] ** 2 + y[1::4] * y[2::4] + np.sin(y[3::4]) - self.b
+        return np.concatenate((h, y[0::2] ** 2 + y[1::2] ** 2 - self.d))
+
+    def jacobianstructure(self) -> tuple[Array, Array]:
+        return self.row, self.column
 
     def jacobian(self, y: Array) -> Array:
-        return (self.C @ y + self.c).ravel()
+        first = np.stack((2 * y[0::4], y[2::4], y[1::4], np.cos(y[3::4])), 1).ravel()
+        return np.concatenate((first, 2 * y))
 
     def hessianstructure(self) -> tuple[Array, Array]:
-        return self.lower
+        return self.low, self.high
 
     def hessian(self, y: Array, multipliers: Array, weight: float) -> Array:
-        H = weight * (self.Q + np.diag(1.2 * y**2)) + np.tensordot(multipliers, self.C, 1)
-        return H[self.lower]
+        lam, mu = multipliers[:P], multipliers[P:]
+        diagonal = weight * (1 - 1.2 * np.cos(2 * y)) + 2 * np.repeat(mu, 2)
+        diagonal[0::4] += 2 * lam
+        diagonal[3::4] -= lam * np.sin(y[3::4])
+        beside = np.full(N - 1, 0.1 * weight)
+        beside[1::4] += lam
+        return np.concatenate((diagonal, beside))
 
 
-def ipopt(family: Family, q: Tensor, r: Tensor, start: Tensor) -> tuple[Array, list[int]]:
-    """Each instance by IPOPT: objective values and statuses (0 is solved)."""
+def by_cyipopt(data: Instances) -> Array:
+    """Optimal values, NaN where not solved."""
     import cyipopt
 
-    n, rows, p = q.shape[1], r.shape[1], family.p
-    values, statuses = [], []
-    for one_q, one_r, one_start in zip(q.numpy(), r.numpy(), start.numpy(), strict=True):
-        callbacks = Callbacks(family, one_q, one_r)
-        problem: Any = cyipopt.Problem(
-            n, rows, problem_obj=callbacks, cl=np.r_[np.zeros(p), np.full(rows - p, -2e19)], cu=np.zeros(rows)
-        )
-        problem.add_option("print_level", 0)
-        problem.add_option("sb", "yes")
-        problem.add_option("tol", 1e-8)
-        _, info = problem.solve(one_start)
-        values.append(info["obj_val"])
-        statuses.append(info["status"])
-    return np.array(values), statuses
+    values = []
+    for q, b, d, start in zip(*(t.numpy() for t in data), strict=True):
+        low = np.concatenate((np.zeros(P), np.full(M, -2e19)))
+        problem: Any = cyipopt.Problem(N, P + M, problem_obj=Callbacks(q, b, d), cl=low, cu=np.zeros(P + M))
+        for option, value in {"print_level": 0, "sb": "yes", "tol": 1e-8}.items():
+            problem.add_option(option, value)
+        _, info = problem.solve(start)
+        values.append(info["obj_val"] if info["status"] == 0 else np.nan)
+    return np.array(values)
+
+
+def cvxpy_solver() -> Callable[[Instances], Array]:
+    """A loop over one cvxpy problem with parameters."""
+    import cvxpy as cp
+
+    y, q, b, d = cp.Variable(N), cp.Parameter(N), cp.Parameter(P), cp.Parameter(M)
+    four, two = cp.reshape(y, (P, 4), order="C"), cp.reshape(y, (M, 2), order="C")
+    f = 0.5 * cp.sum_squares(y - q) + 0.3 * cp.sum(cp.nlp.cos(2 * y)) + 0.1 * cp.sum(cp.multiply(y[1:], y[:-1]))
+    h = cp.square(four[:, 0]) + cp.multiply(four[:, 1], four[:, 2]) + cp.nlp.sin(four[:, 3])
+    problem = cp.Problem(cp.Minimize(f), [h == b, cp.sum(cp.square(two), axis=1) <= d])
+
+    def solve(data: Instances) -> Array:
+        values = []
+        for q.value, b.value, d.value, y.value in zip(*(t.numpy() for t in data), strict=True):
+            problem.solve(solver=cp.IPOPT, nlp=True, print_level=0, sb="yes", tol=1e-8)
+            values.append(problem.value if problem.status == "optimal" else np.nan)
+        return np.array(values)
+
+    return solve
+
+
+def ours(data: Instances) -> Array:
+    """The whole batch at once."""
+    theta = Theta((data.q, data.b, data.d), (True, True, True))
+    program = NonlinearProgram(N, P, M, evaluate)
+    point = NonlinearInteriorPoint(tolerance=1e-8).solve(program, theta, data.start)
+    return torch.where(point.status == 0, program.values(point.y, theta)[0], torch.nan).numpy()
 
 
 def main() -> None:
-    """Solve with both, several rounds in turn, and print medians."""
+    """Solve with all, several rounds in turn, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    family = Family.make()
-    q, r, start = family.instances(options.batch)
-    program, theta = family.program(), Theta((q, r), (True, True))
-    solver = NonlinearInteriorPoint(tolerance=1e-8)
-    ours, theirs = [], []
-    point = solver.solve(program, theta, start)
+    data = instances(options.batch)
+    solvers = {"ours": ours, "IPOPT, cyipopt": by_cyipopt, "IPOPT, cvxpy nlp": cvxpy_solver()}
+    times: dict[str, list[float]] = {name: [] for name in solvers}
+    values = {name: solve(data) for name, solve in solvers.items()}
     for _ in range(options.rounds):
-        begin = time.perf_counter()
-        point = solver.solve(program, theta, start)
-        ours.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-        values, statuses = ipopt(family, q, r, start)
-        theirs.append(time.perf_counter() - begin)
-    mine = program.values(point.y, theta)[0].numpy()
-    solved = (point.status == 0).numpy() & (np.array(statuses) == 0)
-    gap = (mine - values) / np.maximum(1, np.abs(values))
-    print(f"batch {options.batch}, n = 20, 5 equalities, 10 inequalities; {torch.get_num_threads()} threads")
-    print(f"  ours   {statistics.median(ours) * 1e3:8.1f} ms, {int((point.status == 0).sum())} solved")
-    print(f"  IPOPT  {statistics.median(theirs) * 1e3:8.1f} ms, {statuses.count(0)} solved")
-    print(f"  {statistics.median(theirs) / statistics.median(ours):.1f} times faster; of {solved.sum()} solved by both")
-    print(f"  the same optimum {np.mean(np.abs(gap[solved]) < 1e-6):.0%}, ours lower {np.mean(gap[solved] < -1e-6):.0%}")
+        for name, solve in solvers.items():
+            begin = time.perf_counter()
+            solve(data)
+            times[name].append(time.perf_counter() - begin)
+    print(f"batch {options.batch}, n = {N}, {P} equalities, {M} inequalities; {torch.get_num_threads()} threads; forward")
+    base = statistics.median(times["ours"])
+    for name, value in values.items():
+        gap = (value - values["ours"]) / np.maximum(1, np.abs(value))
+        time_ = statistics.median(times[name])
+        print(
+            f"  {name:18} {time_ * 1e3:8.1f} ms  {time_ / base:5.1f} x  solved {np.isfinite(value).mean():4.0%}"
+            f"  same optimum as ours {np.mean(np.abs(gap) < 1e-6):4.0%}, lower {np.mean(gap < -1e-6):4.0%}"
+        )
 
 
 if __name__ == "__main__":
