@@ -1,7 +1,11 @@
 """Optimisation problems as PyTorch layers, declared in cvxpy syntax, differentiated through their optimality conditions."""
 
+from ddn_cvx.adjoint.approximate import Approximate
 from ddn_cvx.adjoint.diffcp import DiffcpAdjoint
 from ddn_cvx.adjoint.implicit import Implicit
+from ddn_cvx.adjoint.lpgd import LPGD
+from ddn_cvx.adjoint.smoothed import Smoothed
+from ddn_cvx.adjoint.unrolled import Unrolled
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import (
     DeclarationError,
@@ -26,7 +30,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ECOS",
+    "LPGD",
     "SCS",
+    "Approximate",
     "Auto",
     "Clarabel",
     "CvxpySolver",
@@ -42,9 +48,11 @@ __all__ = [
     "InteriorPoint",
     "NonlinearInteriorPoint",
     "Regularity",
+    "Smoothed",
     "Solution",
     "SolverError",
     "Status",
     "TorchProblem",
+    "Unrolled",
     "__version__",
 ]

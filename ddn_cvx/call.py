@@ -103,6 +103,15 @@ class Call:
         )
         return x, v, ok
 
+    def again(self, data: ConicData) -> tuple[Tensor, Tensor, Tensor]:
+        """``(x, v, ok)`` of other numbers, which are not those of the problem as declared."""
+        instance = Instance(self.program, data)
+        raw = self._solve(data, instance.units)
+        usable = torch.isfinite(torch.cat((raw.x, raw.y, raw.s), 1)).all(-1)
+        x, v = (torch.where(usable.unsqueeze(-1), t, 0.0) for t in (raw.x, raw.y - raw.s))
+        point, _ = polish(instance, x, v, usable, self.polish_steps)
+        return point.x, point.v, usable & (point.residuals.worst <= self.tolerance)
+
     def _better(self, instance: Instance, raw: RawSolution, usable: Tensor, point: Point) -> Point:
         """The polished point, or the solver's own where polishing does not reach it.
 

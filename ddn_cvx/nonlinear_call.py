@@ -56,6 +56,7 @@ class NonlinearCall:
         How the inputs are nested.
     """
 
+    inexact = None
     program: NonlinearProgram
     factors: Factors
 
@@ -136,7 +137,8 @@ class NonlinearCall:
         def spread(t: Tensor) -> Tensor:
             return t if whole else t.new_zeros(len(status), *t.shape[1:]).index_copy(0, todo, t)
 
-        solved = Solved(State(*map(spread, state)), Active(*map(spread, active)), spread(ok))
+        spread_state = State(*map(spread, state))
+        solved = Solved(spread_state, Active(*map(spread, active)), spread(ok), spread_state)
         if whole and bool(ok.all()):
             self.factors.keep(theta, solved.state, strong, solved.ok, kkt)
         self._kinks |= bool(active.weak.any())
@@ -147,10 +149,30 @@ class NonlinearCall:
             raise_failures(status, self.batch.shape, self.specs, self.batch.values)
         return solved
 
+    def perturbed(self, theta: Theta, push: Tensor, start: State) -> tuple[State, Tensor]:
+        """The solution near ``start`` with ``push . y`` added to the objective, and which elements have one."""
+
+        def evaluate(y: Tensor, wider: Theta) -> tuple[Tensor, Tensor, Tensor]:
+            f, h, g = self.program.values(y, Theta(wider.tensors[:-1], wider.batched[:-1]))
+            return f + (wider.tensors[-1] * y).sum(-1), h, g
+
+        def box(wider: Theta) -> tuple[Tensor, Tensor]:
+            return self.program.bounds(Theta(wider.tensors[:-1], wider.batched[:-1]), wider.tensors[-1])
+
+        p = self.program
+        pushed = NonlinearProgram(p.n, p.p, p.m, evaluate, box if p.has_bounds else None)
+        wider = Theta((*theta.tensors, push), (*theta.batched, True))
+        zero = torch.zeros(len(push), dtype=torch.int64, device=push.device)
+        raw = self.run.solver.solve(pushed, wider, start.y, NonlinearPoint(*start, zero, zero))
+        usable = torch.isfinite(torch.cat((raw.y, raw.lam, raw.mu, raw.z), 1)).all(-1)
+        state = State(*(torch.where(usable.unsqueeze(-1), t, 0.0) for t in (raw.y, raw.lam, raw.mu, raw.z)))
+        point = polish(pushed, wider, judge(pushed, wider, state), usable, self.run.polish_steps)
+        return point.state, usable & (point.worst <= self.run.tolerance)
+
     def regularity(self, theta: Theta) -> Tensor:
         """``Regularity`` flags, ``(B,)``."""
         assert self.report is not None
-        state, active, ok = self.report.solved
+        state, active, ok, _ = self.report.solved
         flags = torch.zeros_like(self.report.status)
         null = self.factors.at(theta.detach(), state, active.strong, ok).saddle.singular
         flags = flags + null.primal * int(Regularity.SINGULAR_HESSIAN) + null.dual * int(Regularity.RANK_DEFICIENT)
@@ -194,7 +216,7 @@ class NonlinearRun:
         report = call.report if math.prod(batch.shape) else _no_report(y)
         if report is None or len(report.status) != math.prod(batch.shape):
             raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
-        state, _, ok = report.solved
+        state, _, ok, _ = report.solved
 
         def masked(t: Tensor) -> Tensor:
             return batch.restore(_nan_where_failed(ok, t.detach()))
@@ -254,7 +276,8 @@ def _nothing(n: int, theta: Theta) -> Tensor:
 def _no_report(y: Tensor) -> Report:
     none = y.detach()[:, 0]
     codes, rows = none.to(torch.int64), y.detach()[:, :0]
-    solved = Solved(State(y.detach(), rows, rows, y.detach()), Active(rows, y.detach()), none.bool())
+    state = State(y.detach(), rows, rows, y.detach())
+    solved = Solved(state, Active(rows, y.detach()), none.bool(), state)
     return Report(solved, none, rows, codes, codes, none, none, none)
 
 

@@ -23,6 +23,9 @@ class Solve(Protocol):
         Elements without a solution hold zeros.
         """
 
+    def again(self, data: ConicData) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for other numbers, of which nothing is remembered."""
+
 
 class Adjoint(ABC):
     """Attaches derivatives to the map from problem data to solution."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.adjoint.transforms import refuse_nested_forward_mode
 from ddn_cvx.errors import DeclarationError, DifferentiationError, InputError
 from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
@@ -133,6 +134,7 @@ class _SolutionMap(torch.autograd.Function):
 
 
 def _solution_map(solve: Solve, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    refuse_nested_forward_mode()
     out = _SolutionMap.apply(solve, *tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return cast(tuple[Tensor, Tensor, Tensor], out)
 

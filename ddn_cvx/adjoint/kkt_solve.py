@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import grad
 
 from ddn_cvx.adjoint.implicit import WeaklyActive
+from ddn_cvx.adjoint.transforms import refuse_nested_forward_mode
 from ddn_cvx.errors import DifferentiationError
 from ddn_cvx.program.active_kkt import Factors
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
@@ -29,18 +30,40 @@ class Solved(NamedTuple):
     """A solved batch; elements that are not ``ok`` hold zeros."""
 
     state: State
+    """Where the conditions are linearised."""
     active: Active
     ok: Tensor
+    answer: State
+    """What the layer returns; the same for an exact derivative."""
+
+
+class Solves(Protocol):
+    """Where the KKT matrix comes from: ``program.active_kkt.Factors``, or something in its place."""
+
+    def at(self, theta: Theta, state: State, active: Active, ok: Tensor) -> Any:
+        """An object with ``solve(top, h, g, z)``."""
 
 
 class NonlinearSolve(Protocol):
     """The opaque forward computation, called with physical (unwrapped) tensors."""
 
-    program: NonlinearProgram
-    factors: Factors
+    @property
+    def program(self) -> NonlinearProgram:
+        """The program that is linearised."""
+
+    @property
+    def factors(self) -> Solves:
+        """Its KKT matrices."""
+
+    @property
+    def inexact(self) -> str | None:
+        """Why there are no second derivatives, and derivatives of the variables only; None if all is exact."""
 
     def __call__(self, theta: Theta, batch: int) -> Solved:
         """Solve ``batch`` elements."""
+
+    def perturbed(self, theta: Theta, push: Tensor, start: State) -> tuple[State, Tensor]:
+        """The solution of the same problem with ``push . y`` added to the objective, and which elements have one."""
 
     @property
     def kinks(self) -> bool:
@@ -66,6 +89,8 @@ class Rule:
 
 
 def apply(function: Any, *args: Any) -> tuple[Tensor, ...]:
+    """``function.apply`` where its derivatives can be trusted."""
+    refuse_nested_forward_mode()
     return cast(tuple[Tensor, ...], function.apply(*args))
 
 
@@ -107,7 +132,7 @@ class LinearSolve(torch.autograd.Function):
         places = [k for k, needed in enumerate(ctx.needs_input_grad[1:-7]) if needed]
         found: list[Tensor | None] = [None] * (len(theta.tensors) + 6)
         if places:
-            _refuse_singular(rule)
+            _require_exact(rule)
             leaves = [*theta.tensors, *at[:3]]
             slopes = grad(_third(rule, places, leaves, first), 1)(other[:3], [leaves[k] for k in places])
             for k, slope in zip(places, slopes, strict=True):
@@ -122,7 +147,7 @@ class LinearSolve(torch.autograd.Function):
         moving = [k for k, t in enumerate(tangents[1 : 1 + len(leaves)]) if t is not None]
         right = [torch.zeros_like(f) if t is None else t for f, t in zip(first, tangents[-4:], strict=True)]
         if moving:
-            _refuse_singular(rule)
+            _require_exact(rule)
             third = _third(rule, moving, leaves, first)
 
             def paired(weights: tuple[Tensor, ...]) -> Tensor:
@@ -206,8 +231,10 @@ def unflatten(tensor: Tensor, size: int) -> Tensor:
     return tensor.reshape(size, tensor.shape[0] // size if size else 0, *tensor.shape[1:])
 
 
-def _refuse_singular(rule: Rule) -> None:
-    kkt = rule.solve.factors.last
+def _require_exact(rule: Rule) -> None:
+    if rule.solve.inexact is not None:
+        raise DifferentiationError(f"Second derivatives are not available: {rule.solve.inexact}; use adjoint=Implicit().")
+    kkt = cast(Factors, rule.solve.factors).last
     count = 0 if kkt is None else int(kkt.saddle.singular.any.sum())
     if count:
         raise DifferentiationError(

@@ -41,29 +41,35 @@ def solution_map(solve: NonlinearSolve, theta: Theta, batch: int, kink: WeaklyAc
     some = theta.tensors[0] if theta.tensors else None
     carrier = torch.empty(batch, device=None if some is None else some.device)
     out = apply(_SolutionMap, Rule(solve, theta.batched, kink), carrier, *theta.tensors)
-    return Solved(State(*out[:4]), Active(*out[4:6]), out[6])
+    answer = State(*out[:4])
+    return Solved(answer, Active(*out[4:6]), out[6], answer)
 
 
 class _SolutionMap(torch.autograd.Function):
-    """``θ -> (y, λ, μ, z, active.g, active.box, ok)``; the first tensor only carries the size of the batch."""
+    """``θ -> (y, λ, μ, z, active.g, active.box, ok)``; the first tensor only carries the size of the batch.
+
+    Where the derivative is not exact z has none, and the point of linearisation follows as four further outputs.
+    """
 
     @staticmethod
     def forward(rule: Rule, carrier: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        state, active, ok = rule.solve(Theta(tuple(t.detach() for t in tensors), rule.flags), len(carrier))
-        return (*state, *active, ok)
+        solved = rule.solve(Theta(tuple(t.detach() for t in tensors), rule.flags), len(carrier))
+        further = () if rule.solve.inexact is None else tuple(t.clone() for t in solved.state)
+        return (*solved.answer, *solved.active, solved.ok, *further)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.rule, _, *tensors = inputs
-        ctx.mark_non_differentiable(*output[4:])
+        ctx.mark_non_differentiable(*output[4 if ctx.rule.solve.inexact is None else 3 :])
         ctx.save_for_backward(*tensors, *output)
         ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rule: Rule = ctx.rule
-        at = _At.of(rule, ctx.saved_tensors)
-        right = tuple(at.where_ok(g).unsqueeze(-1) for g in grads[:4])
+        at = At.of(rule, ctx.saved_tensors)
+        asked = grads[:4] if rule.solve.inexact is None else (*grads[:2], at.padded(grads[2]), torch.zeros_like(at.state.y))
+        right = tuple(at.where_ok(g).unsqueeze(-1) for g in asked)
         w = _respond(at, cast(Parts, right), None)
         wanted = [k for k, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
         found: list[Tensor | None] = [None] * len(at.tensors)
@@ -81,7 +87,7 @@ class _SolutionMap(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         rule: Rule = ctx.rule
-        at = _At.of(rule, ctx.saved_tensors)
+        at = At.of(rule, ctx.saved_tensors)
         safe = at.safe()
         moving = [k for k, t in enumerate(tangents[2:]) if t is not None]
         moves = [tangents[2 + k] for k in moving]
@@ -99,7 +105,9 @@ class _SolutionMap(torch.autograd.Function):
         motion = grad(paired)(zero) if moving else zero
         right = cast(Parts, tuple(-at.where_ok(t).unsqueeze(-1) for t in motion))
         w = _respond(at, right, right)
-        return (*w, None, None, None)
+        if rule.solve.inexact is None:
+            return (*w, *(None,) * 3)
+        return (*w[:2], w[2][:, : at.inequalities], *(None,) * 8)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], rule: Rule, carrier: Tensor, *tensors: Tensor) -> Any:
@@ -107,11 +115,11 @@ class _SolutionMap(torch.autograd.Function):
         flat, flags = merge(size, len(carrier), tensors, in_dims[2:], rule.flags)
         wide = carrier.new_empty(size * len(carrier))
         outputs = apply(_SolutionMap, Rule(rule.solve, flags, rule.kink), wide, *flat)
-        return tuple(unflatten(t, size) for t in outputs), (0,) * 7
+        return tuple(unflatten(t, size) for t in outputs), (0,) * len(outputs)
 
 
 @dataclass(frozen=True)
-class _At:
+class At:
     """A solved batch with its parameters."""
 
     rule: Rule
@@ -119,22 +127,30 @@ class _At:
     state: State
     active: Active
     ok: Tensor
+    inequalities: int
+    """Of the program as declared; where it is linearised there may be more."""
 
     @staticmethod
-    def of(rule: Rule, saved: tuple[Tensor, ...]) -> _At:
+    def of(rule: Rule, saved: tuple[Tensor, ...]) -> At:
         k = len(rule.flags)
-        return _At(rule, tuple(saved[:k]), State(*saved[k : k + 4]), Active(*saved[k + 4 : k + 6]), saved[k + 6])
+        state = saved[k : k + 4] if rule.solve.inexact is None else saved[k + 7 :]
+        inequalities = saved[k + 2].shape[1]
+        return At(rule, tuple(saved[:k]), State(*state), Active(*saved[k + 4 : k + 6]), saved[k + 6], inequalities)
 
     @property
     def theta(self) -> Theta:
         return Theta(self.tensors, self.rule.flags)
 
-    def replaced(self, places: list[int], values: tuple[Tensor, ...]) -> _At:
+    def replaced(self, places: list[int], values: tuple[Tensor, ...]) -> At:
         """With other parameters in some places."""
         tensors = list(self.tensors)
         for place, value in zip(places, values, strict=True):
             tensors[place] = value
-        return _At(self.rule, tuple(tensors), self.state, self.active, self.ok)
+        return At(self.rule, tuple(tensors), self.state, self.active, self.ok, self.inequalities)
+
+    def padded(self, mu: Tensor) -> Tensor:
+        """With zeros for the inequalities that were not declared."""
+        return torch.nn.functional.pad(mu, (0, self.state.mu.shape[1] - self.inequalities))
 
     def where_ok(self, tensor: Tensor) -> Tensor:
         if not self.rule.solve.failures:
@@ -147,7 +163,7 @@ class _At:
             return slope
         return self.where_ok(slope) if own else torch.where(self.ok.any(), slope, 0.0)
 
-    def safe(self) -> _At:
+    def safe(self) -> At:
         """With failed elements replaced by a good one: zero times the user's functions there would be NaN."""
         if not self.rule.solve.failures:
             return self
@@ -156,10 +172,10 @@ class _At:
         state = State(*(t[rows] for t in self.state))
         active = Active(*(t[rows] for t in self.active))
         tensors = tuple(t[rows] if own else t for t, own in zip(self.tensors, self.rule.flags, strict=True))
-        return _At(self.rule, tensors, state, active, self.ok)
+        return At(self.rule, tensors, state, active, self.ok, self.inequalities)
 
 
-def _weighted(rule: Rule, at: _At, w: Parts) -> Tensor:
+def _weighted(rule: Rule, at: At, w: Parts) -> Tensor:
     """``Σ w_y . grad_y L + w_h . h + w_g . g - w_z . bound``, a number; plain torch."""
     y, lam, mu, _ = at.state
     total = lagrangian_slope(rule.program, at.theta, (y, lam, mu), w[:3])
@@ -171,7 +187,7 @@ def _weighted(rule: Rule, at: _At, w: Parts) -> Tensor:
     return total
 
 
-def _respond(at: _At, right: Parts, motion: Parts | None) -> Parts:
+def _respond(at: At, right: Parts, motion: Parts | None) -> Parts:
     """``K w = right``, with one column, for the element of the generalised Jacobian that is asked for.
 
     "descent": reverse mode treats a weakly active constraint as inactive where descent of the loss leaves it, and as
@@ -180,13 +196,13 @@ def _respond(at: _At, right: Parts, motion: Parts | None) -> Parts:
     """
     kink = at.rule.kink if at.rule.solve.kinks else "inactive"
     if kink == "active":
-        return _squeezed(_columns(at, at.active.all, right))
-    free = _columns(at, at.active.strong, right)
+        return squeezed(columns(at, at.active.all, right))
+    free = columns(at, at.active.strong, right)
     if kink == "inactive":
-        return _squeezed(free)
+        return squeezed(free)
     if kink == "average":
-        tight = _columns(at, at.active.all, right)
-        return _squeezed(cast(Parts, tuple(0.5 * (a + b) for a, b in zip(free, tight, strict=True))))
+        tight = columns(at, at.active.all, right)
+        return squeezed(cast(Parts, tuple(0.5 * (a + b) for a, b in zip(free, tight, strict=True))))
     safe, u = at.safe(), at.where_ok(free[0].detach().squeeze(-1))
     push_g, push_box = _push(at.rule.program, safe, u), u
     if motion is None:
@@ -197,10 +213,10 @@ def _respond(at: _At, right: Parts, motion: Parts | None) -> Parts:
     strong = at.active.strong
     g = torch.where((at.active.g == 0.5) & (push_g > 0), 1.0, strong.g)
     box = torch.where((at.active.box.abs() == 0.5) & (push_box * side > 0), side, strong.box)
-    return _squeezed(_columns(at, Active(g, box), right))
+    return squeezed(columns(at, Active(g, box), right))
 
 
-def _push(program: NonlinearProgram, at: _At, v: Tensor) -> Tensor:
+def _push(program: NonlinearProgram, at: At, v: Tensor) -> Tensor:
     """``Jg v`` by two reverse passes."""
 
     def pulled(w: Tensor) -> Tensor:
@@ -209,11 +225,11 @@ def _push(program: NonlinearProgram, at: _At, v: Tensor) -> Tensor:
     return grad(pulled)(torch.zeros_like(at.state.mu))
 
 
-def _squeezed(parts: Parts) -> Parts:
+def squeezed(parts: Parts) -> Parts:
     return cast(Parts, tuple(t.squeeze(-1) for t in parts))
 
 
-def _columns(at: _At, active: Active, right: Parts) -> Parts:
+def columns(at: At, active: Active, right: Parts) -> Parts:
     y, lam, mu, _ = at.state
     out = apply(LinearSolve, at.rule, *at.tensors, y, lam, mu, active.g.detach(), active.box.detach(), at.ok, *right)
     return cast(Parts, out)
