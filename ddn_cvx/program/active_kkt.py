@@ -51,9 +51,11 @@ class ActiveKKT:
         self.A = torch.cat((Jh, Jg * active.g.unsqueeze(-1)), 1)
         self.fixed = active.box.abs()
         free = 1.0 - self.fixed
-        masked = H * free.unsqueeze(-1) * free.unsqueeze(-2) + torch.diag_embed(self.fixed)
+        masked, rows = H * free.unsqueeze(-1) * free.unsqueeze(-2), self.A * free.unsqueeze(-2)
+        self.unit, self.row_unit = _power_of_two(largest(masked.flatten(1))), _power_of_two(largest(rows))
         off = torch.cat((torch.zeros_like(Jh[..., 0]), 1.0 - active.g), 1)
-        self.saddle = SaddleKKT(masked, self.A * free.unsqueeze(-2), off, ok)
+        masked = masked / self.unit[:, None, None] + torch.diag_embed(self.fixed)
+        self.saddle = SaddleKKT(masked, rows / self.row_unit.unsqueeze(-1), off, ok)
 
     @property
     def minimum(self) -> Tensor:
@@ -65,10 +67,19 @@ class ActiveKKT:
         on, fixed = self.on.unsqueeze(-1), self.fixed.unsqueeze(-1)
         known = fixed * z
         low = torch.cat((h, g * on), 1) - self.A @ known
-        u, t = self.saddle.solve((top - self.H @ known) * (1.0 - fixed) + known, low)
+        # The units of the objective and of each constraint are taken out: what is singular must not depend on them.
+        unit, row_unit = self.unit[:, None, None], self.row_unit.unsqueeze(-1)
+        u, t = self.saddle.solve((top - self.H @ known) * (1.0 - fixed) / unit + known, low / row_unit)
+        t = t * unit / row_unit
         t_h, t_g = t[:, : self.p], t[:, self.p :] * on
         t_z = fixed * (top - self.H @ u - self.A[:, : self.p].mT @ t_h - self.A[:, self.p :].mT @ t_g)
         return u, t_h, t_g, t_z
+
+
+def _power_of_two(size: Tensor) -> Tensor:
+    """Near ``size``; one for zero and for what is not finite."""
+    usable = (size > 0) & size.isfinite()
+    return torch.exp2(torch.log2(torch.where(usable, size, 1.0)).round())
 
 
 class Factors:

@@ -100,6 +100,8 @@ class NonlinearProgram:
 
     def values(self, y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
         """``f (B,), h (B, p), g (B, m)``; plain torch, also inside ``torch.func`` transforms."""
+        if not len(y):
+            return y.new_zeros(0), y.new_zeros(0, self.p), y.new_zeros(0, self.m)
         return self._evaluate(y, theta)
 
     def bounds(self, theta: Theta, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,6 +109,8 @@ class NonlinearProgram:
         if self._box is None:
             infinite = torch.full_like(like, torch.inf, requires_grad=False)
             return -infinite, infinite
+        if not len(like):
+            return torch.zeros_like(like), torch.zeros_like(like)
         lower, upper = self._box(theta)
         return lower.expand_as(like), upper.expand_as(like)
 

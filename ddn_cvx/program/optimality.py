@@ -18,9 +18,6 @@ from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
 WEAK = 1e-7
 """An active constraint whose relative multiplier and slack are both below this is weakly active."""
 
-NOISE = 1e-8
-"""Forces this small next to the slopes of the constraints are compared with rounding rather than with each other."""
-
 
 class State(NamedTuple):
     """A primal-dual point, ``y`` (B, n), ``lam`` (B, p), ``mu`` (B, m), ``z`` (B, n)."""
@@ -105,14 +102,16 @@ def judge(program: NonlinearProgram, theta: Theta, state: State) -> Judged:
     with torch.no_grad():
         y, lam, mu, z = state
         first = program.first(y, theta)
+        # Without an objective the multipliers are rounding errors, which nothing could be compared with.
+        pulled = (first.gradient != 0).any(-1, keepdim=True)
+        lam, mu, z = (torch.where(pulled, t, 0.0) for t in (lam, mu, z))
+        state = State(y, lam, mu, z)
         H = program.hessian(y, theta, lam, mu)
         lower, upper = program.bounds(theta, y)
         pulls = ((lam.unsqueeze(-2) @ first.Jh).squeeze(-2), (mu.unsqueeze(-2) @ first.Jg).squeeze(-2), z)
         size = 1.0 + largest(y)
         forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
-        rows = torch.cat((first.Jh, first.Jg), 1).flatten(1)
-        rows = torch.cat((rows, torch.full_like(y[:, :1], float(program.has_bounds))), 1)
-        force = _or_one(forces + largest(H.flatten(1)) * size + NOISE * largest(rows))
+        force = _or_one(forces + largest(H.flatten(1)) * size)
         dual = largest(first.gradient + pulls[0] + pulls[1] + pulls[2]) / force
         span, push = size.unsqueeze(-1), force.unsqueeze(-1)
         steep_h, steep_g = (_or_one(J.abs().amax(-1)) for J in (first.Jh, first.Jg))
