@@ -20,7 +20,7 @@ from ddn_cvx.solvers.nonlinear_base import NonlinearPoint
 _ARMIJO, _WOLFE = 1e-4, 0.9
 _TRIALS = 30
 _PATIENCE = 20  # steps without progress beyond rounding
-_FAR = 1e10
+_FAR, _LOW = 1e10, 1e4  # so far away, with an objective so far below zero, an iterate counts as diverging
 _LIVE = int(Status.ITERATION_LIMIT)
 
 
@@ -62,6 +62,7 @@ class _Point(NamedTuple):
     slope: Tensor
     size: Tensor
     start: Tensor
+    value: Tensor
     status: Tensor
     iterations: Tensor
     waited: Tensor
@@ -90,7 +91,7 @@ def descend(
     size = slope.abs().amax(-1).clamp(min=1.0)
     status = torch.full_like(row, _LIVE).masked_fill(~_finite(f, slope), int(Status.NUMERICAL_ERROR))
     zero, far = torch.zeros_like(row), start.abs().amax(-1).clamp(min=1.0)
-    record = point = _Point(row, start, f, slope, size, far, status, zero, zero)
+    record = point = _Point(row, start, f, slope, size, far, f.abs().clamp(min=1.0), status, zero, zero)
     for iteration in range(goal.iterations + 1):
         point = _judge(point, goal, iteration)
         live = point.status == _LIVE
@@ -125,7 +126,7 @@ def _judge(point: _Point, goal: Goal, iteration: int) -> _Point:
     live = point.status == _LIVE
     eps = torch.finfo(point.f.dtype).eps
     done = point.slope.abs().amax(-1) <= max(goal.tolerance, 10 * eps) * point.size
-    far = point.y.abs().amax(-1) > _FAR * point.start
+    far = (point.y.abs().amax(-1) > _FAR * point.start) & (point.f < -_LOW * point.value)
     status = point.status.masked_fill(live & far, int(Status.UNBOUNDED)).masked_fill(live & done, int(Status.SOLVED))
     status = _stuck(point._replace(status=status), goal)
     return point._replace(status=status, iterations=torch.where(live, iteration, point.iterations))

@@ -10,6 +10,7 @@ Functions are scaled at the start by powers of two so that no gradient there is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -79,12 +80,19 @@ class BarrierForm:
 
     def take(self, rows: Tensor) -> BarrierForm:
         """Some elements."""
+        return self._map(self.theta.take(rows), lambda t: t[rows])
+
+    def tile(self, copies: int) -> BarrierForm:
+        """The batch ``copies`` times, one after another."""
+        return self._map(self.theta.tile(copies), lambda t: t.repeat(copies, *(1,) * (t.dim() - 1)))
+
+    def _map(self, theta: Theta, change: Callable[[Tensor], Tensor]) -> BarrierForm:
         some = object.__new__(BarrierForm)
         some.__dict__.update(self.__dict__)
-        for name in ("sigma", "bound", "absent", "scale_f", "scale_h", "scale_g", "crossed", "free"):
-            value = getattr(self, name)
-            setattr(some, name, None if value is None else value[rows])
-        some.theta = self.theta.take(rows)
+        some.theta = theta
+        names = ["crossed"] + ["sigma", "bound", "absent"] * bool(len(self.columns)) + ["free"] * (self.free is not None)
+        for name in names + ["scale_f", "scale_h", "scale_g"] * self.scaled:
+            setattr(some, name, change(getattr(self, name)))
         return some
 
     def values(self, y: Tensor) -> Values:
@@ -146,9 +154,11 @@ class BarrierForm:
             H.diagonal(dim1=1, dim2=2).index_add_(1, self.columns, self.sigma.square() * w[:, m:])
         return H
 
-    def bound_rows(self) -> Tensor:
+    def bound_rows(self, batch: int) -> Tensor:
         """The Jacobian of the bound rows, ``(B, b, n)``."""
-        J = self.sigma.new_zeros(len(self.sigma), len(self.columns), self.program.n)
+        J = self.sigma.new_zeros(batch, len(self.columns), self.program.n)
+        if not len(self.columns):
+            return J
         J.scatter_(2, self.columns.expand(len(J), -1).unsqueeze(-1), self.sigma.unsqueeze(-1))
         return J
 

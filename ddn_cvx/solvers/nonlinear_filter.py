@@ -2,8 +2,8 @@
 
 A trial point is taken when it improves the violation ``theta = |h|_1 + |c + s|_1`` or the barrier function
 ``phi = f - mu sum(log s)`` over the current point and over all pairs in the element's filter, which rules out cycles.
-The full step is tried for the whole batch, derivatives included, since most steps are taken; corrections and shorter
-steps are tried with values alone, for just the elements that refuse.
+The full step is tried for the whole batch, derivatives included, since most steps are taken.  For just the elements that
+refuse it, a second-order correction and several shorter steps are tried at once, with values alone.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ CAPACITY = 24
 """Pairs an element's filter holds; the oldest gives way."""
 _THETA_MARGIN, _PHI_MARGIN = 1e-5, 1e-8
 _ARMIJO = 1e-4
-_CORRECTIONS = 2
-_HALVINGS = 25
+_ROUNDS = ((1, 2, 3, 4, 5, 6), (8, 10, 12, 14, 16, 18, 20, 22, 24))  # powers of one half that are tried together
 _KKT_DECREASE = 0.9
 
 
@@ -157,108 +156,86 @@ def search(
     form: BarrierForm, system: NewtonSystem, old: Iterate, at: Derivatives, step: Step, fraction: Tensor, filter_: Filter,
     error: Tensor,
 ) -> Found:
-    """Find the step to take along ``step``; ``fraction`` (B, 1) is the part of the way to the boundary it may go."""
+    """Find the step to take along ``step``; ``fraction`` (B, 1) is the part of the way to the boundary it may go.
+
+    ``error`` (B,) is that of the barrier problem; where all else fails the full step is taken if that falls well.
+    """
     length = longest(old.s, step.s, fraction)
     theta, phi = measures(at, old.s, old.mu)
     slope = (at.gradient * step.y).sum(-1)
     if old.s.shape[1]:
         slope = slope - (old.mu * step.s / old.s).sum(-1)
-    eps = torch.finfo(phi.dtype).eps
-    test = _Test(theta, phi, slope, 10 * eps * phi.abs().clamp(min=1.0))
-    y = old.y + length * step.y
-    trial = form.derivatives(y)
-    s = old.s + length * step.s
-    new_theta, new_phi = measures(trial, s, old.mu)
-    good, descent = test.passes(filter_, new_theta, new_phi, length.squeeze(-1))
-    good = good & ~system.failed
+    test = _Test(theta, phi, slope, 10 * torch.finfo(phi.dtype).eps * phi.abs().clamp(min=1.0))
+    y, s = old.y + length * step.y, old.s + length * step.s
+    trial = form.values(y)
+    good, descent = test.passes(filter_, *measures(trial, s, old.mu), length.squeeze(-1))
     new = _move(old, y, s, step, length, fraction)
-    refused = torch.nonzero(~good).flatten()
-    failed = torch.zeros_like(good)
+    failed = system.failed
+    refused = torch.nonzero(~good | failed).flatten()
     if len(refused):
-        some = _Some(form, system, old, step, fraction, filter_, refused, test)
-        trial_error = errors(some.form, take(trial, refused), take(new, refused)).at(some.old.mu)
-        some.close(trial_error <= _KKT_DECREASE * error[refused], y[refused], s[refused], length[refused])
-        some.correct(take(trial, refused), s[refused], at, length[refused])
-        some.shorten(length[refused])
-        again = some.form.derivatives(some.y)
-        finite = again.gradient.sum(-1).isfinite() & again.Jh.sum((1, 2)).isfinite() & again.Jg.sum((1, 2)).isfinite()
-        failed[refused] = ~(some.done & finite)
-        corrected = _move(some.old, some.y, some.s, some.step, some.length, some.fraction)
-        new = put(new, refused, corrected)
-        trial = put(trial, refused, again)
-        descent[refused] = some.descent
-        new, trial = choose(failed, old, new), choose(failed, at, trial)
-    return Found(new, trial, filter_.add(~descent & ~failed, theta, phi), failed)
+        element = _Element(length, fraction, error, failed, at.h, at.c)
+        rest = (take(t, refused) for t in (trial, element, new, old, step, filter_, test))
+        some, some_failed, some_descent = _retry(form.take(refused), system.take(refused), *rest)  # type: ignore[arg-type]
+        new, descent = put(new, refused, some), descent.index_copy(0, refused, some_descent)
+        failed = failed.index_copy(0, refused, some_failed)
+    there = form.derivatives(new.y)
+    smooth = there.gradient.sum(-1) + there.Jh.sum((1, 2)) + there.Jg.sum((1, 2))
+    failed = failed | ~smooth.isfinite()
+    if len(refused) or bool(failed.any()):
+        new, there = choose(failed, old, new), choose(failed, at, there)
+    return Found(new, there, filter_.add(~descent & ~failed, theta, phi), failed)
 
 
-class _Some:
-    """The elements that refused the full step; each keeps the first point that is good enough."""
+class _Element(NamedTuple):
+    """What the second part of a search needs of each element besides the iterate, the step and the filter."""
 
-    def __init__(
-        self, form: BarrierForm, system: NewtonSystem, old: Iterate, step: Step, fraction: Tensor, filter_: Filter,
-        rows: Tensor, test: _Test,
-    ):
-        self.form, self.system = form.take(rows), system.take(rows)
-        self.old, self.filter, self.test = take(old, rows), take(filter_, rows), take(test, rows)
-        self.step, self.fraction, self.rows = take(step, rows), fraction[rows], rows
-        self.failed = self.system.failed
-        self.y, self.s, self.length = self.old.y.clone(), self.old.s.clone(), torch.zeros_like(self.fraction)
-        self.done, self.descent = torch.zeros_like(self.failed), torch.zeros_like(self.failed)
+    length: Tensor
+    fraction: Tensor
+    error: Tensor
+    lost: Tensor
+    h: Tensor
+    c: Tensor
 
-    def close(self, good: Tensor, y: Tensor, s: Tensor, length: Tensor) -> None:
-        """Let the elements that are ``good`` keep this point."""
-        good = good & ~self.failed
-        column = good.unsqueeze(-1)
-        self.y, self.s = torch.where(column, y, self.y), torch.where(column, s, self.s)
-        self.length = torch.where(column, length, self.length)
-        self.done = self.done | good
 
-    def correct(self, trial: Derivatives, s: Tensor, at: Derivatives, length: Tensor) -> None:
-        """Second-order corrections: constraints linearised from their values at the refused point."""
-        h, violation = at.h[self.rows], at.c[self.rows] + self.old.s
-        if not h.shape[1] + violation.shape[1]:
-            return
-        theta = measures(trial, s, self.old.mu)[0]
-        wanted = (theta >= self.test.theta) & theta.isfinite() & ~self.done & ~self.failed
-        pick = torch.nonzero(wanted).flatten()
-        if not len(pick):
-            return
-        form, system, old = self.form.take(pick), self.system.take(pick), take(self.old, pick)
-        test, filter_, fraction = take(self.test, pick), take(self.filter, pick), self.fraction[pick]
-        h, violation, first = h[pick], violation[pick], length[pick]
-        values, s, scale = Values(trial.f[pick], trial.h[pick], trial.c[pick]), s[pick], first
-        for _ in range(_CORRECTIONS):
-            h, violation = scale * h + values.h, scale * violation + values.c + s
-            step = system.step(old.lam, old.mu, h, violation)
-            scale = longest(old.s, step.s, fraction)
-            y = old.y + scale * step.y
-            values = form.values(y)
-            s = old.s + scale * step.s
-            good, descent = test.passes(filter_, *measures(values, s, old.mu), first.squeeze(-1))
-            good = good & ~self.done[pick]
-            rows = pick[good]
-            self.y[rows], self.s[rows], self.length[rows] = y[good], s[good], scale[good]
-            self.step = Step(*(t.index_copy(0, rows, new[good]) for t, new in zip(self.step, step, strict=True)))
-            self.done[rows], self.descent[rows] = True, descent[good]
+def _retry(
+    form: BarrierForm, system: NewtonSystem, trial: Values, element: _Element, full: Iterate, old: Iterate, step: Step,
+    filter_: Filter, test: _Test,
+) -> tuple[Iterate, Tensor, Tensor]:
+    """For elements that refused the full step: the iterate they take, whether there is none, and descents of phi.
 
-    def shorten(self, length: Tensor) -> None:
-        """Halve the step until it is taken, for just the elements still without one."""
-        left = torch.nonzero(~self.done & ~self.failed).flatten()
-        for _ in range(_HALVINGS):
-            if not len(left):
-                return
-            length = 0.5 * length
-            form, old, step = self.form.take(left), take(self.old, left), take(self.step, left)
-            size = length[left]
-            y = old.y + size * step.y
-            values = form.values(y)
-            s = old.s + size * step.s
-            test, filter_ = take(self.test, left), take(self.filter, left)
-            good, descent = test.passes(filter_, *measures(values, s, old.mu), size.squeeze(-1))
-            rows = left[good]
-            self.y[rows], self.s[rows], self.length[rows] = y[good], s[good], size[good]
-            self.done[rows], self.descent[rows] = True, descent[good]
-            left = left[~good]
+    In order of preference: the step with the constraints linearised from their values at the end of the full one; that
+    step halved until it is taken; the full step if it brings the optimality conditions nearer.
+    """
+    length, fraction = element.length, element.fraction
+    theta = measures(trial, full.s, old.mu)[0]
+    wanted = (theta >= test.theta) & theta.isfinite()
+    second = system.step(old.lam, old.mu, length * element.h + trial.h, length * (element.c + old.s) + trial.c + full.s)
+    second_length = longest(old.s, second.s, fraction)
+    best, good, descent = full, torch.zeros_like(wanted), torch.zeros_like(wanted)
+    for powers in _ROUNDS:
+        size = torch.stack([0.5**power * length for power in powers])
+        y, s = old.y + size * step.y, old.s + size * step.s
+        corrected = torch.zeros_like(wanted)
+        if powers is _ROUNDS[0]:
+            y = torch.cat(((old.y + second_length * second.y).unsqueeze(0), y))
+            s = torch.cat(((old.s + second_length * second.s).unsqueeze(0), s))
+            size = torch.cat((second_length.unsqueeze(0), size))
+        values = form.tile(len(size)).values(y.flatten(0, 1))
+        values = Values(*(t.unflatten(0, size.shape[:2]) for t in values))
+        passed, down = test.passes(filter_, *measures(values, s, old.mu), size.squeeze(-1))
+        if powers is _ROUNDS[0]:
+            passed[0] &= wanted
+        first = passed.to(torch.uint8).argmax(0)
+        if powers is _ROUNDS[0]:
+            corrected = first == 0
+        pick = (first, torch.arange(len(first), device=first.device))
+        moved = _move(old, y[pick], s[pick], choose(corrected, second, step), size[pick], fraction)
+        found = passed.any(0) & ~good
+        best, descent, good = choose(found, moved, best), torch.where(found, down[pick], descent), good | found
+        if bool((good | element.lost).all()):
+            return best, ~good | element.lost, descent
+    nearer = errors(form, form.derivatives(full.y), full).at(old.mu) <= _KKT_DECREASE * element.error
+    return best, ~(good | nearer) | element.lost, descent
 
 
 def _move(old: Iterate, y: Tensor, s: Tensor, step: Step, length: Tensor, fraction: Tensor) -> Iterate:

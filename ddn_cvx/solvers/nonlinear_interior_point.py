@@ -29,11 +29,11 @@ from ddn_cvx.solvers.nonlinear_polish import leave_saddle, polish
 from ddn_cvx.solvers.nonlinear_restoration import restore
 
 _READY = 10.0  # the barrier problem is solved well enough at this many times mu
-_SLOWEST, _FASTEST = 0.2, 1.5  # mu falls to the smaller of 0.2 mu and mu ** 1.5
+_SLOWEST, _FASTEST = 0.1, 1.8  # mu falls to the smaller of 0.1 mu and mu ** 1.8
 _LARGEST_MULTIPLIER = 1e3  # initial multipliers beyond this are set to zero
 _RESTORATIONS = 8  # after this many an element gives up
 _STALLED = 15  # iterations without progress after which a point that is good enough is kept
-_FAR = 1e10  # where an iterate counts as diverging
+_FAR, _LOW = 1e10, 1e4  # an iterate this far away, with an objective this far below zero, counts as diverging
 _FORCED_SHIFT = 1e-3
 
 
@@ -50,6 +50,7 @@ class _Record(NamedTuple):
     waited: Tensor
     trouble: Tensor
     start: Tensor
+    value: Tensor
 
 
 class _State(NamedTuple):
@@ -126,7 +127,7 @@ class _Run:
         status = status.masked_fill(~finite, int(Status.NUMERICAL_ERROR)).masked_fill(form.crossed, int(Status.INFEASIBLE))
         zero = torch.zeros_like(status)
         row = torch.arange(batch, device=y.device)
-        self.record = _Record(row, torch.full_like(at.f, torch.inf), y, lam, z, status, zero, zero, zero, y)
+        self.record = _Record(row, torch.full_like(at.f, torch.inf), y, lam, z, status, zero, zero, zero, y, at.f)
         self.iterate = Iterate(y, s, lam, z, mu)
         if warm is not None:
             self._try(lam, z_warm)
@@ -190,7 +191,8 @@ class _Run:
         waited = torch.where(progress | shifted | (error > self.inaccurate), 0, record.waited + 1)
         stuck = (waited > _STALLED) & (record.best <= self.inaccurate)
         far = iterate.y.abs().amax(-1) > _FAR * record.start.abs().amax(-1).clamp(min=1.0)
-        status = record.status.masked_fill(live & far, int(Status.UNBOUNDED))
+        low = at.f < -_LOW * record.value.abs().clamp(min=1.0)
+        status = record.status.masked_fill(live & far & low, int(Status.UNBOUNDED))
         status = status.masked_fill(live & stuck, int(Status.INACCURATE))
         status = status.masked_fill(live & stuck & (record.best <= self.solved), int(Status.SOLVED))
         status = status.masked_fill(live & (record.best <= self.tolerance), int(Status.SOLVED))
@@ -232,7 +234,7 @@ class _Run:
         status, y, lam, z = record.status, record.y, record.lam, record.z
         open_ = (status == int(Status.ITERATION_LIMIT)) | (status == int(Status.NUMERICAL_ERROR))
         unsettled = torch.nonzero(open_).flatten()
-        if len(unsettled) and self.program.p + self.program.m:
+        if len(unsettled):
             some = form.take(unsettled)
             found = restore(some, y[unsettled], reduction=0.0)
             code = torch.where(found.infeasible, int(Status.INFEASIBLE), status[unsettled])

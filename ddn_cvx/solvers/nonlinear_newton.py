@@ -20,6 +20,7 @@ from torch import Tensor
 from ddn_cvx.linalg.saddle import CondensedFactor
 from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
 
+_BEYOND = 2.0
 _FIRST_SHIFT = 1e-4
 _LEAST_SHIFT = 1e-12
 _LARGEST_SHIFT = 1e20
@@ -57,8 +58,11 @@ class NewtonSystem:
     def _correct(self, condensed: Tensor, last: Tensor) -> None:
         """Raise delta for the elements that need it until they have the inertia of a minimum."""
         growth = torch.where(last > 0, 8.0, 100.0)
-        first = torch.where(last > 0, (last / 3).clamp(min=_LEAST_SHIFT), _FIRST_SHIFT)
+        first = torch.where(last > 0, (last / 3).clamp(_LEAST_SHIFT, _FIRST_SHIFT), _FIRST_SHIFT)
         rows = torch.nonzero(~self.factor.correct_inertia).flatten()
+        if len(rows):
+            lowest = torch.linalg.eigvalsh(self.factor.augmented(rows, condensed[rows]).nan_to_num())[:, 0]
+            first = first.index_copy(0, rows, torch.maximum(_BEYOND * lowest.abs(), first[rows]))
         while len(rows):
             old, old_dual = self.shift[rows], self.dual_shift[rows]
             dependent = self.factor.positive[rows] & ~self.factor.independent[rows]

@@ -74,7 +74,7 @@ def leave_saddle(form: BarrierForm, y: Tensor, lam: Tensor, z: Tensor, good: Ten
 
 def _active_rows(form: BarrierForm, at: Derivatives, weight: Tensor) -> Tensor:
     """Jacobian of the equalities and of the rows of c, the inactive ones zero; ``(B, p + k, n)``."""
-    return torch.cat((at.Jh, torch.cat((at.Jg, form.bound_rows()), 1) * weight.unsqueeze(-1)), 1)
+    return torch.cat((at.Jh, torch.cat((at.Jg, form.bound_rows(len(weight))), 1) * weight.unsqueeze(-1)), 1)
 
 
 def _error(form: BarrierForm, at: Derivatives, lam: Tensor, z: Tensor) -> Tensor:

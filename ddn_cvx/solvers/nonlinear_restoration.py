@@ -34,6 +34,8 @@ class Restored(NamedTuple):
 def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 100) -> Restored:
     """Reduce the violation to ``reduction`` times what it is, or as far as it goes."""
     m = form.program.m
+    if not form.program.p + m:
+        return Restored(y, torch.zeros_like(y[:, 0], dtype=torch.bool))
     lower, upper = _box(form, y)
     at = form.derivatives(y)
     r, J = _residual(at, m)
@@ -69,7 +71,9 @@ def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 10
         new_r, new_J = _residual(new_at, m)
         new_cost = new_r.square().sum(-1)
         finite = new_J.sum((1, 2)).isfinite() & new_at.gradient.sum(-1).isfinite() & new_at.f.isfinite()
-        good = live & finite & (new_cost < cost * (1 - _LEAST_DECREASE))
+        better = new_cost < cost * (1 - _LEAST_DECREASE)
+        flatter = (new_r.unsqueeze(1) @ new_J).squeeze(1).masked_fill(blocked, 0.0).norm(dim=-1) < 0.5 * slope.norm(dim=-1)
+        good = live & finite & (better | (flatter & (new_cost <= cost * (1 + _LEAST_DECREASE))))
         column = good.unsqueeze(-1)
         y, r, J = torch.where(column, trial, y), torch.where(column, new_r, r), torch.where(column.unsqueeze(-1), new_J, J)
         cost, ridge = torch.where(good, new_cost, cost), torch.where(good, ridge * 0.1, ridge * 10).clamp(min=1e-12)
