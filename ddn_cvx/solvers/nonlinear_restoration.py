@@ -17,6 +17,7 @@ from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
 _STATIONARY = 1e-7
 _LEAST_VIOLATION = 1e-7
 _LEAST_SLOPE = 1e-3
+_ASIDE, _CLEARLY = 1e-2, 0.999
 _STALLED = 1e-4  # the same where rounding stops all progress
 _LEAST_DECREASE = 1e-13
 _LARGEST_RIDGE = 1e12
@@ -32,10 +33,35 @@ class Restored(NamedTuple):
 
 
 def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 100) -> Restored:
-    """Reduce the violation to ``reduction`` times what it is, or as far as it goes."""
-    m = form.program.m
-    if not form.program.p + m:
+    """Reduce the violation to ``reduction`` times what it is, or as far as it goes.
+
+    A point is called infeasible only if that is so from beside it also: a maximum of the violation is stationary, too.
+    """
+    if not form.program.p + form.program.m:
         return Restored(y, torch.zeros_like(y[:, 0], dtype=torch.bool))
+    found = _levenberg_marquardt(form, y, reduction, iterations)
+    rows = torch.nonzero(found.infeasible).flatten()
+    if len(rows):
+        some, stuck = form.take(rows), found.y[rows]
+        aside = torch.cos(torch.arange(1, y.shape[1] + 1, dtype=y.dtype, device=y.device) ** 2)
+        moved = stuck + _ASIDE * stuck.abs().amax(-1, keepdim=True).clamp(min=1.0) * aside
+        lower, upper = _box(some, stuck)
+        again = _levenberg_marquardt(some, torch.minimum(torch.maximum(moved, lower), upper), 0.0, iterations)
+        before, after = (_violation(some, point) for point in (stuck, again.y))
+        better = after < _CLEARLY * before
+        better_y = torch.where(better.unsqueeze(-1), again.y, stuck)
+        infeasible = torch.where(better, again.infeasible, True)
+        found = Restored(found.y.index_copy(0, rows, better_y), found.infeasible.index_copy(0, rows, infeasible))
+    return found
+
+
+def _violation(form: BarrierForm, y: Tensor) -> Tensor:
+    values = form.values(y)
+    return torch.cat((values.h, values.c[:, : form.program.m].clamp(min=0)), 1).norm(dim=-1)
+
+
+def _levenberg_marquardt(form: BarrierForm, y: Tensor, reduction: float, iterations: int) -> Restored:
+    m = form.program.m
     lower, upper = _box(form, y)
     at = form.derivatives(y)
     r, J = _residual(at, m)

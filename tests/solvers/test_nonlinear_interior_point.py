@@ -177,6 +177,23 @@ def test_saddle_points_are_left() -> None:
     torch.testing.assert_close(point.y, torch.tensor([[-1.0, 0.0]], dtype=F64), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("objective", [0.0, 1.0])
+@pytest.mark.parametrize("power", [1, 2])
+def test_start_in_the_centre_of_a_sphere(objective: float, power: int) -> None:
+    """The constraint's gradient vanishes at the start, which is as far from feasible as can be and yet stationary."""
+    node = program(
+        3,
+        lambda y, t: objective * (y - t[:, :3]).square().sum(-1),
+        h=lambda y, t: [y.norm(dim=-1) - 1 if power == 1 else y.square().sum(-1) - 1],
+    )
+    point = solve(node, [[0.0, 0.0, 0.0]] * 2, [[1.0, 2.0, 2.0, 0], [-0.3, 0.4, 0.0, 0]])
+    assert point.status.tolist() == [Status.SOLVED] * 2
+    torch.testing.assert_close(point.y.norm(dim=-1), torch.ones(2, dtype=F64))
+    if objective:
+        expected = torch.tensor([[1 / 3, 2 / 3, 2 / 3], [-0.6, 0.8, 0.0]], dtype=F64)
+        torch.testing.assert_close(point.y, expected, atol=1e-8, rtol=0)
+
+
 def test_no_constraint_qualification() -> None:
     """HS13: no multipliers exist at the solution (1, 0); where an answer is given, it is near."""
     node = program(
