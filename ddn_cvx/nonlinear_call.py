@@ -22,13 +22,13 @@ from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch, gather
-from ddn_cvx.program.active_kkt import FLAT, ActiveKKT, Factors, curvature, multipliers, polish
+from ddn_cvx.program.active_kkt import FLAT, ActiveKKT, Factors, ProductKKT, curvature, multipliers, polish
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State, judge
 from ddn_cvx.solution import Regularity, Solution, Status
+from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
-from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,10 @@ class NonlinearCall:
         point = polish(program, some, judge(program, some, start), usable, run.polish_steps)
         ok = usable & (point.worst <= run.tolerance) & torch.isfinite(point.first.f)
         strong = point.active.strong
-        kkt = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok)
+        if program.is_dense:
+            kkt: ActiveKKT | ProductKKT = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok)
+        else:
+            kkt = ProductKKT(program, some, point.state, strong, ok)
         claims = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INACCURATE))
         verdict = torch.where(usable, int(Status.INACCURATE), int(Status.NUMERICAL_ERROR))
         found = torch.where(ok, int(Status.SOLVED), torch.where(claims, verdict, raw.status))
@@ -174,7 +177,7 @@ class NonlinearCall:
         assert self.report is not None
         state, active, ok, _ = self.report.solved
         flags = torch.zeros_like(self.report.status)
-        null = self.factors.at(theta.detach(), state, active.strong, ok).saddle.singular
+        null = self.factors.at(theta.detach(), state, active.strong, ok).singular
         flags = flags + null.primal * int(Regularity.SINGULAR_HESSIAN) + null.dual * int(Regularity.RANK_DEFICIENT)
         return torch.where(ok, flags + active.weak * int(Regularity.WEAKLY_ACTIVE), 0)
 
@@ -261,7 +264,7 @@ def resolve_nonlinear(solver: object, options: Mapping[str, Any] | None = None) 
         It is something else.
     """
     if solver is None:
-        return NonlinearInteriorPoint(**(options or {}))
+        return NonlinearAuto(**(options or {}))
     if not isinstance(solver, NonlinearSolver):
         raise InputError(f"solver must be a NonlinearSolver such as NonlinearInteriorPoint(), got {solver!r}.")
     return solver

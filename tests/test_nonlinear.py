@@ -334,3 +334,51 @@ def test_units_of_objective_and_constraints_do_not_matter(scale: float) -> None:
     assert DeclarativeLayer(node(0.0), polish_steps=0).solve(x).statuses == [Status.SOLVED] * 3
     assert DeclarativeLayer(node(1e-4), polish_steps=0).solve(x).statuses == [Status.INACCURATE] * 3
     assert torch.allclose(DeclarativeLayer(node(1e-4))(x), DeclarativeLayer(node(0.0))(x), atol=1e-12)
+
+
+# ------------------------------------------------------------------ many variables
+
+
+def difference(layer: DeclarativeLayer, x: Tensor, d: Tensor, step: float = 1e-4) -> float:
+    with torch.no_grad():
+        ahead, behind = (layer(x + s * step * d).sin().sum() for s in (1, -1))
+    return float((ahead - behind) / (2 * step))
+
+
+def test_a_hundred_thousand_variables_without_matrices() -> None:
+    n = 100_000
+    node = TorchProblem(
+        n, lambda y, x: distance(y, x) + 0.1 * (y.diff() ** 2).sum() + 0.05 * (y**4).sum(), parameters=[(n,)]
+    )
+    layer, x, d = DeclarativeLayer(node), points(n), points(n, seed=1)
+    found = float((grad(lambda x: layer(x).sin().sum())(x) * d).sum())
+    assert found == pytest.approx(difference(layer, x, d), rel=1e-6)
+
+
+def test_ten_thousand_variables_with_banded_equalities() -> None:
+    n = 10_000
+    node = TorchProblem(
+        n,
+        lambda y, x: ((y - 1) ** 2).sum() + 0.1 * (y**4).sum(),
+        lambda y, x: y[1:-1] * y[2:] - 0.5 * y[:-2] - x[1:-1],
+        parameters=[(n,)],
+        initial=1.0,
+    )
+    layer, x, d = DeclarativeLayer(node), 0.5 + 0.05 * points(n), points(n, seed=1)
+    solution = layer.solve(x)
+    assert solution.statuses == [Status.SOLVED] and float(solution.primal_residual) < 1e-10
+    found = float((grad(lambda x: layer(x).sin().sum())(x) * d).sum())
+    assert found == pytest.approx(difference(layer, x, d), rel=1e-6)
+
+
+def test_products_give_the_same_derivatives_as_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both() -> list[Tensor]:
+        layer = mixed()
+        x, s = (t.clone().requires_grad_() for t in MIXED)
+        first = torch.autograd.grad((layer(x, s) ** 3).sum(), (x, s), create_graph=True)
+        return [*first, *torch.autograd.grad(first[0].sin().sum(), (x, s)), vmap(jacrev(layer))(*MIXED)]
+
+    expected = both()
+    monkeypatch.setattr("ddn_cvx.program.nonlinear.DENSE_LIMIT", 0)
+    for one, other in zip(both(), expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)

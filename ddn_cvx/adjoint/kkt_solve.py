@@ -235,7 +235,7 @@ def _require_exact(rule: Rule) -> None:
     if rule.solve.inexact is not None:
         raise DifferentiationError(f"Second derivatives are not available: {rule.solve.inexact}; use adjoint=Implicit().")
     kkt = cast(Factors, rule.solve.factors).last
-    count = 0 if kkt is None else int(kkt.saddle.singular.any.sum())
+    count = 0 if kkt is None else int(kkt.singular.any.sum())
     if count:
         raise DifferentiationError(
             f"Second derivatives are not available at {count} batch element(s) whose KKT system is singular "

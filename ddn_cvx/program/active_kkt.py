@@ -15,6 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ddn_cvx.errors import DeclarationError, DifferentiationError
+from ddn_cvx.linalg.iterative import minres
+from ddn_cvx.linalg.kkt import NullSpace
 from ddn_cvx.linalg.saddle import SaddleKKT
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, Judged, State, judge, largest
@@ -27,6 +30,10 @@ LENGTHS = (1.0, 0.25, 0.0625)
 """Steps that are tried."""
 NEAR = 1e-5
 """Relative distance at which a constraint of a point without multipliers may be active."""
+PRODUCT_TOLERANCE = 1e-10
+"""Relative residual to which systems too large for matrices are solved."""
+PRODUCTS = 5000
+"""Products that one may cost."""
 FLAT = 1e-9
 """Curvature, relative to the largest entry of the Hessian, that counts as none."""
 
@@ -62,6 +69,11 @@ class ActiveKKT:
         """Elements where H is positive definite along the active constraints, which are independent, ``(B,)`` bool."""
         return self.saddle.correct_inertia
 
+    @property
+    def singular(self) -> NullSpace:
+        """Which elements have a valley of solutions, or dependent active constraints."""
+        return self.saddle.singular
+
     def solve(self, top: Tensor, h: Tensor, g: Tensor, z: Tensor) -> Columns:
         """``(u, t_h, t_g, t_z)`` for right-hand sides ``(B, ., k)``; of least norm where the system is singular."""
         on, fixed = self.on.unsqueeze(-1), self.fixed.unsqueeze(-1)
@@ -82,36 +94,106 @@ def _power_of_two(size: Tensor) -> Tensor:
     return torch.exp2(torch.log2(torch.where(usable, size, 1.0)).round())
 
 
+class ProductKKT:
+    """The same system for programs too large for matrices: MINRES on products with H, A and A'.
+
+    Nothing is known about its inertia or its null space; where MINRES does not converge, ``solve`` raises.
+    """
+
+    def __init__(self, program: NonlinearProgram, theta: Theta, state: State, active: Active, ok: Tensor):
+        self.program, self.theta, self.state, self.active, self.ok = program, theta, state, active, ok
+        self.minimum = ok
+        self.singular = NullSpace(torch.zeros_like(ok), torch.zeros_like(ok))
+
+    @torch.no_grad()
+    def solve(self, top: Tensor, h: Tensor, g: Tensor, z: Tensor) -> Columns:
+        """As ``ActiveKKT.solve``.
+
+        Raises
+        ------
+        DifferentiationError
+            MINRES does not converge.
+        """
+        columns, program = top.shape[-1], self.program
+        theta = self.theta if columns == 1 else self.theta.tile(columns)
+        y, lam, mu, on, box = (t.repeat(columns, 1) for t in (*self.state[:3], *self.active))
+        ok = self.ok.repeat(columns).unsqueeze(-1)
+        fixed = box.abs()
+        free, n, p = 1.0 - fixed, program.n, program.p
+        slope = program.gradient(y, theta, torch.zeros_like(lam), torch.zeros_like(mu))
+
+        def K(u: Tensor, t_h: Tensor, t_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            bent = program.hvp(y, theta, lam, mu, u) + program.gradient(y, theta, t_h, t_g * on) - slope
+            pushed_h, pushed_g = program.jvp(y, theta, u)
+            return bent, pushed_h, pushed_g * on - t_g * (1.0 - on)
+
+        def masked(x: Tensor) -> Tensor:
+            u, t_h, t_g = x[:, :n], x[:, n : n + p], x[:, n + p :]
+            bent, pushed_h, pushed_g = K(free * u, t_h, t_g)
+            return torch.where(ok, torch.cat((free * bent + fixed * u, pushed_h, pushed_g), 1), x)
+
+        right_top, right_h, right_g, right_z = (
+            t.movedim(2, 0).flatten(0, 1) for t in (top, h, g * self.active.g.unsqueeze(-1), z)
+        )
+        known = fixed * right_z
+        bent, pushed_h, pushed_g = K(known, torch.zeros_like(lam), torch.zeros_like(mu))
+        right = torch.cat((free * (right_top - bent) + known, right_h - pushed_h, right_g - pushed_g * on), 1)
+        right = torch.where(ok, right, 0.0)
+        x = minres(masked, right, PRODUCT_TOLERANCE, PRODUCTS)
+        error, size = (masked(x) - right).norm(dim=-1), right.norm(dim=-1)
+        # A right-hand side that is rounding next to the others may be left unsolved.
+        lost = int((error > 1e3 * PRODUCT_TOLERANCE * size.clamp(min=1e-5 * float(size.max()))).sum())
+        if lost:
+            raise DifferentiationError(
+                f"The linear system of the derivative was not solved for {lost} right-hand side(s) in {PRODUCTS} products; "
+                "rescale the problem, or add a quadratic term to its objective."
+            )
+        u, t_h, t_g = x[:, :n], x[:, n : n + p], x[:, n + p :] * on
+        bent, _, _ = K(u, t_h, t_g)
+        parts = (u, t_h, t_g, fixed * (right_top - bent))
+        a, b, c, d = (t.unflatten(0, (columns, -1)).movedim(0, 2) for t in parts)
+        return a, b, c, d
+
+
+def kkt_at(program: NonlinearProgram, theta: Theta, state: State, active: Active, ok: Tensor) -> ActiveKKT | ProductKKT:
+    """The KKT system at a point, by matrices or by products."""
+    if not program.is_dense:
+        return ProductKKT(program, theta, state, active, ok)
+    with torch.no_grad():
+        first = program.first(state.y, theta)
+        return ActiveKKT(program.hessian(state.y, theta, state.lam, state.mu), first.Jh, first.Jg, active, ok)
+
+
 class Factors:
     """Remembers the last factor, which forward check, backward and double backward share."""
 
     def __init__(self, program: NonlinearProgram):
         self.program = program
         self._key: tuple[Tensor, ...] = ()
-        self.last: ActiveKKT | None = None
+        self.last: ActiveKKT | ProductKKT | None = None
 
-    def at(self, theta: Theta, state: State, active: Active, ok: Tensor) -> ActiveKKT:
+    def at(self, theta: Theta, state: State, active: Active, ok: Tensor) -> ActiveKKT | ProductKKT:
         """The factor at a point; made anew unless the numbers are the last ones bit for bit."""
         key = (*theta.tensors, *state[:3], *active, ok)
         same = len(key) == len(self._key) and all(
             a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in zip(key, self._key, strict=True)
         )
         if self.last is None or not same:
-            with torch.no_grad():
-                first = self.program.first(state.y, theta)
-                H = self.program.hessian(state.y, theta, state.lam, state.mu)
-            self.keep(theta, state, active, ok, ActiveKKT(H, first.Jh, first.Jg, active, ok))
+            self.keep(theta, state, active, ok, kkt_at(self.program, theta, state, active, ok))
         assert self.last is not None
         return self.last
 
-    def keep(self, theta: Theta, state: State, active: Active, ok: Tensor, kkt: ActiveKKT) -> None:
+    def keep(self, theta: Theta, state: State, active: Active, ok: Tensor, kkt: ActiveKKT | ProductKKT) -> None:
         """Remember a factor made elsewhere."""
         self._key, self.last = (*theta.tensors, *state[:3], *active, ok), kkt
 
 
 def polish(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor, steps: int) -> Judged:
-    """At most ``steps`` Newton steps on the conditions active where it stands, kept where they lower the residual."""
-    for _ in range(steps):
+    """At most ``steps`` Newton steps on the conditions active where it stands, kept where they lower the residual.
+
+    Programs too large for matrices are left to the accuracy of their solver.
+    """
+    for _ in range(steps if program.is_dense else 0):
         waiting = ok & (point.worst > GOAL)
         if not bool(waiting.any()):
             break
@@ -152,19 +234,30 @@ def multipliers(program: NonlinearProgram, theta: Theta, y: Tensor, ok: Tensor) 
 
     Constraints near to active take part; one whose multiplier comes out with the wrong sign is left out, and the rest is
     solved for again.
+
+    Raises
+    ------
+    DeclarationError
+        The program has constraints and is too large for matrices.
     """
     zero = torch.zeros_like(y)
-    lam, mu = y.new_zeros(len(y), program.p), y.new_zeros(len(y), program.m)
+    lam, mu, z = y.new_zeros(len(y), program.p), y.new_zeros(len(y), program.m), zero
     start = judge(program, theta, State(y, lam, mu, zero))
+    if not program.is_dense:
+        if program.p + program.m or program.has_bounds:
+            raise DeclarationError(
+                "solve= of a problem with constraints needs multipliers, which are found with matrices; "
+                f"n + p + m = {program.n + program.p + program.m} is too many for that."
+            )
+        return start.state
     first, size = start.first, 1.0 + largest(y).unsqueeze(-1)
-    steep = first.Jg.abs().amax(-1)
+    steep = largest(first.Jg)
     g = (first.g >= -NEAR * size * torch.where(steep > 0, steep, 1.0)).to(y.dtype)
     above, below = (start.upper - y <= NEAR * size).to(y.dtype), (y - start.lower <= NEAR * size).to(y.dtype)
     fixed = start.lower >= start.upper
     box = torch.where(above > 0, above, -below)
     identity = torch.eye(program.n, dtype=y.dtype, device=y.device).expand(len(y), -1, -1)
-    right = (-first.gradient.unsqueeze(-1), first.h.unsqueeze(-1) * 0, first.g.unsqueeze(-1) * 0, zero.unsqueeze(-1))
-    z = zero
+    right = (-first.gradient.unsqueeze(-1), *(torch.zeros_like(t).unsqueeze(-1) for t in (lam, mu, zero)))
     for _ in range(1 + program.m + program.n):
         kkt = ActiveKKT(identity, first.Jh, first.Jg, Active(g, box), ok)
         _, lam, mu, z = (t.squeeze(-1) for t in kkt.solve(*right))

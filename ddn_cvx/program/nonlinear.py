@@ -19,6 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+DENSE_LIMIT = 1000
+"""Programs with n + p + m at most this many variables and constraints are handled with matrices, others by products."""
+
 
 @dataclass(frozen=True)
 class Theta:
@@ -97,6 +100,11 @@ class NonlinearProgram:
         self.n, self.p, self.m = n, p, m
         self.has_bounds = box is not None
         self._evaluate, self._box = evaluate, box
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether Jacobians and Hessians are formed."""
+        return self.n + self.p + self.m <= DENSE_LIMIT
 
     def values(self, y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
         """``f (B,), h (B, p), g (B, m)``; plain torch, also inside ``torch.func`` transforms."""

@@ -98,23 +98,33 @@ class Judged(NamedTuple):
 
 
 def judge(program: NonlinearProgram, theta: Theta, state: State) -> Judged:
-    """Residuals, derivatives and active constraints at a point; no gradients flow."""
+    """Residuals, derivatives and active constraints at a point; no gradients flow.
+
+    Programs too large for matrices have empty ones (no columns), and the sizes of rows are estimated from products.
+    """
     with torch.no_grad():
         y, lam, mu, z = state
-        first = program.first(y, theta)
+        first = program.first(y, theta) if program.is_dense else _without_matrices(program, theta, y)
         # Without an objective the multipliers are rounding errors, which nothing could be compared with.
         pulled = (first.gradient != 0).any(-1, keepdim=True)
         lam, mu, z = (torch.where(pulled, t, 0.0) for t in (lam, mu, z))
         state = State(y, lam, mu, z)
-        H = program.hessian(y, theta, lam, mu)
         lower, upper = program.bounds(theta, y)
-        pulls = ((lam.unsqueeze(-2) @ first.Jh).squeeze(-2), (mu.unsqueeze(-2) @ first.Jg).squeeze(-2), z)
         size = 1.0 + largest(y)
+        if program.is_dense:
+            H = program.hessian(y, theta, lam, mu)
+            pulls = [(lam.unsqueeze(-2) @ first.Jh).squeeze(-2), (mu.unsqueeze(-2) @ first.Jg).squeeze(-2), z]
+            bend, steep_h, steep_g = largest(H.flatten(1)), largest(first.Jh), largest(first.Jg)
+        else:
+            H = y.new_zeros(len(y), 0, 0)
+            pulls = [program.gradient(y, theta, lam, mu) - first.gradient, z]
+            bend = largest(program.hvp(y, theta, lam, mu, _probe(y)))
+            steep_h, steep_g = (t.abs() for t in program.jvp(y, theta, _probe(y)))
         forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
-        force = _or_one(forces + largest(H.flatten(1)) * size)
-        dual = largest(first.gradient + pulls[0] + pulls[1] + pulls[2]) / force
+        force = _or_one(forces + bend * size)
+        dual = largest(first.gradient + sum(pulls)) / force
         span, push = size.unsqueeze(-1), force.unsqueeze(-1)
-        steep_h, steep_g = (_or_one(J.abs().amax(-1)) for J in (first.Jh, first.Jg))
+        steep_h, steep_g = _or_one(steep_h), _or_one(steep_g)
         g, mu_g = first.g / (steep_g * span), mu * steep_g / push
         above, below, force_z = (y - upper) / span, (lower - y) / span, z / push
         primal = torch.stack([largest(first.h / (steep_h * span)), *(_most(t) for t in (g, above, below))]).amax(0)
@@ -122,6 +132,18 @@ def judge(program: NonlinearProgram, theta: Theta, state: State) -> Judged:
         gap = torch.stack([largest(torch.minimum(f, -v)) for f, v in pairs]).amax(0)
         active = _classify(g, mu_g, above, below, force_z, lower >= upper)
         return Judged(state, first, H, active, primal.clamp(min=0), dual, gap, lower, upper)
+
+
+def _without_matrices(program: NonlinearProgram, theta: Theta, y: Tensor) -> First:
+    f, h, g = program.values(y, theta)
+    slope = program.gradient(y, theta, torch.zeros_like(h), torch.zeros_like(g))
+    return First(f, slope, h, h.new_zeros(*h.shape, 0), g, g.new_zeros(*g.shape, 0))
+
+
+def _probe(y: Tensor) -> Tensor:
+    """A fixed vector of signs without a pattern: its product with a row is as large as the row's norm, give or take."""
+    order = torch.arange(1, y.shape[-1] + 1, dtype=torch.float64, device=y.device)
+    return torch.where(torch.cos(order * order) > 0, 1.0, -1.0).to(y.dtype).expand_as(y)
 
 
 def _classify(g: Tensor, mu: Tensor, above: Tensor, below: Tensor, z: Tensor, fixed: Tensor) -> Active:
