@@ -209,7 +209,8 @@ def _retry(
     length, fraction = element.length, element.fraction
     theta = measures(trial, full.s, old.mu)[0]
     wanted = (theta >= test.theta) & theta.isfinite()
-    second = system.step(old.lam, old.mu, length * element.h + trial.h, length * (element.c + old.s) + trial.c + full.s)
+    h, violation = length * element.h + trial.h, length * (element.c + old.s) + trial.c + full.s
+    second = system.step(old.lam, old.mu, h, violation, refine=True)
     second_length = longest(old.s, second.s, fraction)
     best, good, descent = full, torch.zeros_like(wanted), torch.zeros_like(wanted)
     for powers in _ROUNDS:

@@ -31,6 +31,7 @@ from ddn_cvx.solvers.nonlinear_restoration import restore
 _READY = 10.0  # the barrier problem is solved well enough at this many times mu
 _SLOWEST, _FASTEST = 0.1, 1.8  # mu falls to the smaller of 0.1 mu and mu ** 1.8
 _LARGEST_MULTIPLIER = 1e3  # initial multipliers beyond this are set to zero
+_STIFF = 1e-3  # barrier parameters from which on steps are refined
 _RESTORATIONS = 8  # after this many an element gives up
 _STALLED = 15  # iterations without progress after which a point that is good enough is kept
 _FAR, _LOW = 1e10, 1e4  # an iterate this far away, with an objective this far below zero, counts as diverging
@@ -163,7 +164,8 @@ class _Run:
             iterate = iterate._replace(mu=mu)
             H = form.hessian(iterate.y, iterate.lam, iterate.z)
             system = NewtonSystem(form, at, H, iterate.s, iterate.z, state.shift, state.least)
-            step = system.step(iterate.lam, mu, at.h, at.c + iterate.s)
+            refine = not at.c.shape[1] or bool((mu < _STIFF).any())
+            step = system.step(iterate.lam, mu, at.h, at.c + iterate.s, refine)
             fraction = (1 - mu).clamp(min=0.99)
             iterate, at, filter_, failed = search(form, system, iterate, at, step, fraction, filter_, error.at(mu))
             shift = torch.where(system.shift > 0, system.shift, 0.0)
@@ -185,9 +187,14 @@ class _Run:
         """
         live = record.status == int(Status.ITERATION_LIMIT)
         better = live & (error < record.best)
-        kept = record._replace(best=error, y=iterate.y, lam=iterate.lam, z=iterate.z)
         progress = error < 0.9 * record.best
-        record = choose(better, kept, record)
+        column = better.unsqueeze(-1)
+        record = record._replace(
+            best=torch.where(better, error, record.best),
+            y=torch.where(column, iterate.y, record.y),
+            lam=torch.where(column, iterate.lam, record.lam),
+            z=torch.where(column, iterate.z, record.z),
+        )
         waited = torch.where(progress | shifted | (error > self.inaccurate), 0, record.waited + 1)
         stuck = (waited > _STALLED) & (record.best <= self.inaccurate)
         far = iterate.y.abs().amax(-1) > _FAR * record.start.abs().amax(-1).clamp(min=1.0)
@@ -202,7 +209,7 @@ class _Run:
         """The next barrier parameter; several reductions at once where the error allows."""
         if not error.products.shape[1]:
             return mu
-        for _ in range(3):
+        for _ in range(2):
             next_mu = torch.minimum(_SLOWEST * mu, mu**_FASTEST).clamp(min=self.least_barrier)
             mu = torch.where(error.at(mu).unsqueeze(-1) <= _READY * mu, next_mu, mu)
         return mu

@@ -76,8 +76,11 @@ class NewtonSystem:
             self.failed[rows] = ~((new < _LARGEST_SHIFT) & (new_dual < 1.0) & condensed[rows].sum((1, 2)).isfinite())
             rows = torch.nonzero(~self.factor.correct_inertia & ~self.failed).flatten()
 
-    def step(self, lam: Tensor, barrier: Tensor, h: Tensor, violation: Tensor) -> Step:
-        """The step for the barrier parameter (B, 1), with ``h`` and ``violation = c + s`` of the linearised constraints."""
+    def step(self, lam: Tensor, barrier: Tensor, h: Tensor, violation: Tensor, refine: bool) -> Step:
+        """The step for the barrier parameter (B, 1), with ``h`` and ``violation = c + s`` of the linearised constraints.
+
+        Not worth refining as long as W spans few orders of magnitude.
+        """
         form, at, W = self.form, self.at, self.W
         slope = at.gradient + form.pull(at.Jg, self.z)
         if at.h.shape[1]:
@@ -87,6 +90,8 @@ class NewtonSystem:
         dy, dlam = self._solve(top, -h)
         ds = -violation - form.push(at.Jg, dy)
         dz = target - W * ds
+        if not refine:
+            return Step(dy, ds, dlam, dz)
         top = -slope - (dy.unsqueeze(1) @ self.H).squeeze(1) - self.shift.unsqueeze(-1) * dy - form.pull(at.Jg, dz)
         low = -h
         if at.h.shape[1]:
