@@ -43,6 +43,34 @@ def test_check_layer_rejects_a_failed_solve() -> None:
         check_layer(infeasible, torch.zeros(2, dtype=torch.float64))
 
 
+def sphere(**options: object) -> ddn.TorchProblem:
+    w = torch.tensor([1.0, 0.8, 1.2], dtype=torch.float64, requires_grad=True)
+    return ddn.TorchProblem(
+        {"y": (3,), "t": ()},
+        lambda v, x: ((v["y"] - w * x) ** 2).sum() + (v["t"] - x[0]) ** 2,
+        lambda v, x: (v["y"] ** 2).sum() - 1,
+        initial={"y": 0.5},
+        **options,
+    )
+
+
+@pytest.mark.parametrize("parameters", [None, [(3,)]])
+def test_check_layer_accepts_a_right_nonlinear_layer(parameters: object) -> None:
+    check_layer(ddn.DeclarativeLayer(sphere(parameters=parameters)), POINT)
+
+
+def test_check_layer_rejects_an_inexact_derivative_of_a_nonlinear_layer() -> None:
+    for adjoint in (ddn.Approximate(), ddn.Approximate("identity_hessian")):
+        with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+            check_layer(ddn.DeclarativeLayer(sphere(), adjoint=adjoint), POINT, second_order=False)
+
+
+def test_check_layer_rejects_functions_that_mix_the_batch() -> None:
+    node = ddn.TorchProblem(3, lambda y, x: ((y - x.mean(0)) ** 2).sum(-1), batched=True)
+    with pytest.raises(AssertionError, match="differs from its solve alone"):
+        check_layer(ddn.DeclarativeLayer(node), POINT)
+
+
 def test_check_cone() -> None:
     v = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     check_cone(SecondOrder(4), v)
