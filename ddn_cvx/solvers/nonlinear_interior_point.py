@@ -32,6 +32,7 @@ _READY = 10.0  # the barrier problem is solved well enough at this many times mu
 _SLOWEST, _FASTEST = 0.1, 1.8  # mu falls to the smaller of 0.1 mu and mu ** 1.8
 _LARGEST_MULTIPLIER = 1e3  # initial multipliers beyond this are set to zero
 _STIFF = 1e-3  # barrier parameters from which on steps are refined
+_SHORT, _CRAWLED = 0.05, 6  # this many steps in a row of less than this part of Newton's are as bad as none
 _RESTORATIONS = 8  # after this many an element gives up
 _STALLED = 15  # iterations without progress after which a point that is good enough is kept
 _FAR, _LOW = 1e10, 1e4  # an iterate this far away, with an objective this far below zero, counts as diverging
@@ -55,8 +56,11 @@ class _Record(NamedTuple):
 
 
 class _State(NamedTuple):
+    """The last and the least allowed regularisation, and how many short steps were made in a row, ``(B,)``."""
+
     shift: Tensor
     least: Tensor
+    crawled: Tensor
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ class _Run:
 
     def _iterate(self, form: BarrierForm, iterate: Iterate, at: Derivatives, record: _Record) -> None:
         last, zero = self.options.max_iterations, at.f.new_zeros(())
-        state = _State(torch.zeros_like(at.f), torch.zeros_like(at.f))
+        state = _State(torch.zeros_like(at.f), torch.zeros_like(at.f), torch.zeros_like(record.status))
         filter_ = Filter.empty(measures(at, iterate.s, iterate.mu)[0])
         for iteration in range(last + 1):
             error = errors(form, at, iterate)
@@ -167,9 +171,14 @@ class _Run:
             refine = not at.c.shape[1] or bool((mu < _STIFF).any())
             step = system.step(iterate.lam, mu, at.h, at.c + iterate.s, refine)
             fraction = (1 - mu).clamp(min=0.99)
+            before = iterate.y
             iterate, at, filter_, failed = search(form, system, iterate, at, step, fraction, filter_, error.at(mu))
+            short = (iterate.y - before).norm(dim=-1) < _SHORT * step.y.norm(dim=-1)
+            crawled = torch.where(short, state.crawled + 1, 0)
+            failed = failed | (crawled > _CRAWLED)
             shift = torch.where(system.shift > 0, system.shift, 0.0)
-            state = _State(shift, torch.where(failed, (10 * system.shift).clamp(min=_FORCED_SHIFT), 0.0))
+            least = torch.where(failed, (10 * system.shift).clamp(min=_FORCED_SHIFT), 0.0)
+            state = _State(shift, least, crawled.masked_fill(failed, 0))
             if bool(failed.any()):
                 rows = torch.nonzero(failed).flatten()
                 changed = self._rescue(form.take(rows), take(iterate, rows), take(at, rows), take(record, rows))

@@ -17,7 +17,8 @@ from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
 _STATIONARY = 1e-7
 _LEAST_VIOLATION = 1e-7
 _LEAST_SLOPE = 1e-3
-_ASIDE, _CLEARLY = 1e-2, 0.999
+_ASIDE, _CLEARLY = (1e-2, 1.0), 0.999
+_REACH = 2.0  # longest step, relative to y
 _STALLED = 1e-4  # the same where rounding stops all progress
 _LEAST_DECREASE = 1e-13
 _LARGEST_RIDGE = 1e12
@@ -40,11 +41,13 @@ def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 10
     if not form.program.p + form.program.m:
         return Restored(y, torch.zeros_like(y[:, 0], dtype=torch.bool))
     found = _levenberg_marquardt(form, y, reduction, iterations)
-    rows = torch.nonzero(found.infeasible).flatten()
-    if len(rows):
+    aside = torch.cos(torch.arange(1, y.shape[1] + 1, dtype=y.dtype, device=y.device) ** 2)
+    for distance in _ASIDE:
+        rows = torch.nonzero(found.infeasible).flatten()
+        if not len(rows):
+            break
         some, stuck = form.take(rows), found.y[rows]
-        aside = torch.cos(torch.arange(1, y.shape[1] + 1, dtype=y.dtype, device=y.device) ** 2)
-        moved = stuck + _ASIDE * stuck.abs().amax(-1, keepdim=True).clamp(min=1.0) * aside
+        moved = stuck + distance * stuck.abs().amax(-1, keepdim=True).clamp(min=1.0) * aside
         lower, upper = _box(some, stuck)
         again = _levenberg_marquardt(some, torch.minimum(torch.maximum(moved, lower), upper), 0.0, iterations)
         before, after = (_violation(some, point) for point in (stuck, again.y))
@@ -92,7 +95,8 @@ def _levenberg_marquardt(form: BarrierForm, y: Tensor, reduction: float, iterati
         normal.diagonal(dim1=1, dim2=2).add_((ridge * typical).unsqueeze(-1))
         L = cholesky_ex(normal).L
         d = -torch.cholesky_solve(slope.unsqueeze(-1), L).squeeze(-1)
-        trial = torch.minimum(torch.maximum(y + d, lower), upper)
+        reach = _REACH * y.norm(dim=-1).clamp(min=1.0) / d.norm(dim=-1).clamp(min=1e-300)
+        trial = torch.minimum(torch.maximum(y + reach.clamp(max=1.0).unsqueeze(-1) * d, lower), upper)
         new_at = form.derivatives(trial)
         new_r, new_J = _residual(new_at, m)
         new_cost = new_r.square().sum(-1)
