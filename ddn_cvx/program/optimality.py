@@ -18,6 +18,9 @@ from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
 WEAK = 1e-7
 """An active constraint whose relative multiplier and slack are both below this is weakly active."""
 
+NOISE = 1e-10
+"""Added to forces before they are compared: what is of the size of rounding next to one may be left unbalanced."""
+
 
 class State(NamedTuple):
     """A primal-dual point, ``y`` (B, n), ``lam`` (B, p), ``mu`` (B, m), ``z`` (B, n)."""
@@ -121,7 +124,7 @@ def judge(program: NonlinearProgram, theta: Theta, state: State) -> Judged:
             bend = largest(program.hvp(y, theta, lam, mu, _probe(y)))
             steep_h, steep_g = (t.abs() for t in program.jvp(y, theta, _probe(y)))
         forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
-        force = _or_one(forces + bend * size)
+        force = forces + bend * size + NOISE
         dual = largest(first.gradient + sum(pulls)) / force
         span, push = size.unsqueeze(-1), force.unsqueeze(-1)
         steep_h, steep_g = _or_one(steep_h), _or_one(steep_g)
