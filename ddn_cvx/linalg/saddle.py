@@ -56,11 +56,14 @@ class CondensedFactor:
         Full row rank where D is zero; see ``independent``.
     D : Tensor (B, k), optional
         Nonnegative; zero if not given.
+    size : Tensor (B, n), optional
+        Sizes of the rows of H that the weights w are to outweigh, by default the largest entries of H.  Where H has a large
+        positive semidefinite part that part should not count, or the weights drown the rest of H in rounding.
     """
 
-    def __init__(self, H: Tensor, A: Tensor, D: Tensor | None = None):
+    def __init__(self, H: Tensor, A: Tensor, D: Tensor | None = None, size: Tensor | None = None):
         D = torch.zeros_like(A[..., 0]) if D is None else D
-        self._set(_factorise(H, A, D))
+        self._set(_factorise(H, A, D, H.abs().amax(-1) if size is None and A.shape[1] else size))
 
     def _set(self, parts: _Factor) -> None:
         self._parts = parts
@@ -114,12 +117,11 @@ class CondensedFactor:
         return solve_triangular(p.L.mT, torch.baddbmm(t, p.V, omega, alpha=-1), upper=True), omega
 
 
-def _factorise(H: Tensor, A: Tensor, D: Tensor) -> _Factor:
+def _factorise(H: Tensor, A: Tensor, D: Tensor, size: Tensor | None) -> _Factor:
     k, eps = A.shape[1], torch.finfo(H.dtype).eps
-    if not k:
+    if not k or size is None:
         L, positive = _cholesky(H)
         return _Factor(H, A, D, D, D, L, A.mT, A[..., :0], positive, torch.ones_like(positive))
-    size = H.abs().amax(-1)
     typical = size.median(-1, keepdim=True).values
     size = torch.maximum(size, 1e-6 * torch.where(typical > 0, typical, 1.0))
     length = torch.einsum("bkn,bn->bk", A * A, size.reciprocal())

@@ -151,8 +151,15 @@ class BarrierForm:
         m = self.program.m
         H = torch.baddbmm(H, (Jg * w[:, :m].unsqueeze(-1)).mT, Jg) if m else H.clone()
         if len(self.columns):
-            H.diagonal(dim1=1, dim2=2).index_add_(1, self.columns, self.sigma.square() * w[:, m:])
+            H.diagonal(dim1=1, dim2=2).add_(self.bound_weights(w))
         return H
+
+    def bound_weights(self, w: Tensor) -> Tensor:
+        """What the bounds add to the diagonal of ``Jc' diag(w) Jc``, ``(B, n)``."""
+        weights = w.new_zeros(len(w), self.program.n)
+        if not len(self.columns):
+            return weights
+        return weights.index_add_(1, self.columns, self.sigma.square() * w[:, self.program.m :])
 
     def bound_rows(self, batch: int) -> Tensor:
         """The Jacobian of the bound rows, ``(B, b, n)``."""

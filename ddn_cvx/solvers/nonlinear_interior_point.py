@@ -204,7 +204,8 @@ class _Run:
             lam=torch.where(column, iterate.lam, record.lam),
             z=torch.where(column, iterate.z, record.z),
         )
-        waited = torch.where(progress | shifted | (error > self.inaccurate), 0, record.waited + 1)
+        saddle = shifted & (error > self.solved)
+        waited = torch.where(progress | saddle | (error > self.inaccurate), 0, record.waited + 1)
         stuck = (waited > _STALLED) & (record.best <= self.inaccurate)
         far = iterate.y.abs().amax(-1) > _FAR * record.start.abs().amax(-1).clamp(min=1.0)
         low = at.f < -_LOW * record.value.abs().clamp(min=1.0)

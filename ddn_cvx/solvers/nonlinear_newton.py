@@ -43,17 +43,18 @@ class NewtonSystem:
         """``shift`` (B,) is the last successful delta, ``least`` (B,) the smallest that is allowed now."""
         self.form, self.at, self.H, self.s, self.z = form, at, H, s, z
         self.W = z / s
+        self.size = H.abs().amax(-1) + form.bound_weights(self.W)
         condensed = form.weigh(H, at.Jg, self.W)
         self.shift, self.dual_shift = least.clone(), torch.zeros_like(least)
-        self.factor = self._factorise(condensed, at.Jh, least, torch.zeros_like(at.h))
+        self.factor = self._factorise(condensed, at.Jh, least, torch.zeros_like(at.h), self.size)
         self.failed = torch.zeros_like(shift, dtype=torch.bool)
         self._correct(condensed, shift)
 
     @staticmethod
-    def _factorise(condensed: Tensor, Jh: Tensor, shift: Tensor, D: Tensor) -> CondensedFactor:
+    def _factorise(condensed: Tensor, Jh: Tensor, shift: Tensor, D: Tensor, size: Tensor) -> CondensedFactor:
         shifted = condensed.clone()
         shifted.diagonal(dim1=1, dim2=2).add_(shift.unsqueeze(-1))
-        return CondensedFactor(shifted, Jh, D)
+        return CondensedFactor(shifted, Jh, D, size + shift.unsqueeze(-1))
 
     def _correct(self, condensed: Tensor, last: Tensor) -> None:
         """Raise delta for the elements that need it until they have the inertia of a minimum."""
@@ -72,7 +73,7 @@ class NewtonSystem:
             new_dual = torch.where(dependent, raised, old_dual)
             self.shift[rows], self.dual_shift[rows] = new, new_dual
             D = new_dual.unsqueeze(-1).expand_as(self.at.h[rows])
-            self.factor.put(rows, self._factorise(condensed[rows], self.at.Jh[rows], new, D))
+            self.factor.put(rows, self._factorise(condensed[rows], self.at.Jh[rows], new, D, self.size[rows]))
             self.failed[rows] = ~((new < _LARGEST_SHIFT) & (new_dual < 1.0) & condensed[rows].sum((1, 2)).isfinite())
             rows = torch.nonzero(~self.factor.correct_inertia & ~self.failed).flatten()
 
@@ -109,7 +110,7 @@ class NewtonSystem:
         """Some elements."""
         some = object.__new__(NewtonSystem)
         some.form, some.at = self.form.take(rows), Derivatives(*(t[rows] for t in self.at))
-        some.H, some.s, some.z, some.W = (t[rows] for t in (self.H, self.s, self.z, self.W))
+        some.H, some.s, some.z, some.W, some.size = (t[rows] for t in (self.H, self.s, self.z, self.W, self.size))
         some.shift, some.dual_shift, some.failed = (t[rows] for t in (self.shift, self.dual_shift, self.failed))
         some.factor = self.factor.take(rows)
         return some
