@@ -23,10 +23,11 @@ from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Problem, Vari
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.inputs import Batch, gather
-from ddn_cvx.nonlinear_call import NonlinearRun, resolve_nonlinear
+from ddn_cvx.nonlinear_call import NonlinearRun
 from ddn_cvx.solution import Solution
 from ddn_cvx.solvers.base import Solver, Workspace
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
+from ddn_cvx.solvers.nonlinear_registry import resolve_nonlinear
 from ddn_cvx.solvers.registry import resolve
 
 

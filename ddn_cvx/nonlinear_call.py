@@ -27,7 +27,6 @@ from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State, judge
 from ddn_cvx.solution import Regularity, Solution, Status
-from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
 
@@ -79,6 +78,9 @@ class NonlinearCall:
         """Solve physical tensors; elements without a solution hold zeros."""
         self.program = self.run.node.program(theta, self.layout)
         self.factors = Factors(self.program)
+        reason = None if "solve" in self.run.node.functions else self.run.solver.unsupported(self.program)
+        if reason is not None:
+            raise DeclarationError(f"Solver {self.run.solver.name!r} cannot take this problem: {reason}.")
         own = [t.reshape(batch, -1) for t, b in zip(theta.tensors, theta.batched, strict=True) if b]
         # Captured constants may hold infinite bounds.
         shared = [not bool(torch.isnan(t).any()) for t, b in zip(theta.tensors, theta.batched, strict=True) if not b]
@@ -253,21 +255,6 @@ class NonlinearRun:
             return _nothing(self.node.n, theta), call, batch, theta
         solved = attach(self.adjoint, call, theta, count)
         return _nan_where_failed(solved.ok, solved.state.y), call, batch, theta
-
-
-def resolve_nonlinear(solver: object, options: Mapping[str, Any] | None = None) -> NonlinearSolver:
-    """The solver for a nonlinear problem; None is the default one.
-
-    Raises
-    ------
-    InputError
-        It is something else.
-    """
-    if solver is None:
-        return NonlinearAuto(**(options or {}))
-    if not isinstance(solver, NonlinearSolver):
-        raise InputError(f"solver must be a NonlinearSolver such as NonlinearInteriorPoint(), got {solver!r}.")
-    return solver
 
 
 def _nothing(n: int, theta: Theta) -> Tensor:

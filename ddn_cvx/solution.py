@@ -73,23 +73,24 @@ class Solution:
     iterations: Tensor
     """Iterations of the forward solver, ``(*batch,)`` int64."""
     primal_residual: Tensor
-    """Largest violation of ``Ax + s = b, s in K``, relative, ``(*batch,)``."""
+    """Largest violation of the constraints (``Ax + s = b, s in K``; ``h = 0, g <= 0``), relative, ``(*batch,)``."""
     dual_residual: Tensor
-    """Largest violation of ``Px + q + A'y = 0, y in K*``, relative, ``(*batch,)``."""
+    """Largest violation of stationarity (``Px + q + A'y = 0, y in K*``; ``grad L = 0``), relative, ``(*batch,)``."""
     gap: Tensor
-    """Duality gap ``|x'Px + q'x + b'y|``, relative, ``(*batch,)``."""
+    """Duality gap ``|x'Px + q'x + b'y|``; largest violation of complementarity for nonlinear problems; relative, ``(*batch,)``."""
     regularity: Tensor
     """``Regularity`` flags, ``(*batch,)`` int64."""
     x: Tensor
-    """Primal vector of the canonical program, ``(*batch, n)``."""
+    """Primal vector of the canonical program; all variables of a nonlinear one, flat; ``(*batch, n)``."""
     s: Tensor
-    """Slack of the canonical program, ``(*batch, m)``."""
+    """Slack of the canonical program; of the inequalities of a nonlinear one; ``(*batch, m)``."""
     y: Tensor
-    """Dual vector of the canonical program, ``(*batch, m)``."""
+    """Dual vector of the canonical program; ``(λ, μ, z)`` of a nonlinear one; ``(*batch, m)``."""
     primal: dict[str, Tensor] = field(default_factory=dict)
     """All variables of the problem by name."""
     dual: tuple[tuple[Tensor, ...], ...] = ()
-    """For each constraint as declared, the values of its ``dual_variables``."""
+    """For each constraint as declared, the values of its ``dual_variables``. For a nonlinear problem the multipliers of the
+    equalities, of the inequalities, and of the bounds (positive at an upper one, negative at a lower one)."""
 
     @property
     def statuses(self) -> list[Status]:

@@ -238,6 +238,13 @@ def test_second_derivatives_of_approximations_are_refused(kind: str, adjoint: dd
         hessian(lambda b: (layer(A[0], b) ** 2).sum())(b[0])
 
 
+def test_approximations_form_matrices() -> None:
+    node = TorchProblem(1200, lambda y, x: ((y - x) ** 2).sum(), parameters=[(1200,)])
+    for adjoint in INEXACT:
+        with pytest.raises(ddn.DeclarationError, match="1200 is too much"):
+            DeclarativeLayer(node, adjoint=adjoint)(torch.zeros(1200))
+
+
 def test_polyhedra_only() -> None:
     y, p = cp.Variable(3), cp.Parameter(3)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(y - p)), [cp.norm(y) <= 0.5])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.implicit import Implicit
-from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Solved
+from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Solved, require_dense
 from ddn_cvx.adjoint.nonlinear import solution_map
 from ddn_cvx.errors import DeclarationError, DifferentiationError, InputError
 from ddn_cvx.linalg.kkt import DenseKKT
@@ -76,6 +76,7 @@ class _Approximated:
     def __call__(self, theta: Theta, batch: int) -> Solved:
         """The exact solution."""
         solved = self._solve(theta, batch)
+        require_dense(self.program, "Approximate")
         self.failures = self._solve.failures
         return solved
 

@@ -16,7 +16,7 @@ from torch.func import grad
 
 from ddn_cvx.adjoint.implicit import WeaklyActive
 from ddn_cvx.adjoint.transforms import refuse_nested_forward_mode
-from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.errors import DeclarationError, DifferentiationError
 from ddn_cvx.program.active_kkt import Factors
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State
@@ -229,6 +229,18 @@ def merge(
 
 def unflatten(tensor: Tensor, size: int) -> Tensor:
     return tensor.reshape(size, tensor.shape[0] // size if size else 0, *tensor.shape[1:])
+
+
+def require_dense(program: NonlinearProgram, name: str) -> None:
+    """Refuse programs too large for matrices.
+
+    Raises
+    ------
+    DeclarationError
+    """
+    if not program.is_dense:
+        size = f"n + p + m = {program.n + program.p + program.m}"
+        raise DeclarationError(f"{name}() forms matrices, and {size} is too much for that; use adjoint=Implicit().")
 
 
 def _require_exact(rule: Rule) -> None:

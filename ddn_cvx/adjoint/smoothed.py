@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.conic_rows import attach_rows
-from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Solved
+from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Solved, require_dense
 from ddn_cvx.adjoint.nonlinear import solution_map
 from ddn_cvx.errors import DifferentiationError, InputError
 from ddn_cvx.linalg.saddle import SaddleKKT
@@ -80,6 +80,7 @@ class _SmoothedSolve:
     def __call__(self, theta: Theta, batch: int) -> Solved:
         """The exact solution, and the point of the path."""
         exact = self._solve(theta, batch)
+        require_dense(self._solve.program, "Smoothed")
         self.failures = self._solve.failures
         state, _, ok, answer = exact
         path = State(

@@ -319,7 +319,17 @@ def test_arguments_of_convex_problems_are_refused() -> None:
     for options in ({"parameters": []}, {"variables": []}, {"gp": True}):
         with pytest.raises(DeclarationError, match="declares its own"):
             DeclarativeLayer(problem, **options)
-    with pytest.raises(InputError, match="NonlinearSolver"):
-        DeclarativeLayer(problem, solver=ddn.Clarabel())
+    for options, message in (
+        ({"solver": ddn.Clarabel()}, "NonlinearSolver"),
+        ({"solver": "newtn"}, "did you mean 'newton'"),
+        ({"solver": "newton", "solver_options": {"max_iteration": 3}}, "did you mean 'max_iterations'"),
+        ({"solver": ddn.NonlinearInteriorPoint(), "solver_options": {"barrier": 3}}, "belong into the solver object"),
+    ):
+        with pytest.raises(InputError, match=message):
+            DeclarativeLayer(problem, **options)
+    assert torch.allclose(DeclarativeLayer(problem, solver="Newton")(points(1, 2)), points(1, 2))
+    assert torch.allclose(DeclarativeLayer(problem).with_solver("lbfgs")(points(1, 2)), points(1, 2))
+    with pytest.raises(DeclarationError, match=r"'newton' cannot take this problem.*without constraints"):
+        DeclarativeLayer(TorchProblem(2, distance, on_sphere), solver="newton")(points(1, 2))
     with pytest.raises(DeclarationError, match="DiffcpAdjoint"):
         DeclarativeLayer(problem, adjoint=ddn.DiffcpAdjoint())(points(1, 2))
