@@ -36,6 +36,7 @@ _SHORT, _CRAWLED = 0.05, 6  # this many steps in a row of less than this part of
 _RESTORATIONS = 8  # after this many an element gives up
 _STALLED = 15  # iterations without progress after which a point that is good enough is kept
 _FAR, _LOW = 1e10, 1e4  # an iterate this far away, with an objective this far below zero, counts as diverging
+_SMALL_SCALE = 2.0**-8
 _FORCED_SHIFT = 1e-3
 
 
@@ -210,8 +211,7 @@ class _Run:
         far = iterate.y.abs().amax(-1) > _FAR * record.start.abs().amax(-1).clamp(min=1.0)
         low = at.f < -_LOW * record.value.abs().clamp(min=1.0)
         status = record.status.masked_fill(live & far & low, int(Status.UNBOUNDED))
-        status = status.masked_fill(live & stuck, int(Status.INACCURATE))
-        status = status.masked_fill(live & stuck & (record.best <= self.solved), int(Status.SOLVED))
+        status = torch.where(live & stuck, self._grade(status, record.best), status)
         status = status.masked_fill(live & (record.best <= self.tolerance), int(Status.SOLVED))
         return record._replace(status=status, waited=waited, iterations=torch.where(live, iteration, record.iterations))
 
@@ -241,14 +241,19 @@ class _Run:
         status = record.status.masked_fill(lacking & found.infeasible, int(Status.INFEASIBLE))
         live = status == int(Status.ITERATION_LIMIT)
         lost = live & ((trouble > _RESTORATIONS) | ~_finite(at))
-        code = torch.where(record.best <= self.solved, int(Status.SOLVED), int(Status.NUMERICAL_ERROR))
-        code = torch.where((record.best > self.solved) & (record.best <= self.inaccurate), int(Status.INACCURATE), code)
-        return iterate, at, record._replace(status=torch.where(lost, code, status), trouble=trouble)
+        lost_status = self._grade(torch.full_like(status, int(Status.NUMERICAL_ERROR)), record.best)
+        return iterate, at, record._replace(status=torch.where(lost, lost_status, status), trouble=trouble)
+
+    def _grade(self, status: Tensor, error: Tensor) -> Tensor:
+        """``status``, or what the error allows to say instead."""
+        status = torch.where(error <= self.inaccurate, int(Status.INACCURATE), status)
+        return torch.where(error <= self.solved, int(Status.SOLVED), status)
 
     def result(self) -> NonlinearPoint:
         """Polish, classify what is left, undo the scaling."""
         form, record = self.whole, self.record
         status, y, lam, z = record.status, record.y, record.lam, record.z
+        status = torch.where(status == int(Status.ITERATION_LIMIT), self._grade(status, record.best), status)
         open_ = (status == int(Status.ITERATION_LIMIT)) | (status == int(Status.NUMERICAL_ERROR))
         unsettled = torch.nonzero(open_).flatten()
         if len(unsettled):
@@ -257,19 +262,39 @@ class _Run:
             code = torch.where(found.infeasible, int(Status.INFEASIBLE), status[unsettled])
             status = status.index_copy(0, unsettled, code)
         good = status <= int(Status.INACCURATE)
-        y, lam, z, _ = polish(form, y, lam, z, z > 0, good, steps=1)
-        lam_, mu, bounds = form.multipliers(y, lam, z)
-        point = NonlinearPoint(y, lam_, mu, bounds, status, record.iterations)
-        rows, moved = leave_saddle(form, y, lam, z, status == int(Status.SOLVED)) if self.may_restart else (None, y)
-        return point if rows is None or not len(rows) else self._restart(point, rows, moved)
+        y, lam, z, error = polish(form, y, lam, z, z > 0, good, steps=1)
+        status = torch.where(good & (error <= self.tolerance), int(Status.SOLVED), status)
+        point = NonlinearPoint(y, *form.multipliers(y, lam, z), status, record.iterations)
+        if not self.may_restart:
+            return point
+        rows, moved = leave_saddle(form, y, lam, z, status == int(Status.SOLVED))
+        if len(rows):
+            point = self._restart(point, rows, moved)
+        return self._rescale(point) if form.scaled else point
 
     def _restart(self, point: NonlinearPoint, rows: Tensor, start: Tensor) -> NonlinearPoint:
         """Solve again from beside a saddle point, and keep what is better."""
         program, some = self.program, self.whole.theta.take(rows)
         again = _Run(self.options, program, some, start, None, may_restart=False).result()
         lower = program.values(again.y, some)[0] < program.values(point.y[rows], some)[0]
-        keep = torch.nonzero((again.status == int(Status.SOLVED)) & lower).flatten()
+        return self._keep(point, rows, again, (again.status == int(Status.SOLVED)) & lower)
+
+    def _rescale(self, point: NonlinearPoint) -> NonlinearPoint:
+        """Go on, with scales of the solution, where those of the start were so small that they hide errors."""
+        form = self.whole
+        scales = torch.cat((form.scale_f.unsqueeze(-1), form.scale_h, form.scale_g), 1)
+        hidden = (scales.amin(-1) < _SMALL_SCALE) & (point.status <= int(Status.INACCURATE))
+        rows = torch.nonzero(hidden).flatten()
+        if not len(rows):
+            return point
+        old = point.take(rows)
+        again = _Run(self.options, self.program, form.theta.take(rows), old.y, old, may_restart=False).result()
+        return self._keep(point, rows, again, again.status <= int(Status.INACCURATE))
+
+    @staticmethod
+    def _keep(point: NonlinearPoint, rows: Tensor, again: NonlinearPoint, where: Tensor) -> NonlinearPoint:
         again = replace(again, iterations=again.iterations + point.iterations[rows])
+        keep = torch.nonzero(where).flatten()
         return point.put(rows[keep], again.take(keep))
 
 

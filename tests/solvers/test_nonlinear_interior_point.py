@@ -255,3 +255,16 @@ def test_iteration_limit_and_empty_batch() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(InputError, match="tolerance"):
         NonlinearInteriorPoint(tolerance=-1.0)
+
+
+@each_problem
+@pytest.mark.parametrize("where", ["zero", "random"])
+def test_other_starts(problem: Problem, where: str) -> None:
+    """From zero, which is where a layer starts, and from points of size three, most of them infeasible."""
+    generator = torch.Generator().manual_seed(1)
+    theta, start = problem.batch(32, generator)
+    start = torch.zeros_like(start) if where == "zero" else 3 * torch.randn(start.shape, generator=generator, dtype=F64)
+    point = SOLVER.solve(problem.program(), theta, start)
+    solved = point.status == Status.SOLVED
+    assert solved.float().mean() >= 0.85
+    assert float(optimality_error(problem.program(), theta.take(solved), point.take(solved)).max()) < 1e-7
