@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -248,6 +248,9 @@ class NonlinearRun:
     def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, NonlinearCall, Batch, Theta]:
         specs, tensors, layout = self.node.arguments.match(args, named)
         batch = gather(specs, tensors, {})
+        weights = self.node.captured.current()
+        if not tensors and weights:
+            batch = replace(batch, dtype=weights[0].dtype, device=weights[0].device)
         count = math.prod(batch.shape)
         theta = self.node.theta(batch.values, batch.device)
         call = NonlinearCall(self, batch, specs, layout)

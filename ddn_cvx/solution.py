@@ -77,7 +77,7 @@ class Solution:
     dual_residual: Tensor
     """Largest violation of stationarity (``Px + q + A'y = 0, y in K*``; ``grad L = 0``), relative, ``(*batch,)``."""
     gap: Tensor
-    """Duality gap ``|x'Px + q'x + b'y|``; largest violation of complementarity for nonlinear problems; relative, ``(*batch,)``."""
+    """Duality gap ``|x'Px + q'x + b'y|``, or largest violation of complementarity (nonlinear), relative, ``(*batch,)``."""
     regularity: Tensor
     """``Regularity`` flags, ``(*batch,)`` int64."""
     x: Tensor

@@ -58,7 +58,7 @@ class Captured(nn.Module):
                     self._paths.append(f"{registered}.{path}")
         known = {id(t) for t in tensors}
         for name, tensor in found.tensors:
-            if id(tensor) not in known:
+            if id(tensor) not in known and not _is_constant(tensor):
                 known.add(id(tensor))
                 tensors.append(tensor)
                 self._paths.append(self._register(name, tensor))
@@ -92,6 +92,12 @@ class Captured(nn.Module):
         """``id`` of a tensor a function may meet -> its place in ``current``."""
         places = {id(t): k for k, t in enumerate(self._originals.tensors)}
         return places | {id(t): k for k, t in enumerate(current)}
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """In double precision and without gradient: it can be used as it is, which saves a look at every operation. Should it
+    require grad later, that is noticed as a dependence that was not followed."""
+    return tensor.dtype == torch.float64 and not tensor.requires_grad
 
 
 class Substitute(TorchFunctionMode):

@@ -244,3 +244,20 @@ def test_a_dependence_that_cannot_be_followed_is_an_error() -> None:
         layer(torch.ones(1, 2))
     without = DeclarativeLayer(TorchProblem(2, Hiding(w.detach())))
     assert torch.allclose(without(torch.ones(1, 2)), torch.ones(1, 2))
+
+
+def test_a_constant_that_starts_to_require_grad_is_noticed() -> None:
+    w = torch.ones(2, dtype=f64)
+    layer = DeclarativeLayer(TorchProblem(2, lambda y, x: quadratic(y, w * x)))
+    assert torch.allclose(layer(torch.ones(1, 2)), torch.ones(1, 2))
+    w.requires_grad_()
+    with pytest.raises(DeclarationError, match="was not found among"):
+        layer(torch.ones(1, 2))
+    assert list(DeclarativeLayer(TorchProblem(2, lambda y, x: quadratic(y, w * x))).parameters()) == [w]
+
+
+def test_without_inputs_the_weights_say_what_comes_out() -> None:
+    for dtype in (torch.float32, torch.float64):
+        w = torch.tensor([1.0, 2.0], dtype=dtype, requires_grad=True)
+        out = DeclarativeLayer(TorchProblem(2, lambda y, w=w: quadratic(y, w)))()
+        assert out.dtype == dtype and torch.allclose(out, w)
