@@ -117,6 +117,34 @@ def test_lpgd_tends_to_exact(kind: str) -> None:
     assert error(LPGD(1e-3, two_sided=True)) < 1e-2 * error(LPGD(1e-3)) or error(LPGD(1e-3, two_sided=True)) < 1e-8
 
 
+@pytest.mark.parametrize("adjoint", [LPGD(1e-4, two_sided=True), Smoothed(1e-7), Unrolled(1)], ids=str)
+def test_bounds_that_depend_on_inputs(adjoint: ddn.adjoint.base.Adjoint) -> None:
+    node = TorchProblem(
+        3,
+        lambda y, x: ((y - x) ** 2).sum() + (y**4).sum(),
+        lambda y, x: y.sum() - 1,
+        lower=lambda x: -0.1 * x.abs() - 0.1,
+        upper=lambda x: 0.4 + 0.1 * x,
+        parameters=[(3,)],
+    )
+    x = torch.tensor([[1.0, 0.5, -2.0], [0.4, 0.3, 0.2]], dtype=f64)
+    exact = vmap(jacrev(DeclarativeLayer(node)))(x)
+    assert torch.allclose(vmap(jacrev(DeclarativeLayer(node, adjoint=adjoint)))(x), exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(1), Smoothed(1e-8)], ids=str)
+def test_multipliers_of_conic_programs(adjoint: ddn.adjoint.base.Adjoint) -> None:
+    y, p = cp.Variable(2), cp.Parameter(2)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(y - p)), [cp.sum(y) == 1, y >= 0.1])
+    duals = [c.dual_variables[0] for c in problem.constraints]
+    point = torch.tensor([1.5, 0.2], dtype=f64)
+    exact = jacrev(DeclarativeLayer(problem, [p], duals))(point)
+    found = jacrev(DeclarativeLayer(problem, [p], duals, adjoint=adjoint))(point)
+    assert exact[0].abs().max() > 1 and exact[1].abs().max() > 1
+    for a, b in zip(found, exact, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_lpgd_looks_beyond_the_vertex(kind: str) -> None:
     """With the loss weighted so much that the cheapest changes from 1 to 0, the gradient is the difference of the two."""

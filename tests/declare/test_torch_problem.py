@@ -210,6 +210,17 @@ def test_multipliers_are_recovered_from_the_point() -> None:
     assert own.statuses == [Status.SOLVED] * 2
 
 
+def test_recovered_multipliers_have_the_right_signs() -> None:
+    """y <= 1 and y >= 1 hold together: least squares alone would give one of them a negative multiplier."""
+    node = TorchProblem(
+        1, distance, inequality=lambda y, x: torch.cat([y - 1, 1 - y]), solve=torch.ones_like, parameters=[(1,)]
+    )
+    for x, expected in ((3.0, [4.0, 0.0]), (-1.0, [0.0, 4.0])):
+        solution = DeclarativeLayer(node, polish_steps=0).solve(torch.tensor([x], dtype=f64))
+        assert solution.statuses == [Status.SOLVED]
+        assert solution.dual[1][0].tolist() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("solve", "status"),
     [
