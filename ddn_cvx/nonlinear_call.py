@@ -247,6 +247,15 @@ class NonlinearRun:
 
     def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, NonlinearCall, Batch, Theta]:
         specs, tensors, layout = self.node.arguments.match(args, named)
+        if torch.is_inference_mode_enabled():
+            # Solving takes derivatives, which inference mode has not.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._solve([t.clone() for t in tensors], specs, layout)
+        return self._solve(tensors, specs, layout)
+
+    def _solve(
+        self, tensors: Sequence[Tensor], specs: Sequence[ParameterSpec], layout: Any
+    ) -> tuple[Tensor, NonlinearCall, Batch, Theta]:
         batch = gather(specs, tensors, {})
         weights = self.node.captured.current()
         if not tensors and weights:

@@ -138,6 +138,19 @@ def test_threads_share_a_layer() -> None:
         assert all(torch.allclose(one, expected) for one in found[k])
 
 
+def test_inference_mode() -> None:
+    layer, net = mixed(), torch.nn.Linear(3, 3)
+    expected = layer(*MIXED)
+    with torch.inference_mode():
+        x, s = (t.clone() for t in MIXED)
+        assert torch.equal(layer(x, s), expected) and not layer(x, s).requires_grad
+        assert layer.solve(x, s).statuses == [Status.SOLVED] * 4
+        learned = DeclarativeLayer(TorchProblem(3, lambda y, x: distance(y, net(x)), parameters=[(3,)]))
+        assert torch.allclose(learned(x.float()), net(x.float()), atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(layer(*MIXED), expected)
+
+
 # ------------------------------------------------------------------ points that are not regular
 
 
@@ -222,7 +235,8 @@ def test_vertex() -> None:
     layer = DeclarativeLayer(TorchProblem(3, lambda y, c: c @ y, lambda y, c: y.sum() - 1, lower=0.0))
     c = torch.tensor([[2.0, 1.0, 3.0]], dtype=f64)
     solution = layer.solve(c)
-    assert solution.regularities == [Regularity.REGULAR] and solution.outputs[0].tolist() == [[0.0, 1.0, 0.0]]
+    assert solution.regularities == [Regularity.REGULAR]
+    assert torch.allclose(solution.outputs[0], torch.tensor([[0.0, 1.0, 0.0]], dtype=f64), atol=1e-12)
     assert not grad(lambda c: (layer(c) * c).sum() - (layer(c.detach()) * c).sum())(c).any()
 
 
@@ -258,6 +272,10 @@ FAILURES = {
     "nan": (
         lambda: TorchProblem(2, lambda y, x: distance(y, x) * (-x[0].abs()).sqrt()),
         {Status.NUMERICAL_ERROR, Status.INVALID_DATA},
+    ),
+    "infinite curvature": (
+        lambda: TorchProblem(2, lambda y, x: (y - x).abs().pow(1.5).sum()),
+        {Status.INACCURATE, Status.ITERATION_LIMIT, Status.NUMERICAL_ERROR},
     ),
     "nan bound": (lambda: TorchProblem(2, distance, lower=lambda x: x.abs().neg().sqrt()), {Status.INVALID_DATA}),
 }

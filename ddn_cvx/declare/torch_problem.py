@@ -182,16 +182,34 @@ class TorchProblem:
             y = torch.full((count, self.n), 0.5, dtype=torch.float64, device=device).requires_grad_()
             try:
                 f, h, g = evaluate(y, few)
+                torch.func.grad(lambda y: sum(t.sum() for t in evaluate(y, few)))(y.detach())
             except RuntimeError as error:
                 raise DeclarationError(
                     f"The functions of the problem cannot be evaluated: {error}\nFunctions of one instance are vmapped: "
                     "write them without .item(), .numpy(), data-dependent control flow and in-place writes, or write them "
-                    "for a batch and pass batched=True."
+                    "for a batch and pass batched=True. An autograd.Function needs setup_context."
                 ) from error
             for name, value in (("objective", f), ("equality", h), ("inequality", g)):
                 if value.numel():
                     _require_derivative(name, value, y)
+        if self.batched:
+            self._require_independent(evaluate, few)
         return h, g
+
+    def _require_independent(self, evaluate: Any, theta: Theta) -> None:
+        """Two different rows together must give what they give alone."""
+        row = theta.take(torch.zeros(1, dtype=torch.int64))
+        other = Theta(
+            tuple(t * 1.1 + 0.01 if own else t for t, own in zip(row.tensors, row.batched, strict=True)), row.batched
+        )
+        pairs = zip(row.tensors, other.tensors, row.batched, strict=True)
+        both = Theta(tuple(torch.cat((a, b)) if own else a for a, b, own in pairs), row.batched)
+        y = torch.tensor([[0.5], [0.7]], dtype=torch.float64, device=row.tensors[0].device if row.tensors else None)
+        y = y.expand(2, self.n)
+        together, alone = evaluate(y, both), evaluate(y[:1], row)
+        for name, a, b in zip(("objective", "equality", "inequality"), together, alone, strict=True):
+            if not torch.allclose(a[:1], b, rtol=1e-6, atol=1e-9, equal_nan=True):
+                raise DeclarationError(f"{name} mixes the elements of the batch: each may only depend on its own row.")
 
     def _over_batch(self, function: Function, tensors: Sequence[Tensor], own: Sequence[bool]) -> Any:
         if not self.batched:

@@ -251,6 +251,20 @@ def test_saddle_points_may_be_asked_for() -> None:
 
 # ------------------------------------------------------------------ what is refused
 
+
+class Old(torch.autograd.Function):
+    """Written as before torch 2.0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2 * ctx.saved_tensors[0]
+
+
 REFUSED = {
     "objective of the wrong shape": (lambda: TorchProblem(2, lambda y, x: y - x), "objective must return a scalar"),
     "objective of a batch": (
@@ -261,6 +275,15 @@ REFUSED = {
         lambda: TorchProblem(2, lambda y, x: ((y - x) ** 2).sum(-1), lambda y, x: y.sum(), batched=True),
         r"equality must return shape \(2, ...\)",
     ),
+    "mixed inputs": (
+        lambda: TorchProblem(2, lambda y, x: ((y - x.mean(0)) ** 2).sum(-1), batched=True),
+        "objective mixes the elements of the batch",
+    ),
+    "mixed variables": (
+        lambda: TorchProblem(2, lambda y, x: ((y - x) ** 2).sum(-1), lambda y, x: y - y.mean(0), batched=True),
+        "equality mixes the elements of the batch",
+    ),
+    "old function": (lambda: TorchProblem(2, lambda y, x: Old.apply(y - x).sum(-1), batched=True), "needs setup_context"),
     "not a tensor": (lambda: TorchProblem(2, distance, lambda y, x: 0.0), "equality must return a torch.Tensor, got float"),
     "integers": (lambda: TorchProblem(2, distance, lambda y, x: y > 0), "equality must return real floating-point"),
     "constant": (lambda: TorchProblem(2, lambda y, x: x.sum()), "objective does not depend on the variable"),

@@ -167,6 +167,17 @@ def test_redundant_rows_fixed_variables_and_bounds_of_some_elements() -> None:
     assert point.z[1, 1] < 0  # a lower bound pushes up
 
 
+def test_second_order_correction() -> None:
+    """Maratos' example: near the solution on a circle full steps raise both objective and violation."""
+    node = program(
+        2, lambda y, t: 2 * (y.square().sum(-1) - 1) - y[:, 0], h=lambda y, t: [y.square().sum(-1) - 1]
+    )
+    angles = torch.linspace(0.1, 0.8, 20, dtype=F64)
+    point = solve(node, torch.stack((angles.cos(), angles.sin()), -1).tolist())
+    torch.testing.assert_close(point.y, torch.tensor([[1.0, 0.0]], dtype=F64).expand(20, 2), atol=1e-9, rtol=0)
+    assert int(point.iterations.max()) <= 6
+
+
 def test_saddle_points_are_left() -> None:
     """Both starts satisfy the first-order conditions and are no minima."""
     well = program(2, lambda y, t: y[:, 0] ** 4 - y[:, 0] ** 2 + y[:, 1] ** 2)
@@ -266,5 +277,5 @@ def test_other_starts(problem: Problem, where: str) -> None:
     start = torch.zeros_like(start) if where == "zero" else 3 * torch.randn(start.shape, generator=generator, dtype=F64)
     point = SOLVER.solve(problem.program(), theta, start)
     solved = point.status == Status.SOLVED
-    assert solved.float().mean() >= 0.85
+    assert solved.float().mean() >= 0.9
     assert float(optimality_error(problem.program(), theta.take(solved), point.take(solved)).max()) < 1e-7
