@@ -85,11 +85,6 @@ class CondensedFactor:
         pairs = zip(self._parts, other._parts, strict=True)
         self._set(_Factor(*(t.index_copy(0, rows, new) for t, new in pairs)))
 
-    def augmented(self, rows: Tensor, H: Tensor) -> Tensor:
-        """The matrix M of some elements, with another H."""
-        A = self._parts.A[rows]
-        return torch.baddbmm(H, (A * self._parts.we[rows].unsqueeze(-1)).mT, A) if A.shape[1] else H
-
     def solve(self, top: Tensor, low: Tensor, refinements: int = 1) -> tuple[Tensor, Tensor]:
         """``K (u, omega) = (top, low)``, top ``(B, n, r)`` and low ``(B, k, r)``; not finite where there are no factors."""
         u, omega = self._solve(top, low)
