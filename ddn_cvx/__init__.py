@@ -1,7 +1,12 @@
 """Optimisation problems as PyTorch layers, declared in cvxpy syntax, differentiated through their optimality conditions."""
 
+from ddn_cvx.adjoint.approximate import Approximate
 from ddn_cvx.adjoint.diffcp import DiffcpAdjoint
 from ddn_cvx.adjoint.implicit import Implicit
+from ddn_cvx.adjoint.lpgd import LPGD
+from ddn_cvx.adjoint.smoothed import Smoothed
+from ddn_cvx.adjoint.unrolled import Unrolled
+from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import (
     DeclarationError,
     DeclarativeError,
@@ -19,14 +24,17 @@ from ddn_cvx.solvers.cvxpy_any import CvxpySolver
 from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.ecos import ECOS
 from ddn_cvx.solvers.interior_point import InteriorPoint
+from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 from ddn_cvx.solvers.scs import SCS
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ECOS",
+    "LPGD",
     "SCS",
     "ActiveSet",
+    "Approximate",
     "Auto",
     "Clarabel",
     "CvxpySolver",
@@ -40,9 +48,13 @@ __all__ = [
     "Implicit",
     "InputError",
     "InteriorPoint",
+    "NonlinearInteriorPoint",
     "Regularity",
+    "Smoothed",
     "Solution",
     "SolverError",
     "Status",
+    "TorchProblem",
+    "Unrolled",
     "__version__",
 ]

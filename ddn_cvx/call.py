@@ -113,6 +113,13 @@ class Call:
             point, factor = self._better(instance, raw, usable, point), None
         return point, factor, usable
 
+    def again(self, data: ConicData) -> tuple[Tensor, Tensor, Tensor]:
+        """``(x, v, ok)`` of other numbers, which are not those of the problem as declared."""
+        instance = Instance(self.program, data)
+        raw = solve_in_units(self.solver, self.program, data, self.workspace)
+        point, _, usable = self._improve(instance, raw, torch.ones_like(raw.status, dtype=torch.bool))
+        return point.x, point.v, usable & (point.residuals.worst <= self.tolerance)
+
     def _better(self, instance: Instance, raw: RawSolution, usable: Tensor, point: Point) -> Point:
         """The polished point, or the solver's own where polishing does not reach it.
 

@@ -17,13 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from ddn_cvx.adjoint.base import Adjoint
+from ddn_cvx.adjoint.compiled import attach
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.call import Call
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Problem, Variable, declare
+from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.inputs import Batch, gather
+from ddn_cvx.nonlinear_call import NonlinearRun
 from ddn_cvx.solution import Solution
 from ddn_cvx.solvers.base import Solver, Workspace
+from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
+from ddn_cvx.solvers.nonlinear_registry import resolve_nonlinear
 from ddn_cvx.solvers.registry import resolve
 
 
@@ -32,9 +37,9 @@ class DeclarativeLayer(nn.Module):
 
     Parameters
     ----------
-    problem : cvxpy.Problem
+    problem : cvxpy.Problem or TorchProblem
         Convex by cvxpy's rules (DCP; log-log convex with ``gp=True``). Expressions of parameters that are not DPP are
-        rewritten.
+        rewritten. Or a problem in torch functions, convex or not, which says itself what its parameters and variables are.
     parameters : sequence of cvxpy.Parameter, optional
         All parameters of the problem, in the order of the layer's arguments. Default: ``problem.parameters()``.
     variables : cvxpy.Variable or sequence of cvxpy.Variable, optional
@@ -77,11 +82,11 @@ class DeclarativeLayer(nn.Module):
 
     def __init__(
         self,
-        problem: Problem,
+        problem: Problem | TorchProblem,
         parameters: Sequence[Parameter] | None = None,
         variables: Variable | Sequence[Variable] | None = None,
         *,
-        solver: str | Solver | None = None,
+        solver: str | Solver | NonlinearSolver | None = None,
         solver_options: Mapping[str, Any] | None = None,
         adjoint: Adjoint | None = None,
         gp: bool = False,
@@ -98,13 +103,20 @@ class DeclarativeLayer(nn.Module):
             raise InputError(f"tolerance must be positive, got {tolerance!r}.")
         if polish_steps < 0:
             raise InputError(f"polish_steps must not be negative, got {polish_steps!r}.")
-        self.node, self._bare = declare(problem, parameters, variables, gp)
-        self.solver = _able(resolve(solver, solver_options), self.node)
         self.adjoint: Adjoint = Implicit() if adjoint is None else adjoint
         self.on_failure, self.tolerance, self.polish_steps = on_failure, float(tolerance), int(polish_steps)
+        self.node: ConvexProblem | TorchProblem
+        self.solver: Solver | NonlinearSolver
+        if isinstance(problem, TorchProblem):
+            if parameters is not None or variables is not None or gp:
+                raise DeclarationError("A TorchProblem declares its own parameters and variables; pass it alone.")
+            self.node, self.captured = problem, problem.captured
+        else:
+            self.node, self._bare = declare(problem, parameters, variables, gp)
+        self.solver = _resolve(solver, solver_options, self.node)
         self._workspace = Workspace()
 
-    def forward(self, *params: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, *params: Tensor, **named: Tensor) -> Any:
         """The optimal variables for a batch of parameters.
 
         Parameters
@@ -116,7 +128,8 @@ class DeclarativeLayer(nn.Module):
         Returns
         -------
         Tensor or tuple of Tensor
-            ``(*batch, *variable.shape)`` in the dtype and on the device of the parameters.
+            ``(*batch, *variable.shape)`` in the dtype and on the device of the parameters. A dict of tensors if the problem
+            is a ``TorchProblem`` with a dict of variables.
 
         Raises
         ------
@@ -125,8 +138,10 @@ class DeclarativeLayer(nn.Module):
         SolverError
             Some element has no solution and ``on_failure="raise"``.
         """
+        if isinstance(self.node, TorchProblem):
+            return self._nonlinear(self.node, self.on_failure).outputs(params, named)
         batch = gather(self.node.parameters, params, named)
-        outputs, _ = self._run(batch)
+        outputs, _ = self._run(self.node, batch)
         return outputs[0] if self._bare else outputs
 
     def solve(self, *params: Tensor, **named: Tensor) -> Solution:
@@ -134,8 +149,10 @@ class DeclarativeLayer(nn.Module):
 
         Never raises for an element that has no solution: its status tells and its vectors are NaN.
         """
+        if isinstance(self.node, TorchProblem):
+            return self._nonlinear(self.node, "nan").solution(params, named)
         batch = gather(self.node.parameters, params, named)
-        outputs, call = self._run(batch, on_failure="nan")
+        outputs, call = self._run(self.node, batch, on_failure="nan")
         report = call.report
         if report is None or report.status.shape[0] != math.prod(batch.shape):
             raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
@@ -165,7 +182,7 @@ class DeclarativeLayer(nn.Module):
             dual=tuple(tuple(masked(d) for d in duals) for duals in dual),
         )
 
-    def with_solver(self, solver: str | Solver | None, **options: Any) -> DeclarativeLayer:
+    def with_solver(self, solver: str | Solver | NonlinearSolver | None, **options: Any) -> DeclarativeLayer:
         """The same layer with another forward solver; the problem is not read again, and everything else is shared.
 
         Raises
@@ -176,11 +193,16 @@ class DeclarativeLayer(nn.Module):
             An unknown solver or option.
         """
         other = copy.copy(self)
-        other.solver = _able(resolve(solver, options), self.node)
+        other.solver = _resolve(solver, options, self.node)
         return other
 
-    def _run(self, batch: Batch, on_failure: str | None = None) -> tuple[tuple[Tensor, ...], Call]:
-        node, values = self.node, batch.values
+    def _nonlinear(self, node: TorchProblem, on_failure: str) -> NonlinearRun:
+        assert isinstance(self.solver, NonlinearSolver)
+        return NonlinearRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps)
+
+    def _run(self, node: ConvexProblem, batch: Batch, on_failure: str | None = None) -> tuple[tuple[Tensor, ...], Call]:
+        values = batch.values
+        assert isinstance(self.solver, Solver)
         call = Call(
             node, self.solver, self._workspace, batch, on_failure or self.on_failure, self.tolerance, self.polish_steps
         )
@@ -190,7 +212,7 @@ class DeclarativeLayer(nn.Module):
                 admissible = node.admissible(values)
             values = [torch.where(_like(admissible, v), v, torch.ones_like(v)) for v in values]
         pieces = node.pieces(values)
-        x, v, ok = self.adjoint.attach(call, node, pieces, (admissible, *values))
+        x, v, ok = attach(self.adjoint, call, node, pieces, (admissible, *values))
         outputs = node.recover(x, v, pieces)
         if call.report is None or not call.report.complete:
             outputs = tuple(_nan_where_failed(ok, out) for out in outputs)
@@ -198,15 +220,24 @@ class DeclarativeLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes of the canonical program and the solver."""
+        if isinstance(self.node, TorchProblem):
+            return f"{self.node.shapes}, solver={self.solver}"
         program = self.node.program
         return f"n={program.n}, m={program.m}, cones={program.cones}, solver={self.solver}"
 
 
-def _able(solver: Solver, node: ConvexProblem) -> Solver:
-    reason = solver.unsupported(node.program)
+def _resolve(
+    solver: str | Solver | NonlinearSolver | None, options: Mapping[str, Any] | None, node: ConvexProblem | TorchProblem
+) -> Solver | NonlinearSolver:
+    if isinstance(node, TorchProblem):
+        return resolve_nonlinear(solver, options)
+    if isinstance(solver, NonlinearSolver):
+        raise InputError(f"{type(solver).__name__} is for nonlinear problems; this one is a cone program.")
+    found = resolve(solver, options)
+    reason = found.unsupported(node.program)
     if reason is not None:
-        raise DeclarationError(f"Solver {solver.name!r} cannot take this problem: {reason}")
-    return solver
+        raise DeclarationError(f"Solver {found.name!r} cannot take this problem: {reason}")
+    return found
 
 
 def _nan_where_failed(ok: Tensor, tensor: Tensor) -> Tensor:

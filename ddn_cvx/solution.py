@@ -19,6 +19,7 @@ class Status(enum.IntEnum):
     NUMERICAL_ERROR = 5
     INVALID_DATA = 6
     TIME_LIMIT = 7
+    SADDLE_POINT = 8
 
     @property
     def remedy(self) -> str:
@@ -35,6 +36,8 @@ _REMEDY = {
     Status.ITERATION_LIMIT: "the solver stopped at its iteration limit; raise it or rescale the problem",
     Status.NUMERICAL_ERROR: "the solver broke down; rescale the problem or pick another solver",
     Status.INVALID_DATA: "a parameter holds NaN or infinity, or violates an attribute it was declared with",
+    Status.SADDLE_POINT: "the point satisfies the first-order conditions but is not a minimum; start elsewhere, "
+    "or declare stationary=True if any stationary point will do",
     Status.TIME_LIMIT: "the solver stopped at its time limit; raise it or simplify the problem",
 }
 
@@ -70,23 +73,24 @@ class Solution:
     iterations: Tensor
     """Iterations of the forward solver, ``(*batch,)`` int64."""
     primal_residual: Tensor
-    """Largest violation of ``Ax + s = b, s in K``, relative, ``(*batch,)``."""
+    """Largest violation of the constraints (``Ax + s = b, s in K``; ``h = 0, g <= 0``), relative, ``(*batch,)``."""
     dual_residual: Tensor
-    """Largest violation of ``Px + q + A'y = 0, y in K*``, relative, ``(*batch,)``."""
+    """Largest violation of stationarity (``Px + q + A'y = 0, y in K*``; ``grad L = 0``), relative, ``(*batch,)``."""
     gap: Tensor
-    """Duality gap ``|x'Px + q'x + b'y|``, relative, ``(*batch,)``."""
+    """Duality gap ``|x'Px + q'x + b'y|``, or largest violation of complementarity (nonlinear), relative, ``(*batch,)``."""
     regularity: Tensor
     """``Regularity`` flags, ``(*batch,)`` int64."""
     x: Tensor
-    """Primal vector of the canonical program, ``(*batch, n)``."""
+    """Primal vector of the canonical program; all variables of a nonlinear one, flat; ``(*batch, n)``."""
     s: Tensor
-    """Slack of the canonical program, ``(*batch, m)``."""
+    """Slack of the canonical program; of the inequalities of a nonlinear one; ``(*batch, m)``."""
     y: Tensor
-    """Dual vector of the canonical program, ``(*batch, m)``."""
+    """Dual vector of the canonical program; ``(λ, μ, z)`` of a nonlinear one; ``(*batch, m)``."""
     primal: dict[str, Tensor] = field(default_factory=dict)
     """All variables of the problem by name."""
     dual: tuple[tuple[Tensor, ...], ...] = ()
-    """For each constraint as declared, the values of its ``dual_variables``."""
+    """For each constraint as declared, the values of its ``dual_variables``. For a nonlinear problem the multipliers of the
+    equalities, of the inequalities, and of the bounds (positive at an upper one, negative at a lower one)."""
 
     @property
     def statuses(self) -> list[Status]:

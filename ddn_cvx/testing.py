@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ddn_cvx.cones import Cone, Product
+from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicData, ConicProgram
@@ -22,6 +24,8 @@ def check_layer(
     layer: DeclarativeLayer, *params: Tensor, tolerance: float = 1e-6, second_order: bool = True, eps: float = 1e-5
 ) -> None:
     """Optimality, first and second derivatives, and independence of the batch, at one batch of parameters.
+
+    Derivatives with respect to the layer's own weights are checked where they are float64, too.
 
     Parameters
     ----------
@@ -50,28 +54,34 @@ def check_layer(
     inputs = tuple(p.detach().clone().requires_grad_() for p in params)
     accept = 10 * tolerance**0.5
 
-    def outputs(*args: Tensor) -> tuple[Tensor, ...]:
-        out = layer(*args)
-        return (out,) if isinstance(out, Tensor) else out
+    weights = tuple(w for w in layer.parameters() if w.requires_grad and w.dtype == torch.float64)
 
-    torch.autograd.gradcheck(outputs, inputs, eps=eps, atol=accept, rtol=accept)
+    def outputs(*args: Tensor) -> tuple[Tensor, ...]:
+        return _outputs(layer, *args[: len(inputs)])  # the weights are perturbed where they are
+
+    torch.autograd.gradcheck(outputs, (*inputs, *weights), eps=eps, atol=accept, rtol=accept)
     if second_order:
-        torch.autograd.gradgradcheck(outputs, inputs, eps=eps, atol=accept, rtol=accept)
+        torch.autograd.gradgradcheck(outputs, (*inputs, *weights), eps=eps, atol=accept, rtol=accept)
+
+
+def _outputs(layer: DeclarativeLayer, *params: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tree_leaves(layer(*params)))
 
 
 def _check_batch(layer: DeclarativeLayer, params: tuple[Tensor, ...]) -> None:
     """The batch gives what its elements give one by one."""
-    specs = layer.node.parameters
-    leading = torch.broadcast_shapes(*(p.shape[: p.ndim - len(s.shape)] for p, s in zip(params, specs, strict=True)))
-    whole = layer(*params)
-    whole = (whole,) if isinstance(whole, Tensor) else whole
-    flat = [p.expand((*leading, *s.shape)).reshape((leading.numel(), *s.shape)) for p, s in zip(params, specs, strict=True)]
+    if isinstance(layer.node, TorchProblem) and layer.node.arguments.declared is None:
+        shapes = [p.shape[1:] for p in params]  # dimension 0 is the batch
+    else:
+        shapes = [torch.Size(s.shape) for s in layer.node.parameters]
+    leading = torch.broadcast_shapes(*(p.shape[: p.ndim - len(s)] for p, s in zip(params, shapes, strict=True)))
+    whole = _outputs(layer, *params)
+    flat = [p.expand((*leading, *s)).reshape((leading.numel(), *s)) for p, s in zip(params, shapes, strict=True)]
     for i in range(leading.numel()):
-        single = layer(*(p[i] for p in flat))
-        single = (single,) if isinstance(single, Tensor) else single
+        single = _outputs(layer, *(p[i : i + 1] for p in flat))
         for one, many in zip(single, whole, strict=True):
-            other = many.reshape((leading.numel(), *one.shape))[i]
-            assert torch.allclose(one, other, rtol=1e-7, atol=1e-9), f"element {i} differs from its solve alone"
+            other = many.reshape((leading.numel(), *one.shape[1:]))[i]
+            assert torch.allclose(one[0], other, rtol=1e-7, atol=1e-9), f"element {i} differs from its solve alone"
 
 
 def check_cone(cone: Cone, v: Tensor, tolerance: float = 1e-6) -> None:
@@ -90,9 +100,7 @@ def check_cone(cone: Cone, v: Tensor, tolerance: float = 1e-6) -> None:
     """
     p = cone.project(v)
     scale = 1 + v.abs().amax(-1)
-    assert bool((((p * (v - p)).sum(-1)).abs() <= tolerance * scale**2).all()), (
-        "projection and residual are not orthogonal"
-    )
+    assert bool((((p * (v - p)).sum(-1)).abs() <= tolerance * scale**2).all()), "projection and residual are not orthogonal"
     again = cone.project(p)
     assert bool(((again - p).abs().amax(-1) <= tolerance * scale).all()), "projecting twice is not projecting once"
     generator = torch.Generator().manual_seed(0)
@@ -105,9 +113,7 @@ def check_cone(cone: Cone, v: Tensor, tolerance: float = 1e-6) -> None:
     )
     spectrum = cone.spectrum(v)
     rebuilt = spectrum.unrotate(spectrum.values.unsqueeze(-1) * spectrum.rotate(h.unsqueeze(-1))).squeeze(-1)
-    assert torch.allclose(rebuilt, derivative, atol=tolerance, rtol=tolerance), (
-        "spectrum does not reproduce the derivative"
-    )
+    assert torch.allclose(rebuilt, derivative, atol=tolerance, rtol=tolerance), "spectrum does not reproduce the derivative"
 
 
 def check_solver(solver: Solver, tolerance: float = 1e-6) -> None:

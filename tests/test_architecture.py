@@ -28,7 +28,7 @@ GROUND = {"errors", "solution"}
 # Compiled functions of numpy arrays: they know nothing of the package, and nothing but them knows numba.
 KERNELS = {"kernels"}
 CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
-LAYER = CORE | {"declare", "solvers", "adjoint", "inputs", "call", "layer"}
+LAYER = CORE | {"declare", "solvers", "adjoint", "inputs", "failure", "call", "nonlinear_call", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -41,7 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solvers": CORE,
     "adjoint": CORE,
     "inputs": GROUND | {"program"},
+    "failure": GROUND | {"program"},
     "call": CORE | {"solvers", "inputs"},
+    "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "layer": LAYER - {"layer"},
     "nodes": LAYER,
     "compat": LAYER,

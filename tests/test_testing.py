@@ -28,8 +28,8 @@ def test_check_layer_accepts_a_right_layer() -> None:
 
 def test_check_layer_rejects_a_wrong_gradient() -> None:
     class Doubled(ddn.Implicit):
-        def attach(self, solve, binding, pieces, extra):  # type: ignore[no-untyped-def]
-            x, v, ok = super().attach(solve, binding, pieces, extra)
+        def attach(self, solve, data, extra):  # type: ignore[no-untyped-def]
+            x, v, ok = super().attach(solve, data, extra)
             return 2 * x - x.detach(), v, ok
 
     with pytest.raises((AssertionError, RuntimeError)):
@@ -41,6 +41,28 @@ def test_check_layer_rejects_a_failed_solve() -> None:
     infeasible = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.square(x)), [x >= p + 1, x <= p]), [p], x)
     with pytest.raises(AssertionError, match="not solved"):
         check_layer(infeasible, torch.zeros(2, dtype=torch.float64))
+
+
+def sphere(**options: object) -> ddn.TorchProblem:
+    w = torch.tensor([1.0, 0.8, 1.2], dtype=torch.float64, requires_grad=True)
+    return ddn.TorchProblem(
+        {"y": (3,), "t": ()},
+        lambda v, x: ((v["y"] - w * x) ** 2).sum() + (v["t"] - x[0]) ** 2,
+        lambda v, x: (v["y"] ** 2).sum() - 1,
+        initial={"y": 0.5},
+        **options,
+    )
+
+
+@pytest.mark.parametrize("parameters", [None, [(3,)]])
+def test_check_layer_accepts_a_right_nonlinear_layer(parameters: object) -> None:
+    check_layer(ddn.DeclarativeLayer(sphere(parameters=parameters)), POINT)
+
+
+def test_check_layer_rejects_an_inexact_derivative_of_a_nonlinear_layer() -> None:
+    for adjoint in (ddn.Approximate(), ddn.Approximate("identity_hessian")):
+        with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+            check_layer(ddn.DeclarativeLayer(sphere(), adjoint=adjoint), POINT, second_order=False)
 
 
 def test_check_cone() -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
-from ddn_cvx.program.base import Binding
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
 
@@ -25,13 +23,13 @@ class Solve(Protocol):
         Elements without a solution hold zeros.
         """
 
+    def again(self, data: ConicData) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for other numbers, of which nothing is remembered."""
+
 
 class Adjoint(ABC):
     """Attaches derivatives to the map from problem data to solution."""
 
     @abstractmethod
-    def attach(
-        self, solve: Solve, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run ``solve(data, finite, parameters, *extra)`` with what ``binding.bind(pieces)`` gives, and return its
-        ``(x, v, ok)`` as differentiable functions of the pieces."""
+    def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Run ``solve(data, *extra)`` and return its ``(x, v, ok)`` as differentiable functions of ``data``."""

@@ -8,7 +8,7 @@ derivative is asked from the map in torch, at the solution that is known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ddn_cvx.adjoint.base import Solve
+from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.kernels import kkt, substitution
 from ddn_cvx.kernels.jit import spread
 from ddn_cvx.kernels.structure import Structure
 from ddn_cvx.program.base import Binding
-from ddn_cvx.program.conic import ConicData, ConicProgram
-from ddn_cvx.program.factor import Factors
+from ddn_cvx.program.conic import ConicData
 
-Map = Callable[[Solve, Binding, Sequence[Tensor], tuple[Tensor, ...]], tuple[Tensor, Tensor, Tensor]]
 Array = NDArray[np.float64]
 
 
@@ -36,20 +35,29 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
     return all(t.is_cpu and forward_ad.unpack_dual(t).tangent is None for t in tensors)
 
 
-def compiled_solution(
-    solve: Solve, binding: Binding, in_torch: Map, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
+def attach(
+    adjoint: Adjoint, solve: Solve, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(x, v, ok)``; ``in_torch`` is the same map with derivatives of second order."""
-    out = _CompiledMap.apply(solve, binding, in_torch, extra, *pieces)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return cast(tuple[Tensor, Tensor, Tensor], out)
+    """Run ``solve(data, finite, parameters, *extra)`` with what ``binding.bind(pieces)`` gives, and return its
+    ``(x, v, ok)`` as differentiable functions of the pieces: compiled if the adjoint is the default one."""
+    if adjoint == Implicit() and are_plain(pieces) and binding.compiled is not None:
+        out = _CompiledMap.apply(solve, binding, adjoint, extra, *pieces)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return cast(tuple[Tensor, Tensor, Tensor], out)
+    return _in_torch(adjoint, solve, binding, pieces, extra)
+
+
+def _in_torch(
+    adjoint: Adjoint, solve: Solve, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    bound = binding.bind(pieces)
+    return adjoint.attach(solve, bound.data, (bound.finite, bound.parameters, *extra))
 
 
 class _Known:
     """A solve whose answer is there already."""
 
-    def __init__(self, factors: Factors, answer: tuple[Tensor, Tensor, Tensor]):
-        self.program: ConicProgram = factors.program
-        self.factors, self.answer = factors, answer
+    def __init__(self, solve: Solve, answer: tuple[Tensor, Tensor, Tensor]):
+        self.program, self.factors, self.again, self.answer = solve.program, solve.factors, solve.again, answer
 
     def __call__(self, data: ConicData, *extra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, v, ok = self.answer
@@ -62,13 +70,13 @@ class _CompiledMap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, solve: Solve, binding: Binding, in_torch: Map, extra: tuple[Tensor, ...], *pieces: Tensor
+        ctx: Any, solve: Solve, binding: Binding, adjoint: Adjoint, extra: tuple[Tensor, ...], *pieces: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = [piece.detach().numpy().reshape(piece.shape[0], piece.shape[1:].numel()) for piece in pieces]
         u = np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=1)
         data, finite = _bind(binding, u)
         x, v, ok = solve(data, finite, torch.from_numpy(u), *extra)
-        ctx.binding, ctx.factors, ctx.in_torch, ctx.u, ctx.data = binding, solve.factors, in_torch, u, data
+        ctx.binding, ctx.solve, ctx.adjoint, ctx.u, ctx.data = binding, solve, adjoint, u, data
         ctx.save_for_backward(x, v, ok, *pieces)
         ctx.mark_non_differentiable(ok)
         ctx.differentiated = False
@@ -80,8 +88,8 @@ class _CompiledMap(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():
             with torch.enable_grad():
-                known = _Known(ctx.factors, (x.detach(), v.detach(), ok))
-                again = ctx.in_torch(known, ctx.binding, pieces, (ok,))
+                known = _Known(ctx.solve, (x.detach(), v.detach(), ok))
+                again = _in_torch(ctx.adjoint, known, ctx.binding, pieces, (ok,))
                 wanted = [piece for piece, need in zip(pieces, needed, strict=True) if need]
                 found = iter(torch.autograd.grad(again[:2], wanted, grads[:2], create_graph=True))
             gradients = [next(found) if need else None for need in needed]
@@ -120,7 +128,7 @@ def _solve_once(
     ctx: Any, structure: Structure, values: list[Any], key: tuple[Tensor, Tensor, Tensor, Tensor], gx: Tensor, gv: Tensor
 ) -> tuple[Array, Array]:
     """``J'(g, h) = (gx, gv)``: with factors that are not kept, unless there are some or this is not the first time."""
-    if not ctx.differentiated and not ctx.factors.holds(*key):
+    if not ctx.differentiated and not ctx.solve.factors.holds(*key):
         ctx.differentiated = True
         cotangent = [t.contiguous().numpy() for t in (gx, gv)]
         g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.empty(gx.shape[0], np.bool_)
@@ -128,6 +136,6 @@ def _solve_once(
         spread(kkt.reverse_once, gx.shape[0], work, structure, *values, *cotangent, g, h, healthy)
         if healthy.all():
             return g, h
-    found = ctx.factors.at(*key).reverse(gx.unsqueeze(-1), gv.unsqueeze(-1))
+    found = ctx.solve.factors.at(*key).reverse(gx.unsqueeze(-1), gv.unsqueeze(-1))
     first, second = (t.squeeze(-1).contiguous().numpy() for t in found)
     return first, second

@@ -9,7 +9,6 @@ the change ``dq = dP x``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -21,7 +20,6 @@ from torch.autograd.function import once_differentiable
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.errors import DifferentiationError
-from ddn_cvx.program.base import Binding
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.epigraph import Epigraph
 from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
@@ -44,12 +42,8 @@ class DiffcpAdjoint(Adjoint):
     threads: int = -1
     """Threads of diffcp; -1 is one a processor (default -1)."""
 
-    def attach(
-        self, solve: Solve, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        bound = binding.bind(pieces)
-        tensors = (*bound.data, bound.finite, bound.parameters, *extra)
-        return cast(tuple[Tensor, Tensor, Tensor], _SolutionMap.apply(self, solve, *tensors))  # type: ignore[no-untyped-call]  # torch does not type Function.apply
+    def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor, Tensor], _SolutionMap.apply(self, solve, *data, *extra))  # type: ignore[no-untyped-call]  # torch does not type Function.apply
 
     def vjp(
         self,

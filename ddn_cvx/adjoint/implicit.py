@@ -15,20 +15,20 @@ projection (``dual_curvature``).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
-from ddn_cvx.adjoint.compiled import are_plain, compiled_solution
-from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.adjoint.transforms import refuse_nested_forward_mode
+from ddn_cvx.errors import DeclarationError, DifferentiationError, InputError
 from ddn_cvx.program.affine_map import take
-from ddn_cvx.program.base import Binding
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
+
+WeaklyActive = Literal["descent", "inactive", "active", "average"]
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,23 @@ class Implicit(Adjoint):
     First and second derivatives, forward and reverse mode, ``torch.func`` transforms. A second derivative at a point
     where the KKT system is singular raises ``DifferentiationError``: the minimum-norm formula is not a derivative of
     itself.
+
+    Where an inequality is active without a force (a kink), cone programs treat it as inactive; for nonlinear programs the
+    choice is an option.
     """
 
-    def attach(
-        self, solve: Solve, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if are_plain(pieces) and binding.compiled is not None:
-            return compiled_solution(solve, binding, solution_of, pieces, extra)
-        return solution_of(solve, binding, pieces, extra)
+    weakly_active: WeaklyActive = "descent"
+    """At a kink of a nonlinear program: "inactive", "active", the "average" of the two, or the one-sided derivative towards
+    which the loss descends (default "descent")."""
 
+    def __post_init__(self) -> None:
+        if self.weakly_active not in get_args(WeaklyActive):
+            raise InputError(f"weakly_active must be one of {get_args(WeaklyActive)}, got {self.weakly_active!r}.")
 
-def solution_of(solve: Solve, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-    """The map from parameters to solution in torch, differentiable in every way and to second order."""
-    bound = binding.bind(pieces)
-    return _solution_map(solve, *bound.data, bound.finite, bound.parameters, *extra)
+    def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        if self.weakly_active in ("active", "average"):
+            raise DeclarationError(f"weakly_active={self.weakly_active!r} is for nonlinear problems, not for cone programs.")
+        return _solution_map(solve, *data, *extra)
 
 
 def _remember_signature(function: Any) -> None:
@@ -132,6 +134,7 @@ class _SolutionMap(torch.autograd.Function):
 
 
 def _solution_map(solve: Solve, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    refuse_nested_forward_mode()
     out = _SolutionMap.apply(solve, *tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return cast(tuple[Tensor, Tensor, Tensor], out)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -82,8 +83,8 @@ class SparseLinear:
             index[filled], factor[filled] = self.matrix.indices, self.matrix.data
             ones = bool((factor == 1).all())
             self._tensors[key] = (
-                torch.as_tensor(index, device=like.device),
-                None if ones else torch.as_tensor(factor, device=like.device, dtype=like.dtype),
+                constant(index, like.device),
+                None if ones else constant(factor, like.device, like.dtype),
             )
         found: tuple[Tensor, Tensor | None] = self._tensors[key]
         return found
@@ -92,7 +93,8 @@ class SparseLinear:
         key = (like.device, like.dtype)
         if key not in self._tensors:
             m = self.matrix
-            with torch.sparse.check_sparse_tensor_invariants(enable=False):
+            plain = torch._C._DisableFuncTorch()
+            with torch.sparse.check_sparse_tensor_invariants(enable=False), torch.inference_mode(False), plain:
                 self._tensors[key] = torch.sparse_csr_tensor(
                     torch.as_tensor(m.indptr, dtype=torch.int64),
                     torch.as_tensor(m.indices, dtype=torch.int64),
@@ -134,6 +136,12 @@ class _Apply(torch.autograd.Function):
 
 # torch binds the arguments of every call through ``inspect``, which looks here before it takes the function apart.
 _Apply.forward.__signature__ = inspect.signature(_Apply.forward)  # type: ignore[attr-defined]  # functions allow it
+
+
+def constant(array: NDArray[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor to keep: plain even when it is made inside a ``torch.func`` transform, to which it would belong else."""
+    with torch._C._DisableFuncTorch(), torch.inference_mode(False):
+        return torch.as_tensor(array, device=device, dtype=dtype)
 
 
 def take(t: Tensor, index: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from ddn_cvx.cones import Product
 from ddn_cvx.kernels.structure import Structure
 from ddn_cvx.linalg.kkt import Bounds
 from ddn_cvx.linalg.pattern import Pattern
-from ddn_cvx.program.affine_map import take
+from ddn_cvx.program.affine_map import constant, take
 
 DENSE_LIMIT = 2000
 """Programs with n + m at most this many rows and columns are handled by dense linear algebra."""
@@ -78,7 +78,7 @@ class ConicProgram:
             order = np.argsort(self.A.rows, kind="stable")
             order = order[single[self.A.rows[order]]]
             arrays = self.A.rows[order], self.A.cols[order], np.flatnonzero(~single)
-            self._bounds[device] = Bounds(*(torch.as_tensor(a, device=device) for a in arrays)) if single.any() else None
+            self._bounds[device] = Bounds(*(constant(a, device) for a in arrays)) if single.any() else None
         return self._bounds[device]
 
     @cached_property
@@ -99,7 +99,7 @@ class ConicProgram:
         """Row and column indices ``(P rows, P cols, A rows, A cols)`` on a device."""
         if device not in self._index:
             arrays = (self.P.rows, self.P.cols, self.A.rows, self.A.cols)
-            self._index[device] = tuple(torch.as_tensor(a, device=device) for a in arrays)
+            self._index[device] = tuple(constant(a, device) for a in arrays)
         p_rows, p_cols, a_rows, a_cols = self._index[device]
         return p_rows, p_cols, a_rows, a_cols
 
@@ -122,6 +122,10 @@ class ConicProgram:
         shift = 1e-8 * data.P.abs().amax(-1) + 1e-300
         _, info = torch.linalg.cholesky_ex(P + torch.diag_embed(shift.unsqueeze(-1).expand(-1, self.n)))
         return info == 0
+
+    def objective(self, x: Tensor, data: ConicData) -> Tensor:
+        """``1/2 x'Px + q'x``, ``(B,)``."""
+        return (0.5 * self.P_times(data.P, x) * x + data.q * x).sum(-1)
 
     def P_times(self, P: Tensor, x: Tensor) -> Tensor:
         """``P x`` for pattern values ``(B, nnz)`` and ``x`` ``(B, n)``."""

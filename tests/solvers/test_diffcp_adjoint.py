@@ -8,7 +8,6 @@ from programs import CONES, random_program, select
 from ddn_cvx.adjoint.diffcp import DiffcpAdjoint
 from ddn_cvx.cones import Product
 from ddn_cvx.errors import DifferentiationError
-from ddn_cvx.program.base import Bound
 from ddn_cvx.program.conic import ConicData
 from ddn_cvx.solvers.base import Workspace
 from ddn_cvx.solvers.clarabel import Clarabel
@@ -85,21 +84,11 @@ class _Solved:
         return torch.where(keep, raw.x, 0.0), torch.where(keep, raw.y - raw.s, 0.0), self.ok
 
 
-class _Given:
-    """Data that are their own parameters."""
-
-    def __init__(self, leaves):
-        self.data = ConicData(*leaves)
-
-    def bind(self, pieces):
-        return Bound(self.data, self.data.q, torch.ones(3, dtype=torch.bool))
-
-
 def test_attached_to_a_solve():
     program, data = random_program(KINDS["second-order"], batch=3)
     leaves = [t.clone().requires_grad_() for t in data]
     solve = _Solved(program, torch.tensor([True, False, True]))
-    x, v, _ = DiffcpAdjoint(mode="dense").attach(solve, _Given(leaves), [], ())
+    x, v, _ = DiffcpAdjoint(mode="dense").attach(solve, ConicData(*leaves), ())
     c = torch.linspace(-1, 2, v.numel()).reshape(v.shape).double()
     (x.sum() + (c * v).sum()).backward()
     rest = [0, 2]
@@ -113,7 +102,7 @@ def test_attached_to_a_solve():
         np.testing.assert_allclose(leaf.grad[rest], value, rtol=1e-4, atol=1e-5)
     # Nothing solved: nothing to differentiate.
     x, _, _ = DiffcpAdjoint().attach(
-        _Solved(program, torch.zeros(3, dtype=torch.bool)), _Given(leaves), [], ()
+        _Solved(program, torch.zeros(3, dtype=torch.bool)), ConicData(*leaves), ()
     )
     assert all(not g.any() for g in torch.autograd.grad(x.sum(), leaves))
 

@@ -1,0 +1,74 @@
+"""The derivative of Newton's method itself: k steps from the solution, each an ordinary differentiable computation.
+
+    w_(j+1) = w_j - K(w_j, θ)^-1 F(w_j, θ),     w_0 = the solution, as a constant
+
+A step changes no value at a solution, and each one doubles the order to which ``w_k`` is the right function of θ
+(Bolte, Pauwels & Vaiter, 2023, "One-step differentiation of iterative algorithms"): derivatives up to order ``2**k - 1`` are
+exact at regular points. Work and memory grow with k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.adjoint.conic_rows import attach_rows
+from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Parts, Rule, Solved
+from ddn_cvx.adjoint.nonlinear import At, columns, solution_map, squeezed
+from ddn_cvx.errors import InputError
+from ddn_cvx.program.conic import ConicData
+from ddn_cvx.program.nonlinear import Theta
+from ddn_cvx.program.optimality import State
+
+
+@dataclass(frozen=True)
+class Unrolled(Adjoint):
+    """Newton steps differentiated as they are, for linear and quadratic programs and nonlinear ones."""
+
+    steps: int = 2
+    """Newton steps; derivatives up to order ``2**steps - 1`` are exact, and higher ones are not (default 2)."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise InputError(f"steps must be a positive integer, got {self.steps!r}.")
+
+    def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        return attach_rows(self.attach_nonlinear, solve, data, extra, "Unrolled")
+
+    def attach_nonlinear(self, solve: NonlinearSolve, theta: Theta, batch: int) -> Solved:
+        """``solve(theta)`` followed by the steps."""
+        state, active, ok, _ = solution_map(solve, theta, batch, "inactive")
+        rule = Rule(solve, theta.batched, "inactive")
+        start = State(*(t.detach() for t in state))
+        at = At(rule, theta.tensors, start, active, ok, start.mu.shape[1]).safe()
+        found = start
+        for _ in range(self.steps):
+            found = State(
+                *(a - d for a, d in zip(at.state, squeezed(columns(at, active.strong, _conditions(at))), strict=True))
+            )
+            at = At(rule, at.tensors, found, active, ok, at.inequalities)
+        final = State(*(at.where_ok(t) for t in found))
+        return Solved(final, active, ok, final)
+
+
+def _conditions(at: At) -> Parts:
+    """``F = [grad L + z; h; g; y - bound]``, each ``(B, ., 1)``; zero for what is not active."""
+    program, theta, active = at.rule.program, at.theta, at.active.strong
+    y, lam, mu, z = at.state
+
+    def lagrangian(y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        f, h, g = program.values(y, theta)
+        return f.sum() + (lam * h).sum() + (mu * g).sum(), (h, g)
+
+    slope, (h, g) = grad(lagrangian, has_aux=True)(y)
+    gap = torch.zeros_like(y)
+    if program.has_bounds:
+        lower, upper = program.bounds(theta, y)
+        gap = torch.where(active.box > 0, y - upper, torch.where(active.box < 0, y - lower, 0.0))
+    parts = (slope + z, h, g * active.g, gap)
+    f, h, g, b = (at.where_ok(t).unsqueeze(-1) for t in parts)
+    return f, h, g, b

@@ -1,0 +1,150 @@
+"""The inputs of declared functions: named, nested as the user likes, flattened to a list of tensors for the layer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ddn_cvx.errors import DeclarationError, InputError
+from ddn_cvx.program.base import ParameterSpec
+
+Shape = tuple[int, ...]
+
+
+def is_shape(value: object) -> bool:
+    """A tuple (or ``torch.Size``) of nonnegative integers, ``()`` included."""
+    return isinstance(value, tuple) and all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in value)
+
+
+class Arguments:
+    """How the arguments of a call reach the functions.
+
+    Parameters
+    ----------
+    parameters : None, sequence or mapping
+        Shapes of one instance, nested in dicts, lists and tuples as the functions expect them. A mapping names the inputs,
+        and each function then takes those that it names. None: dimension 0 of every input is the batch.
+    function : callable
+        The one whose signature names the inputs when ``parameters`` does not.
+    skip : int
+        Leading arguments of ``function`` that are not inputs.
+    """
+
+    def __init__(self, parameters: Sequence[Any] | Mapping[str, Any] | None, function: Callable[..., Any], skip: int = 1):
+        self.by_name = isinstance(parameters, Mapping)
+        self.names = [str(k) for k in parameters] if isinstance(parameters, Mapping) else _names(function, skip)
+        self.declared: list[tuple[list[ParameterSpec], Any]] | None = None
+        if parameters is None:
+            return
+        if isinstance(parameters, str | Tensor) or not isinstance(parameters, Sequence | Mapping) or is_shape(parameters):
+            raise DeclarationError(
+                "parameters must be a list of shapes such as [(3,), (2, 3)], or a dict of them; "
+                f"got {parameters!r}. A single input is [shape]."
+            )
+        values = list(parameters.values()) if isinstance(parameters, Mapping) else list(parameters)
+        self.names = [self._name(k) for k in range(len(values))]
+        self.declared = [_shapes(name, tree) for name, tree in zip(self.names, values, strict=True)]
+
+    def _name(self, k: int) -> str:
+        return self.names[k] if k < len(self.names) else f"input{k}"
+
+    def match(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[list[ParameterSpec], list[Tensor], Any]:
+        """The specifications and tensors of a call, flat, and what puts them together again.
+
+        Raises
+        ------
+        InputError
+            Wrong count, name or nesting.
+        """
+        names = self.names if self.declared is not None else [self._name(k) for k in range(len(args))]
+        trees = dict(zip(names, args, strict=False))
+        if self.declared is not None and len(args) > len(names):
+            raise InputError(f"Expected {len(names)} parameters ({', '.join(names)}), got {len(args)}.")
+        for name, value in named.items():
+            if name in trees:
+                raise InputError(f"Parameter {name!r} was given twice, by position and by name.")
+            if name not in self.names:
+                raise InputError(f"Unknown parameter {name!r}; the parameters are {', '.join(self.names)}.")
+            trees[name] = value
+        order = [name for name in (self.names if named or self.declared is not None else names) if name in trees]
+        if self.declared is not None and len(order) < len(names):
+            missing = ", ".join(name for name in names if name not in trees)
+            raise InputError(f"Expected {len(names)} parameters ({', '.join(names)}), got {len(order)}; missing: {missing}.")
+        specs: list[ParameterSpec] = []
+        tensors: list[Tensor] = []
+        layout = []
+        for k, name in enumerate(order):
+            leaves, tree = pytree.tree_flatten(trees[name])
+            if self.declared is None:
+                found = [_undeclared(_label(name, i, len(leaves)), leaf) for i, leaf in enumerate(leaves)]
+            else:
+                found, template = self.declared[k]
+                expected = pytree.tree_structure(template)
+                if tree != expected:
+                    raise InputError(f"Parameter {name!r} must be nested as declared, {expected}; got {tree}.")
+            specs += found
+            tensors += leaves
+            layout.append((name, tree))
+        return specs, tensors, tuple(layout)
+
+    def call(self, function: Callable[..., Any], first: Sequence[Any], tensors: Sequence[Tensor], layout: Any) -> Any:
+        """``function(*first, inputs)`` with the inputs as they were nested."""
+        trees, position = {}, 0
+        for name, tree in layout:
+            trees[name] = pytree.tree_unflatten(list(tensors[position : position + tree.num_leaves]), tree)
+            position += tree.num_leaves
+        if self.by_name:
+            return function(*first, **{name: trees[name] for name in _accepted(function, len(first), trees)})
+        return function(*first, *trees.values())
+
+
+def _shapes(name: str, tree: Any) -> tuple[list[ParameterSpec], Any]:
+    """The shapes in a tree, and the tree with zeros in their place."""
+    leaves, spec = pytree.tree_flatten(tree, is_leaf=is_shape)
+    for leaf in leaves:
+        if not is_shape(leaf):
+            raise DeclarationError(
+                f"parameters: {name!r} must be a shape, a tuple of integers such as (3,) or (), or dicts and lists of "
+                f"them; got {leaf!r}."
+            )
+    specs = [ParameterSpec(_label(name, i, len(leaves)), tuple(s), False) for i, s in enumerate(leaves)]
+    return specs, pytree.tree_unflatten([0] * len(leaves), spec)
+
+
+def _undeclared(name: str, value: Any) -> ParameterSpec:
+    if isinstance(value, Tensor) and value.ndim:
+        return ParameterSpec(name, tuple(value.shape[1:]), False)
+    got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise InputError(
+        f"Parameter {name!r} must be a torch.Tensor whose dimension 0 is the batch, got {got}. "
+        "Declare parameters=[shape, ...] to pass instances without a batch dimension."
+    )
+
+
+def _label(name: str, i: int, count: int) -> str:
+    return name if count == 1 else f"{name}[{i}]"
+
+
+def _names(function: Callable[..., Any], skip: int) -> list[str]:
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # builtins have none
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in found if p.kind in positional][skip:]
+
+
+def _accepted(function: Callable[..., Any], skip: int, names: Mapping[str, Any]) -> list[str]:
+    target = getattr(function, "forward", function)
+    try:
+        found = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return list(names)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found):
+        return list(names)
+    own = [p.name for p in found][skip:]
+    return [name for name in names if name in own]

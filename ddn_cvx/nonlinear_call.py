@@ -1,0 +1,287 @@
+"""One call of a layer over a nonlinear program: start -> solve -> polish -> check -> report.
+
+Whoever found the point, the solver or the user's own function, it is judged by the conditions of the problem as declared:
+feasible, stationary with multipliers of the right signs, and curved upwards along the constraints (a saddle point or a
+maximum satisfies the first three).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.adjoint.base import Adjoint
+from ddn_cvx.adjoint.dispatch import attach
+from ddn_cvx.adjoint.kkt_solve import Solved
+from ddn_cvx.declare.torch_problem import TorchProblem
+from ddn_cvx.errors import DeclarationError, InputError
+from ddn_cvx.failure import raise_failures
+from ddn_cvx.inputs import Batch, gather
+from ddn_cvx.program.active_kkt import FLAT, ActiveKKT, Factors, ProductKKT, curvature, multipliers, polish
+from ddn_cvx.program.base import ParameterSpec
+from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.program.optimality import Active, State, judge
+from ddn_cvx.solution import Regularity, Solution, Status
+from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known about a batch of solves."""
+
+    solved: Solved
+    value: Tensor
+    slack: Tensor
+    status: Tensor
+    iterations: Tensor
+    primal: Tensor
+    dual: Tensor
+    gap: Tensor
+
+
+class NonlinearCall:
+    """The opaque forward computation (``adjoint.kkt_solve.NonlinearSolve``).
+
+    Parameters
+    ----------
+    run : NonlinearRun
+    batch : Batch
+    layout
+        How the inputs are nested.
+    """
+
+    inexact = None
+    program: NonlinearProgram
+    factors: Factors
+
+    def __init__(self, run: NonlinearRun, batch: Batch, specs: Sequence[ParameterSpec], layout: Any):
+        self.run, self.batch, self.specs, self.layout = run, batch, specs, layout
+        self.report: Report | None = None
+        self._kinks = self._failures = False
+
+    @property
+    def kinks(self) -> bool:
+        """Whether some element had a weakly active constraint."""
+        return self._kinks
+
+    @property
+    def failures(self) -> bool:
+        """Whether some element was not solved."""
+        return self._failures
+
+    def __call__(self, theta: Theta, batch: int) -> Solved:
+        """Solve physical tensors; elements without a solution hold zeros."""
+        self.program = self.run.node.program(theta, self.layout)
+        self.factors = Factors(self.program)
+        reason = None if "solve" in self.run.node.functions else self.run.solver.unsupported(self.program)
+        if reason is not None:
+            raise DeclarationError(f"Solver {self.run.solver.name!r} cannot take this problem: {reason}.")
+        own = [t.reshape(batch, -1) for t, b in zip(theta.tensors, theta.batched, strict=True) if b]
+        # Captured constants may hold infinite bounds.
+        shared = [not bool(torch.isnan(t).any()) for t, b in zip(theta.tensors, theta.batched, strict=True) if not b]
+        device = theta.tensors[0].device if theta.tensors else self.batch.device
+        status = torch.full((batch,), int(Status.SOLVED), device=device)
+        finite = torch.isfinite(torch.cat([*own, status.unsqueeze(1)], 1)).all(-1) & all(shared)
+        status = torch.where(finite, status, int(Status.INVALID_DATA))
+        todo = torch.nonzero(finite).flatten()
+        some = theta if len(todo) == batch else theta.take(todo)
+        self._require_followed(some, len(todo), device)
+        lower, upper = self.program.bounds(some, torch.zeros(len(todo), self.program.n, dtype=torch.float64, device=device))
+        sensible = (lower <= upper).all(-1)
+        verdict = torch.where((lower > upper).any(-1), int(Status.INFEASIBLE), int(Status.INVALID_DATA))
+        status = status.index_copy(0, todo, torch.where(sensible, status[todo], verdict))
+        if not bool(sensible.all()):
+            todo = todo[sensible]
+            some = theta.take(todo)
+        return self._check(theta, some, self._point(some, len(todo), device), status, todo)
+
+    def _point(self, theta: Theta, batch: int, device: torch.device) -> NonlinearPoint:
+        node, program = self.run.node, self.program
+        like = torch.zeros(batch, program.n, dtype=torch.float64, device=device)
+        if not batch:
+            return NonlinearPoint.blank(program, like)
+        if "solve" in node.functions:
+            y = node.solve(theta, self.layout, like)
+            usable = torch.isfinite(y).all(-1)
+            _, lam, mu, z = multipliers(program, theta, torch.where(usable.unsqueeze(-1), y, 0.0), usable)
+            status = torch.where(usable, int(Status.SOLVED), int(Status.NUMERICAL_ERROR))
+            return NonlinearPoint(y, lam, mu, z, status, torch.zeros_like(status))
+        start = node.start(theta, self.layout, like)
+        lower, upper = program.bounds(theta, like)
+        return self.run.solver.solve(program, theta, (like if start is None else start).clamp(lower, upper))
+
+    def _check(self, theta: Theta, some: Theta, raw: NonlinearPoint, status: Tensor, todo: Tensor) -> Solved:
+        program, run, whole = self.program, self.run, len(todo) == len(status)
+        vectors = (raw.y, raw.lam, raw.mu, raw.z)
+        usable = torch.isfinite(torch.cat(vectors, 1)).all(-1)
+        start = State(*(torch.where(usable.unsqueeze(-1), v, 0.0) for v in vectors))
+        point = polish(program, some, judge(program, some, start), usable, run.polish_steps)
+        ok = usable & (point.worst <= run.tolerance) & torch.isfinite(point.first.f)
+        strong = point.active.strong
+        if program.is_dense:
+            kkt: ActiveKKT | ProductKKT = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok)
+        else:
+            kkt = ProductKKT(program, some, point.state, strong, ok)
+        claims = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INACCURATE))
+        verdict = torch.where(usable, int(Status.INACCURATE), int(Status.NUMERICAL_ERROR))
+        found = torch.where(ok, int(Status.SOLVED), torch.where(claims, verdict, raw.status))
+        doubtful = torch.nonzero(ok & ~kkt.minimum).flatten()
+        if len(doubtful) and not run.node.stationary:
+            bends = curvature(point.take(doubtful)) < -100 * FLAT
+            found = found.index_put((doubtful[bends],), found.new_tensor(int(Status.SADDLE_POINT)))
+            ok = found == int(Status.SOLVED)
+        status = status.index_copy(0, todo, found)
+        state = State(*(torch.where(ok.unsqueeze(-1), t, 0.0) for t in point.state))
+        active = Active(*(torch.where(ok.unsqueeze(-1), t, 0.0) for t in point.active))
+
+        def spread(t: Tensor) -> Tensor:
+            return t if whole else t.new_zeros(len(status), *t.shape[1:]).index_copy(0, todo, t)
+
+        spread_state = State(*map(spread, state))
+        solved = Solved(spread_state, Active(*map(spread, active)), spread(ok), spread_state)
+        if whole and bool(ok.all()):
+            self.factors.keep(theta, solved.state, strong, solved.ok, kkt)
+        self._kinks |= bool(active.weak.any())
+        self._failures |= not (whole and bool(ok.all()))
+        numbers = (spread(t) for t in (raw.iterations, point.primal, point.dual, point.gap))
+        self.report = Report(solved, spread(run.node.sign * point.first.f), spread(-point.first.g), status, *numbers)
+        if run.on_failure == "raise":
+            raise_failures(status, self.batch.shape, self.specs, self.batch.values)
+        return solved
+
+    def perturbed(self, theta: Theta, push: Tensor, start: State) -> tuple[State, Tensor]:
+        """The solution near ``start`` with ``push . y`` added to the objective, and which elements have one."""
+
+        def evaluate(y: Tensor, wider: Theta) -> tuple[Tensor, Tensor, Tensor]:
+            f, h, g = self.program.values(y, Theta(wider.tensors[:-1], wider.batched[:-1]))
+            return f + (wider.tensors[-1] * y).sum(-1), h, g
+
+        def box(wider: Theta) -> tuple[Tensor, Tensor]:
+            return self.program.bounds(Theta(wider.tensors[:-1], wider.batched[:-1]), wider.tensors[-1])
+
+        p = self.program
+        pushed = NonlinearProgram(p.n, p.p, p.m, evaluate, box if p.has_bounds else None)
+        wider = Theta((*theta.tensors, push), (*theta.batched, True))
+        zero = torch.zeros(len(push), dtype=torch.int64, device=push.device)
+        raw = self.run.solver.solve(pushed, wider, start.y, NonlinearPoint(*start, zero, zero))
+        usable = torch.isfinite(torch.cat((raw.y, raw.lam, raw.mu, raw.z), 1)).all(-1)
+        state = State(*(torch.where(usable.unsqueeze(-1), t, 0.0) for t in (raw.y, raw.lam, raw.mu, raw.z)))
+        point = polish(pushed, wider, judge(pushed, wider, state), usable, self.run.polish_steps)
+        return point.state, usable & (point.worst <= self.run.tolerance)
+
+    def regularity(self, theta: Theta) -> Tensor:
+        """``Regularity`` flags, ``(B,)``."""
+        assert self.report is not None
+        state, active, ok, _ = self.report.solved
+        flags = torch.zeros_like(self.report.status)
+        null = self.factors.at(theta.detach(), state, active.strong, ok).singular
+        flags = flags + null.primal * int(Regularity.SINGULAR_HESSIAN) + null.dual * int(Regularity.RANK_DEFICIENT)
+        return torch.where(ok, flags + active.weak * int(Regularity.WEAKLY_ACTIVE), 0)
+
+    def _require_followed(self, theta: Theta, batch: int, device: torch.device) -> None:
+        """A result that requires grad although no argument does depends on something that was not found."""
+        if not batch:
+            return
+        y = torch.zeros(batch, self.program.n, dtype=torch.float64, device=device)
+        with torch.enable_grad():
+            results = (*self.program.values(y, theta), *self.program.bounds(theta, y))
+        if any(t.requires_grad for t in results):
+            raise DeclarationError(
+                "The functions of the problem use a tensor that requires grad and was not found among their inputs, "
+                "closures, globals and attributes, so that its gradient would be lost. Pass it as an input, or hold it in "
+                "an nn.Module that is the function."
+            )
+
+
+@dataclass(frozen=True)
+class NonlinearRun:
+    """How a layer over a ``TorchProblem`` computes: all that does not change between calls."""
+
+    node: TorchProblem
+    solver: NonlinearSolver
+    adjoint: Adjoint
+    on_failure: str
+    tolerance: float
+    polish_steps: int
+
+    def outputs(self, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
+        """The optimal variables ``(*batch, *shape)``: a tensor, or a dict if the problem has a dict of variables."""
+        y, _, batch, _ = self._run(args, named)
+        found = {name: batch.restore(value) for name, value in self.node.unpack(y).items()}
+        return found["y"] if self.node.bare else found
+
+    def solution(self, args: Sequence[Any], named: Mapping[str, Any]) -> Solution:
+        """Everything that is known about the answer."""
+        y, call, batch, theta = self._run(args, named)
+        report = call.report if math.prod(batch.shape) else _no_report(y)
+        if report is None or len(report.status) != math.prod(batch.shape):
+            raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
+        state, _, ok, _ = report.solved
+
+        def masked(t: Tensor) -> Tensor:
+            return batch.restore(_nan_where_failed(ok, t.detach()))
+
+        def integers(t: Tensor) -> Tensor:
+            return t.reshape(batch.shape)
+
+        return Solution(
+            outputs=tuple(batch.restore(t) for t in self.node.unpack(y).values()),
+            value=masked(report.value),
+            status=integers(report.status),
+            iterations=integers(report.iterations),
+            primal_residual=batch.restore(report.primal),
+            dual_residual=batch.restore(report.dual),
+            gap=batch.restore(report.gap),
+            regularity=integers(call.regularity(theta) if len(ok) else report.status),
+            x=masked(state.y),
+            s=masked(report.slack),
+            y=masked(torch.cat((state.lam, state.mu, state.z), 1)),
+            primal={name: masked(value) for name, value in self.node.unpack(state.y).items()},
+            dual=((masked(state.lam),), (masked(state.mu),), (masked(state.z),)),
+        )
+
+    def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, NonlinearCall, Batch, Theta]:
+        specs, tensors, layout = self.node.arguments.match(args, named)
+        if torch.is_inference_mode_enabled():
+            # Solving takes derivatives, which inference mode has not.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._solve([t.clone() for t in tensors], specs, layout)
+        return self._solve(tensors, specs, layout)
+
+    def _solve(
+        self, tensors: Sequence[Tensor], specs: Sequence[ParameterSpec], layout: Any
+    ) -> tuple[Tensor, NonlinearCall, Batch, Theta]:
+        batch = gather(specs, tensors, {})
+        weights = self.node.captured.current()
+        if not tensors and weights:
+            batch = replace(batch, dtype=weights[0].dtype, device=weights[0].device)
+        count = math.prod(batch.shape)
+        theta = self.node.theta(batch.values, batch.device)
+        call = NonlinearCall(self, batch, specs, layout)
+        if not count:
+            return _nothing(self.node.n, theta), call, batch, theta
+        solved = attach(self.adjoint, call, theta, count)
+        return _nan_where_failed(solved.ok, solved.state.y), call, batch, theta
+
+
+def _nothing(n: int, theta: Theta) -> Tensor:
+    """The answer ``(0, n)`` to an empty batch; what it depends on gets a gradient of zero."""
+    parts = [0.0 * t.sum() for t in theta.tensors]
+    return torch.zeros(0, n, dtype=torch.float64, device=theta.tensors[0].device if parts else None) + sum(parts)
+
+
+def _no_report(y: Tensor) -> Report:
+    none = y.detach()[:, 0]
+    codes, rows = none.to(torch.int64), y.detach()[:, :0]
+    state = State(y.detach(), rows, rows, y.detach())
+    solved = Solved(state, Active(rows, y.detach()), none.bool(), state)
+    return Report(solved, none, rows, codes, codes, none, none, none)
+
+
+def _nan_where_failed(ok: Tensor, tensor: Tensor) -> Tensor:
+    return torch.where(ok.reshape(-1, *(1,) * (tensor.ndim - 1)), tensor, torch.nan)

@@ -1,0 +1,288 @@
+"""The KKT system of a nonlinear program with its active constraints taken as equalities.
+
+    [ H    Jh'  Ja'  E ] [ u   ]   [ top ]
+    [ Jh             . ] [ t_h ] = [ h   ]        rows of inactive inequalities and bounds have t = 0 instead
+    [ Ja             . ] [ t_g ]   [ g   ]
+    [ E'             . ] [ t_z ]   [ z   ]
+
+Elements of a batch have different active constraints, but one shape: inactive rows are masked, and a variable at a bound is
+taken out of H, which needs no row for it. Newton's method on the optimality conditions and both directions of
+differentiation use this one symmetric system.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.errors import DeclarationError, DifferentiationError
+from ddn_cvx.linalg.iterative import minres
+from ddn_cvx.linalg.kkt import NullSpace
+from ddn_cvx.linalg.saddle import SaddleKKT
+from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.program.optimality import Active, Judged, State, judge, largest
+
+GOAL = 1e-14
+"""Relative residual at which nothing is left to gain."""
+FAIR = 1e-10
+"""Residual from which on a step that does not help is not shortened: rounding is in the way."""
+LENGTHS = (1.0, 0.25, 0.0625)
+"""Steps that are tried."""
+NEAR = 1e-5
+"""Relative distance at which a constraint of a point without multipliers may be active."""
+PRODUCT_TOLERANCE = 1e-10
+"""Relative residual to which systems too large for matrices are solved."""
+PRODUCTS = 5000
+"""Products that one may cost."""
+FLAT = 1e-9
+"""Curvature, relative to the largest entry of the Hessian, that counts as none."""
+
+Columns = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class ActiveKKT:
+    """Factor for a batch of B elements; ``active`` with entries 0 and 1 (signed for bounds).
+
+    Parameters
+    ----------
+    H : Tensor (B, n, n)
+    Jh : Tensor (B, p, n)
+    Jg : Tensor (B, m, n)
+    active : Active
+    ok : Tensor (B,) bool
+        Elements without a solution are False and get a harmless system.
+    """
+
+    def __init__(self, H: Tensor, Jh: Tensor, Jg: Tensor, active: Active, ok: Tensor):
+        self.H, self.p, self.on = H, Jh.shape[1], active.g
+        self.A = torch.cat((Jh, Jg * active.g.unsqueeze(-1)), 1)
+        self.fixed = active.box.abs()
+        free = 1.0 - self.fixed
+        masked, rows = H * free.unsqueeze(-1) * free.unsqueeze(-2), self.A * free.unsqueeze(-2)
+        self.unit, self.row_unit = _power_of_two(largest(masked.flatten(1))), _power_of_two(largest(rows))
+        off = torch.cat((torch.zeros_like(Jh[..., 0]), 1.0 - active.g), 1)
+        masked = masked / self.unit[:, None, None] + torch.diag_embed(self.fixed)
+        self.saddle = SaddleKKT(masked, rows / self.row_unit.unsqueeze(-1), off, ok)
+
+    @property
+    def minimum(self) -> Tensor:
+        """Elements where H is positive definite along the active constraints, which are independent, ``(B,)`` bool."""
+        return self.saddle.correct_inertia
+
+    @property
+    def singular(self) -> NullSpace:
+        """Which elements have a valley of solutions, or dependent active constraints."""
+        return self.saddle.singular
+
+    def solve(self, top: Tensor, h: Tensor, g: Tensor, z: Tensor) -> Columns:
+        """``(u, t_h, t_g, t_z)`` for right-hand sides ``(B, ., k)``; of least norm where the system is singular."""
+        on, fixed = self.on.unsqueeze(-1), self.fixed.unsqueeze(-1)
+        known = fixed * z
+        low = torch.cat((h, g * on), 1) - self.A @ known
+        # The units of the objective and of each constraint are taken out: what is singular must not depend on them.
+        unit, row_unit = self.unit[:, None, None], self.row_unit.unsqueeze(-1)
+        u, t = self.saddle.solve((top - self.H @ known) * (1.0 - fixed) / unit + known, low / row_unit)
+        t = t * unit / row_unit
+        t_h, t_g = t[:, : self.p], t[:, self.p :] * on
+        t_z = fixed * (top - self.H @ u - self.A[:, : self.p].mT @ t_h - self.A[:, self.p :].mT @ t_g)
+        return u, t_h, t_g, t_z
+
+
+def _power_of_two(size: Tensor) -> Tensor:
+    """Near ``size``; one for zero and for what is not finite."""
+    usable = (size > 0) & size.isfinite()
+    return torch.exp2(torch.log2(torch.where(usable, size, 1.0)).round())
+
+
+class ProductKKT:
+    """The same system for programs too large for matrices: MINRES on products with H, A and A'.
+
+    Nothing is known about its inertia or its null space; where MINRES does not converge, ``solve`` raises.
+    """
+
+    def __init__(self, program: NonlinearProgram, theta: Theta, state: State, active: Active, ok: Tensor):
+        self.program, self.theta, self.state, self.active, self.ok = program, theta, state, active, ok
+        self.minimum = ok
+        self.singular = NullSpace(torch.zeros_like(ok), torch.zeros_like(ok))
+
+    @torch.no_grad()
+    def solve(self, top: Tensor, h: Tensor, g: Tensor, z: Tensor) -> Columns:
+        """As ``ActiveKKT.solve``.
+
+        Raises
+        ------
+        DifferentiationError
+            MINRES does not converge.
+        """
+        columns, program = top.shape[-1], self.program
+        theta = self.theta if columns == 1 else self.theta.tile(columns)
+        y, lam, mu, on, box = (t.repeat(columns, 1) for t in (*self.state[:3], *self.active))
+        ok = self.ok.repeat(columns).unsqueeze(-1)
+        fixed = box.abs()
+        free, n, p = 1.0 - fixed, program.n, program.p
+        slope = program.gradient(y, theta, torch.zeros_like(lam), torch.zeros_like(mu))
+
+        def K(u: Tensor, t_h: Tensor, t_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            bent = program.hvp(y, theta, lam, mu, u) + program.gradient(y, theta, t_h, t_g * on) - slope
+            pushed_h, pushed_g = program.jvp(y, theta, u)
+            return bent, pushed_h, pushed_g * on - t_g * (1.0 - on)
+
+        def masked(x: Tensor) -> Tensor:
+            u, t_h, t_g = x[:, :n], x[:, n : n + p], x[:, n + p :]
+            bent, pushed_h, pushed_g = K(free * u, t_h, t_g)
+            return torch.where(ok, torch.cat((free * bent + fixed * u, pushed_h, pushed_g), 1), x)
+
+        right_top, right_h, right_g, right_z = (
+            t.movedim(2, 0).flatten(0, 1) for t in (top, h, g * self.active.g.unsqueeze(-1), z)
+        )
+        known = fixed * right_z
+        bent, pushed_h, pushed_g = K(known, torch.zeros_like(lam), torch.zeros_like(mu))
+        right = torch.cat((free * (right_top - bent) + known, right_h - pushed_h, right_g - pushed_g * on), 1)
+        right = torch.where(ok, right, 0.0)
+        x = minres(masked, right, PRODUCT_TOLERANCE, PRODUCTS)
+        error, size = (masked(x) - right).norm(dim=-1), right.norm(dim=-1)
+        # A right-hand side that is rounding next to the others may be left unsolved.
+        lost = int((error > 1e3 * PRODUCT_TOLERANCE * size.clamp(min=1e-5 * float(size.max()))).sum())
+        if lost:
+            raise DifferentiationError(
+                f"The linear system of the derivative was not solved for {lost} right-hand side(s) in {PRODUCTS} products; "
+                "rescale the problem, or add a quadratic term to its objective."
+            )
+        u, t_h, t_g = x[:, :n], x[:, n : n + p], x[:, n + p :] * on
+        bent, _, _ = K(u, t_h, t_g)
+        parts = (u, t_h, t_g, fixed * (right_top - bent))
+        a, b, c, d = (t.unflatten(0, (columns, -1)).movedim(0, 2) for t in parts)
+        return a, b, c, d
+
+
+def kkt_at(program: NonlinearProgram, theta: Theta, state: State, active: Active, ok: Tensor) -> ActiveKKT | ProductKKT:
+    """The KKT system at a point, by matrices or by products."""
+    if not program.is_dense:
+        return ProductKKT(program, theta, state, active, ok)
+    with torch.no_grad():
+        first = program.first(state.y, theta)
+        return ActiveKKT(program.hessian(state.y, theta, state.lam, state.mu), first.Jh, first.Jg, active, ok)
+
+
+class Factors:
+    """Remembers the last factor, which forward check, backward and double backward share."""
+
+    def __init__(self, program: NonlinearProgram):
+        self.program = program
+        self._key: tuple[Tensor, ...] = ()
+        self.last: ActiveKKT | ProductKKT | None = None
+
+    def at(self, theta: Theta, state: State, active: Active, ok: Tensor) -> ActiveKKT | ProductKKT:
+        """The factor at a point; made anew unless the numbers are the last ones bit for bit."""
+        key = (*theta.tensors, *state[:3], *active, ok)
+        same = len(key) == len(self._key) and all(
+            a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in zip(key, self._key, strict=True)
+        )
+        if self.last is None or not same:
+            self.keep(theta, state, active, ok, kkt_at(self.program, theta, state, active, ok))
+        assert self.last is not None
+        return self.last
+
+    def keep(self, theta: Theta, state: State, active: Active, ok: Tensor, kkt: ActiveKKT | ProductKKT) -> None:
+        """Remember a factor made elsewhere."""
+        self._key, self.last = (*theta.tensors, *state[:3], *active, ok), kkt
+
+
+def polish(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor, steps: int) -> Judged:
+    """At most ``steps`` Newton steps on the conditions active where it stands, kept where they lower the residual.
+
+    Programs too large for matrices are left to the accuracy of their solver.
+    """
+    for _ in range(steps if program.is_dense else 0):
+        waiting = ok & (point.worst > GOAL)
+        if not bool(waiting.any()):
+            break
+        before = point.worst
+        target = _newton(point, ok)
+        missed = waiting
+        for length in LENGTHS:
+            trial = judge(program, theta, _between(point.state, target, length))
+            better = missed & (trial.worst < point.worst)
+            point = Judged.choose(better, trial, point)
+            missed = missed & ~better & (before > FAIR)
+            if not bool(missed.any()):
+                break
+        if not bool((point.worst < 0.5 * before).any()):
+            break
+    return point
+
+
+def _newton(point: Judged, ok: Tensor) -> State:
+    (y, lam, mu, z), first, active = point.state, point.first, point.active.strong
+    mu, fixed = mu * active.g, active.box.abs()
+    z = z * fixed
+    bound = torch.where(active.box > 0, point.upper, point.lower)
+    gap = torch.where(fixed > 0, bound - y, 0.0)
+    pull = (lam.unsqueeze(-2) @ first.Jh + mu.unsqueeze(-2) @ first.Jg).squeeze(-2)
+    residual = (-(first.gradient + pull + z), -first.h, -first.g * active.g, gap)
+    kkt = ActiveKKT(point.H, first.Jh, first.Jg, active, ok)
+    u, t_h, t_g, t_z = (t.squeeze(-1) for t in kkt.solve(*(r.unsqueeze(-1) for r in residual)))
+    return State(torch.where(fixed > 0, bound, y + u), lam + t_h, mu + t_g, z + t_z)
+
+
+def _between(start: State, end: State, length: float) -> State:
+    return end if length == 1.0 else State(*(a + length * (b - a) for a, b in zip(start, end, strict=True)))
+
+
+def multipliers(program: NonlinearProgram, theta: Theta, y: Tensor, ok: Tensor) -> State:
+    """Least-squares multipliers: those that leave least of stationarity, among the smallest, with the signs they must have.
+
+    Constraints near to active take part; one whose multiplier comes out with the wrong sign is left out, and the rest is
+    solved for again.
+
+    Raises
+    ------
+    DeclarationError
+        The program has constraints and is too large for matrices.
+    """
+    zero = torch.zeros_like(y)
+    lam, mu, z = y.new_zeros(len(y), program.p), y.new_zeros(len(y), program.m), zero
+    start = judge(program, theta, State(y, lam, mu, zero))
+    if not program.is_dense:
+        if program.p + program.m or program.has_bounds:
+            raise DeclarationError(
+                "solve= of a problem with constraints needs multipliers, which are found with matrices; "
+                f"n + p + m = {program.n + program.p + program.m} is too many for that."
+            )
+        return start.state
+    first, size = start.first, 1.0 + largest(y).unsqueeze(-1)
+    steep = largest(first.Jg)
+    g = (first.g >= -NEAR * size * torch.where(steep > 0, steep, 1.0)).to(y.dtype)
+    above, below = (start.upper - y <= NEAR * size).to(y.dtype), (y - start.lower <= NEAR * size).to(y.dtype)
+    fixed = start.lower >= start.upper
+    box = torch.where(above > 0, above, -below)
+    identity = torch.eye(program.n, dtype=y.dtype, device=y.device).expand(len(y), -1, -1)
+    right = (-first.gradient.unsqueeze(-1), *(torch.zeros_like(t).unsqueeze(-1) for t in (lam, mu, zero)))
+    for _ in range(1 + program.m + program.n):
+        kkt = ActiveKKT(identity, first.Jh, first.Jg, Active(g, box), ok)
+        _, lam, mu, z = (t.squeeze(-1) for t in kkt.solve(*right))
+        wrong_g, wrong_box = (mu < 0) & (g > 0), (z * box < 0) & ~fixed
+        if not bool((wrong_g.any(-1) | wrong_box.any(-1)).any()):
+            break
+        # Only the worst is left out: the others may come out right without it.
+        worst = torch.cat((torch.where(wrong_g, mu.abs() * steep, 0.0), torch.where(wrong_box, z.abs(), 0.0)), -1)
+        drop = (worst == worst.amax(-1, keepdim=True)) & (worst > 0)
+        g = torch.where(drop[:, : program.m], 0.0, g)
+        box = torch.where(drop[:, program.m :], 0.0, box)
+    return State(y, lam, mu.clamp(min=0), z)
+
+
+def curvature(point: Judged) -> Tensor:
+    """The least eigenvalue of H along all active constraints, relative to its largest entry, ``(B,)``; 0 if none is left."""
+    active = point.active.all
+    free = 1.0 - active.box.abs()
+    A = torch.cat((point.first.Jh, point.first.Jg * active.g.unsqueeze(-1)), 1) * free.unsqueeze(-2)
+    length = A.norm(dim=-1, keepdim=True)
+    A = A / torch.where(length > 0, length, 1.0)
+    H = point.H * free.unsqueeze(-1) * free.unsqueeze(-2)
+    values, vectors = torch.linalg.eigh(A.mT @ A + torch.diag_embed(1.0 - free))
+    normal = (values > FLAT).unsqueeze(-2)
+    tangent = torch.where(normal, 0.0, vectors)
+    scale = largest(H.flatten(1))
+    least = torch.linalg.eigvalsh(tangent.mT @ H @ tangent)[..., 0]
+    return least / torch.where(scale > 0, scale, 1.0)

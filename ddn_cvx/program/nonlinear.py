@@ -1,0 +1,204 @@
+"""The nonlinear program: one structure, many instances.
+
+    minimise  f(y; θ)   subject to  h(y; θ) = 0,  g(y; θ) <= 0,  lower(θ) <= y <= upper(θ)
+
+with the Lagrangian ``L = f + λ'h + μ'g``; a point is stationary if ``grad L + z = 0`` with ``μ >= 0``, ``μ'g = 0`` and
+``z`` the signed multipliers of the bounds: positive at an upper bound, negative at a lower one, zero between.
+
+A ``NonlinearProgram`` holds functions and sizes, no values. Its functions take a whole batch, and derivatives cost one
+evaluation and one or two batched reverse passes: a Jacobian or Hessian built by nested functional transforms spends
+tens of times longer in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DENSE_LIMIT = 1000
+"""Programs with n + p + m at most this many variables and constraints are handled with matrices, others by products."""
+
+
+@dataclass(frozen=True)
+class Theta:
+    """What the functions of a program depend on besides ``y``.
+
+    A tensor is either one value for each element of the batch, or shared by all of them (the weights of a network, a
+    captured constant), and then it is never copied.
+    """
+
+    tensors: tuple[Tensor, ...]
+    """``(B, *shape)`` where ``batched``, else ``(*shape)``."""
+    batched: tuple[bool, ...]
+
+    def take(self, rows: Tensor) -> Theta:
+        """The elements ``rows`` (k,) int64, or a mask (B,) bool, of the batch."""
+        return self._map(lambda t: t[rows])
+
+    def tile(self, copies: int) -> Theta:
+        """The batch ``copies`` times, one after another: element ``i * B + b`` is element ``b``."""
+        return self._map(lambda t: t.repeat(copies, *(1,) * (t.ndim - 1)))
+
+    def detach(self) -> Theta:
+        """The same numbers without their history."""
+        return Theta(tuple(t.detach() for t in self.tensors), self.batched)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Theta:
+        pairs = zip(self.tensors, self.batched, strict=True)
+        return Theta(tuple(change(t) if own else t for t, own in pairs), self.batched)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether any of the tensors does."""
+        return any(t.requires_grad for t in self.tensors)
+
+
+class First(NamedTuple):
+    """Values and first derivatives at B points."""
+
+    f: Tensor
+    """``(B,)``."""
+    gradient: Tensor
+    """``(B, n)``."""
+    h: Tensor
+    """``(B, p)``."""
+    Jh: Tensor
+    """``(B, p, n)``."""
+    g: Tensor
+    """``(B, m)``."""
+    Jg: Tensor
+    """``(B, m, n)``."""
+
+
+Evaluate = Callable[[Tensor, Theta], tuple[Tensor, Tensor, Tensor]]
+"""``y (B, n), θ -> f (B,), h (B, p), g (B, m)``."""
+Box = Callable[[Theta], tuple[Tensor, Tensor]]
+"""``θ -> lower, upper``, each broadcasting to ``(B, n)``."""
+
+
+class NonlinearProgram:
+    """``minimise f  s.t.  h = 0, g <= 0, lower <= y <= upper`` for a batch of parameters.
+
+    Every method takes ``y`` (B, n), ``lam`` (B, p), ``mu`` (B, m) and a ``Theta`` of the same batch. Results carry
+    gradients when grad mode is on and an argument requires them.
+
+    Parameters
+    ----------
+    n, p, m : int
+        Variables, equalities, inequalities.
+    evaluate : callable
+        ``(y, θ) -> f, h, g`` for the whole batch; torch, differentiable. An element's values depend on its own row only.
+    box : callable, optional
+        ``θ -> lower, upper``, infinite where there is no bound.
+    """
+
+    def __init__(self, n: int, p: int, m: int, evaluate: Evaluate, box: Box | None = None):
+        self.n, self.p, self.m = n, p, m
+        self.has_bounds = box is not None
+        self._evaluate, self._box = evaluate, box
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether Jacobians and Hessians are formed."""
+        return self.n + self.p + self.m <= DENSE_LIMIT
+
+    def values(self, y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
+        """``f (B,), h (B, p), g (B, m)``; plain torch, also inside ``torch.func`` transforms."""
+        if not len(y):
+            return y.new_zeros(0), y.new_zeros(0, self.p), y.new_zeros(0, self.m)
+        return self._evaluate(y, theta)
+
+    def bounds(self, theta: Theta, like: Tensor) -> tuple[Tensor, Tensor]:
+        """``lower, upper``, ``(B, n)`` each with the batch, dtype and device of ``like`` (B, n)."""
+        if self._box is None:
+            infinite = torch.full_like(like, torch.inf, requires_grad=False)
+            return -infinite, infinite
+        if not len(like):
+            return torch.zeros_like(like), torch.zeros_like(like)
+        lower, upper = self._box(theta)
+        return lower.expand_as(like), upper.expand_as(like)
+
+    def lagrangian(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor) -> Tensor:
+        """``f + λ'h + μ'g``, ``(B,)``, without the bounds; plain torch, also inside ``torch.func`` transforms."""
+        f, h, g = self.values(y, theta)
+        return f + (lam * h).sum(-1) + (mu * g).sum(-1)
+
+    def first(self, y: Tensor, theta: Theta) -> First:
+        """Values, gradient and Jacobians."""
+        keep = _wants_graph(y, theta)
+        with torch.enable_grad():
+            point = _leaf(y, keep)
+            f, h, g = self.values(point, theta)
+            stacked = torch.cat((f.unsqueeze(-1), h, g), -1)
+            J = _rows(stacked, point, keep)
+        if not keep:
+            f, h, g = f.detach(), h.detach(), g.detach()
+        p = self.p
+        return First(f, J[:, 0], h, J[:, 1 : 1 + p], g, J[:, 1 + p :])
+
+    def gradient(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor) -> Tensor:
+        """``grad L = grad f + Jh'λ + Jg'μ``, ``(B, n)``, without forming a Jacobian."""
+        keep = _wants_graph(y, theta, lam, mu)
+        with torch.enable_grad():
+            point = _leaf(y, keep)
+            return _grad(self.lagrangian(point, theta, lam, mu).sum(), point, keep)
+
+    def hessian(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor) -> Tensor:
+        """Hessian of the Lagrangian, ``(B, n, n)``, symmetric."""
+        keep = _wants_graph(y, theta, lam, mu)
+        with torch.enable_grad():
+            point = _leaf(y, keep)
+            slope = _grad(self.lagrangian(point, theta, lam, mu).sum(), point, create=True)
+            H = _rows(slope, point, keep)
+            return 0.5 * (H + H.mT)
+
+    def hvp(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor, v: Tensor) -> Tensor:
+        """Hessian of the Lagrangian times ``v`` (B, n), without forming it."""
+        keep = _wants_graph(y, theta, lam, mu, v)
+        with torch.enable_grad():
+            point = _leaf(y, keep)
+            slope = _grad(self.lagrangian(point, theta, lam, mu).sum(), point, create=True)
+            return _grad((slope * v).sum(), point, keep)
+
+    def jvp(self, y: Tensor, theta: Theta, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``Jh v (B, p), Jg v (B, m)`` without forming the Jacobians (the transpose is ``gradient``)."""
+        keep = _wants_graph(y, theta, v)
+        with torch.enable_grad():
+            point = _leaf(y, keep)
+            _, h, g = self.values(point, theta)
+            stacked = torch.cat((h, g), -1)
+            # <w, J v> is linear in w, so its gradient with respect to w is J v: two reverse passes.
+            w = torch.zeros_like(stacked, requires_grad=True)
+            pulled = _grad((stacked * w).sum(), point, create=True)
+            pushed = _grad((pulled * v).sum(), w, keep)
+        return pushed[:, : self.p], pushed[:, self.p :]
+
+
+def _wants_graph(y: Tensor, theta: Theta, *others: Tensor) -> bool:
+    return torch.is_grad_enabled() and (y.requires_grad or theta.requires_grad or any(t.requires_grad for t in others))
+
+
+def _leaf(y: Tensor, keep: bool) -> Tensor:
+    """``y`` itself when derivatives are to be differentiated with respect to it, else a fresh leaf."""
+    return y if keep and y.requires_grad else y.detach().requires_grad_()
+
+
+def _grad(scalar: Tensor, point: Tensor, create: bool) -> Tensor:
+    if not scalar.requires_grad:
+        return torch.zeros_like(point)
+    (found,) = torch.autograd.grad(scalar, point, create_graph=create, materialize_grads=True)
+    return found
+
+
+def _rows(out: Tensor, point: Tensor, create: bool) -> Tensor:
+    """The Jacobian ``(B, r, n)`` of ``out`` (B, r), whose rows depend on the same rows of ``point`` (B, n)."""
+    batch, r = out.shape
+    if not out.requires_grad or not r:
+        return point.new_zeros(batch, r, point.shape[-1])
+    one_hot = torch.eye(r, dtype=out.dtype, device=out.device).unsqueeze(1).expand(r, batch, r)
+    (J,) = torch.autograd.grad(out, point, one_hot, create_graph=create, is_grads_batched=True, allow_unused=True)
+    return point.new_zeros(batch, r, point.shape[-1]) if J is None else J.transpose(0, 1)

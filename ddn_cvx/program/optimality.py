@@ -1,0 +1,173 @@
+"""How far a point of a nonlinear program is from satisfying the first-order conditions, and which constraints are active.
+
+All measures are relative and free of the units of objective and constraints: the violation of a constraint is the distance
+to where its linearisation vanishes, next to ``1 + |y|``; the residual of stationarity is taken next to the forces that
+should balance in it, and to how much the gradient changes over such a distance.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
+
+WEAK = 1e-7
+"""An active constraint whose relative multiplier and slack are both below this is weakly active."""
+
+NOISE = 1e-10
+"""Added to forces before they are compared: what is of the size of rounding next to one may be left unbalanced."""
+
+
+class State(NamedTuple):
+    """A primal-dual point, ``y`` (B, n), ``lam`` (B, p), ``mu`` (B, m), ``z`` (B, n)."""
+
+    y: Tensor
+    lam: Tensor
+    mu: Tensor
+    z: Tensor
+
+    @staticmethod
+    def choose(mask: Tensor, yes: State, no: State) -> State:
+        """Element by element."""
+        return State(*(torch.where(mask.unsqueeze(-1), a, b) for a, b in zip(yes, no, strict=True)))
+
+
+class Active(NamedTuple):
+    """Which constraints hold with equality: 1 with a force, 1/2 without (weakly active), 0 not active."""
+
+    g: Tensor
+    """``(B, m)``."""
+    box: Tensor
+    """``(B, n)``; positive at an upper bound, negative at a lower one."""
+
+    @property
+    def strong(self) -> Active:
+        """Weakly active constraints taken as inactive; entries 0 and 1 (with sign)."""
+        return Active((self.g == 1).to(self.g.dtype), torch.where(self.box.abs() == 1, self.box, 0.0))
+
+    @property
+    def all(self) -> Active:
+        """Weakly active constraints taken as active."""
+        return Active((self.g > 0).to(self.g.dtype), self.box.sign())
+
+    @property
+    def weak(self) -> Tensor:
+        """Elements with a weakly active constraint, ``(B,)`` bool."""
+        return (self.g == 0.5).any(-1) | (self.box.abs() == 0.5).any(-1)
+
+
+class Judged(NamedTuple):
+    """A point with its derivatives and its residuals."""
+
+    state: State
+    first: First
+    H: Tensor
+    """Hessian of the Lagrangian, ``(B, n, n)``."""
+    active: Active
+    primal: Tensor
+    """Largest violation of a constraint, ``(B,)``."""
+    dual: Tensor
+    """Largest residual of stationarity, ``(B,)``."""
+    gap: Tensor
+    """Largest violation of complementarity and of the multipliers' signs, ``(B,)``."""
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def worst(self) -> Tensor:
+        """The largest of the three, infinite where it is not a number, ``(B,)``."""
+        return torch.stack((self.primal, self.dual, self.gap)).amax(0).nan_to_num(nan=torch.inf)
+
+    def take(self, rows: Tensor) -> Judged:
+        """Some elements."""
+        some: Judged = tree_map(lambda t: t[rows], self)
+        return some
+
+    @staticmethod
+    def choose(mask: Tensor, yes: Judged, no: Judged) -> Judged:
+        """Element by element."""
+        if bool(mask.all()):
+            return yes
+
+        def pick(a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+        chosen: Judged = tree_map(pick, yes, no)
+        return chosen
+
+
+def judge(program: NonlinearProgram, theta: Theta, state: State) -> Judged:
+    """Residuals, derivatives and active constraints at a point; no gradients flow.
+
+    Programs too large for matrices have empty ones (no columns), and the sizes of rows are estimated from products.
+    """
+    with torch.no_grad():
+        y, lam, mu, z = state
+        first = program.first(y, theta) if program.is_dense else _without_matrices(program, theta, y)
+        # Without an objective the multipliers are rounding errors, which nothing could be compared with.
+        pulled = (first.gradient != 0).any(-1, keepdim=True)
+        lam, mu, z = (torch.where(pulled, t, 0.0) for t in (lam, mu, z))
+        state = State(y, lam, mu, z)
+        lower, upper = program.bounds(theta, y)
+        size = 1.0 + largest(y)
+        if program.is_dense:
+            H = program.hessian(y, theta, lam, mu)
+            pulls = [(lam.unsqueeze(-2) @ first.Jh).squeeze(-2), (mu.unsqueeze(-2) @ first.Jg).squeeze(-2), z]
+            bend, steep_h, steep_g = largest(H.flatten(1)), largest(first.Jh), largest(first.Jg)
+        else:
+            H = y.new_zeros(len(y), 0, 0)
+            pulls = [program.gradient(y, theta, lam, mu) - first.gradient, z]
+            bend = largest(program.hvp(y, theta, lam, mu, _probe(y)))
+            steep_h, steep_g = (t.abs() for t in program.jvp(y, theta, _probe(y)))
+        forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
+        force = forces + bend * size + NOISE
+        # An infinite curvature or force would hide any residual.
+        dual = torch.where(force.isfinite(), largest(first.gradient + sum(pulls)) / force, torch.inf)
+        span, push = size.unsqueeze(-1), force.unsqueeze(-1)
+        steep_h, steep_g = _or_one(steep_h), _or_one(steep_g)
+        g, mu_g = first.g / (steep_g * span), mu * steep_g / push
+        above, below, force_z = (y - upper) / span, (lower - y) / span, z / push
+        primal = torch.stack([largest(first.h / (steep_h * span)), *(_most(t) for t in (g, above, below))]).amax(0)
+        pairs = ((mu_g, g), (force_z.clamp(min=0), above), ((-force_z).clamp(min=0), below))
+        gap = torch.stack([largest(torch.minimum(f, -v)) for f, v in pairs]).amax(0)
+        active = _classify(g, mu_g, above, below, force_z, lower >= upper)
+        return Judged(state, first, H, active, primal.clamp(min=0), dual, gap, lower, upper)
+
+
+def _without_matrices(program: NonlinearProgram, theta: Theta, y: Tensor) -> First:
+    f, h, g = program.values(y, theta)
+    slope = program.gradient(y, theta, torch.zeros_like(h), torch.zeros_like(g))
+    return First(f, slope, h, h.new_zeros(*h.shape, 0), g, g.new_zeros(*g.shape, 0))
+
+
+def _probe(y: Tensor) -> Tensor:
+    """A fixed vector of signs without a pattern: its product with a row is as large as the row's norm, give or take."""
+    order = torch.arange(1, y.shape[-1] + 1, dtype=torch.float64, device=y.device)
+    return torch.where(torch.cos(order * order) > 0, 1.0, -1.0).to(y.dtype).expand_as(y)
+
+
+def _classify(g: Tensor, mu: Tensor, above: Tensor, below: Tensor, z: Tensor, fixed: Tensor) -> Active:
+    def share(value: Tensor, force: Tensor) -> Tensor:
+        weak = (value.abs() <= WEAK) & (force.abs() <= WEAK)
+        return torch.where(weak, 0.5, (force + value > 0).to(value.dtype))
+
+    box = share(above, z)
+    box = torch.where(box > 0, box, -share(below, -z))
+    return Active(share(g, mu), torch.where(fixed, torch.where(z < 0, -1.0, 1.0), box))
+
+
+def largest(t: Tensor) -> Tensor:
+    """``max |t|`` of the last dimension; zero if it is empty."""
+    return t.abs().amax(-1) if t.shape[-1] else t.new_zeros(t.shape[:-1])
+
+
+def _most(t: Tensor) -> Tensor:
+    return t.amax(-1) if t.shape[-1] else t.new_zeros(t.shape[:-1])
+
+
+def _or_one(t: Tensor) -> Tensor:
+    return torch.where(t > 0, t, 1.0)

@@ -1,0 +1,77 @@
+"""Several starts for each element of a batch, all in one larger batch, and the best solution found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.errors import InputError
+from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.solution import Status
+from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
+from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
+
+
+@dataclass(frozen=True)
+class MultiStart(NonlinearSolver):
+    """The start as given is the first; the others are uniform where a variable has two bounds, else normal around it.
+
+    A solved element is preferred to any other, then a lower objective, then the earlier start.
+    """
+
+    name: ClassVar[str] = "multi_start"
+
+    solver: NonlinearSolver = field(default_factory=NonlinearInteriorPoint)
+    """What solves from each start (default the interior-point method)."""
+    starts: int = 8
+    """Starts for each element (default 8)."""
+    spread: float = 1.0
+    """Standard deviation of starts around the given one, absolute (default 1)."""
+    generator: torch.Generator | None = None
+    """Where the random numbers come from; without it a new generator with seed 0 for every solve (default None)."""
+
+    def __post_init__(self) -> None:
+        if self.starts < 1 or not self.spread > 0:
+            raise InputError(f"starts must be at least 1 and spread above 0, got {self.starts} and {self.spread}")
+
+    def unsupported(self, program: NonlinearProgram) -> str | None:
+        return self.solver.unsupported(program)
+
+    @torch.no_grad()
+    def solve(
+        self, program: NonlinearProgram, theta: Theta, start: Tensor, warm: NonlinearPoint | None = None
+    ) -> NonlinearPoint:
+        """Solve from all starts; a warm start takes the place of the given one."""
+        theta, start = theta.detach(), (start if warm is None else warm.y).detach()
+        batch = len(start)
+        everything = theta.tile(self.starts)
+        lower, upper = program.bounds(theta, start)
+        starts = torch.cat((start, self._random(start, lower, upper)))
+        points = self.solver.solve(program, everything, starts)
+        value = program.values(points.y, everything)[0]
+        value = torch.where(points.status == int(Status.SOLVED), value, torch.inf).nan_to_num(torch.inf, torch.inf)
+        best = value.view(self.starts, batch).argmin(0) if batch else value.new_zeros(0, dtype=torch.int64)
+        rows = best * batch + torch.arange(batch, device=start.device)
+        total = points.iterations.view(self.starts, batch).sum(0)
+        return _with_iterations(points.take(rows), total)
+
+    def _random(self, start: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """``((starts - 1) B, n)``."""
+        source = torch.Generator(start.device).manual_seed(0) if self.generator is None else self.generator
+        shape = (self.starts - 1, *start.shape)
+        normal, uniform = (
+            draw(shape, generator=source, device=source.device, dtype=start.dtype).to(start.device)
+            for draw in (torch.randn, torch.rand)
+        )
+        width = upper - lower
+        boxed = width.isfinite()
+        inside = torch.where(boxed, lower, 0.0) + uniform * torch.where(boxed, width, 0.0)
+        around = torch.minimum(torch.maximum(start + self.spread * normal, lower), upper)
+        return torch.where(boxed, inside, around).reshape(-1, start.shape[1])
+
+
+def _with_iterations(point: NonlinearPoint, total: Tensor) -> NonlinearPoint:
+    return NonlinearPoint(point.y, point.lam, point.mu, point.z, point.status, total)

@@ -1,0 +1,73 @@
+"""The default solver of nonlinear programs: picks by the structure of the program, never by its numbers or the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.solution import Status
+from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
+from ddn_cvx.solvers.descent import check_positive, unconstrained_only
+from ddn_cvx.solvers.lbfgs import LBFGS
+from ddn_cvx.solvers.newton import Newton, NewtonKrylov
+from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
+from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
+
+
+@dataclass(frozen=True)
+class NonlinearAuto(NonlinearSolver):
+    """``Newton`` without constraints, ``NonlinearInteriorPoint`` with; for many variables their matrix-free kin.
+
+    Elements that the first choice does not solve get a second chance with another method.
+    """
+
+    name: ClassVar[str] = "nonlinear_auto"
+
+    dense: int = 1000
+    """n + p + m up to which matrices are formed (default 1000)."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, self.name, dict(vars(self)))
+
+    def unsupported(self, program: NonlinearProgram) -> str | None:
+        return None if program.n else "it needs at least one variable"
+
+    def explain(self, program: NonlinearProgram) -> str:
+        """One sentence: the solver that is tried first and why."""
+        first, _, reason = self._choice(program)
+        return f"{type(first).__name__} for n = {program.n}, p = {program.p}, m = {program.m}: {reason}"
+
+    @torch.no_grad()
+    def solve(
+        self, program: NonlinearProgram, theta: Theta, start: Tensor, warm: NonlinearPoint | None = None
+    ) -> NonlinearPoint:
+        """Solve the batch with the solver that ``explain`` names."""
+        first, second, _ = self._choice(program)
+        point = first.solve(program, theta, start, warm)
+        # these two ends are verdicts on the method, the others on the element
+        poor = (point.status == int(Status.ITERATION_LIMIT)) | (point.status == int(Status.INACCURATE))
+        rows = torch.nonzero(poor).flatten()
+        if not len(rows):
+            return point
+        again = second.solve(program, theta.take(rows), start[rows])
+        better = _improved(point.take(rows), again)
+        return point.put(rows[better], again.take(better))
+
+    def _choice(self, program: NonlinearProgram) -> tuple[NonlinearSolver, NonlinearSolver, str]:
+        small = program.n + program.p + program.m <= self.dense
+        if unconstrained_only(program) is None:
+            if small:
+                return Newton(), LBFGS(), "no constraints, and few enough variables for Hessians"
+            return NewtonKrylov(), LBFGS(), "no constraints, and too many variables for Hessians"
+        if small:
+            return NonlinearInteriorPoint(), AugmentedLagrangian(), "constraints, and few enough rows for matrices"
+        return AugmentedLagrangian(), AugmentedLagrangian(inner=LBFGS()), "constraints, and too many rows for matrices"
+
+
+def _improved(old: NonlinearPoint, new: NonlinearPoint) -> Tensor:
+    """The elements that are better off, as indices."""
+    return torch.nonzero((new.status < old.status) & (new.status <= int(Status.INACCURATE))).flatten()

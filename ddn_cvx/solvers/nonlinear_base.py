@@ -1,0 +1,96 @@
+"""What a forward solver of nonlinear programs is, what it returns, and the measure by which its answers are judged.
+
+The program is ``minimise f(y)  s.t.  h(y) = 0, g(y) <= 0, lower <= y <= upper``; a point is optimal to first order where
+
+    grad f + Jh'lam + Jg'mu + z = 0,   mu >= 0,   mu g = 0,
+
+with z signed: nonnegative at an upper bound, nonpositive at a lower one, zero between.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.solution import Status
+
+
+@dataclass(frozen=True)
+class NonlinearPoint:
+    """A solver's own answer, before any check; the batch comes first in every tensor."""
+
+    y: Tensor
+    """Variables, ``(B, n)``."""
+    lam: Tensor
+    """Multipliers of the equalities, ``(B, p)``."""
+    mu: Tensor
+    """Multipliers of the inequalities, ``(B, m)``, nonnegative."""
+    z: Tensor
+    """Signed multipliers of the bounds, ``(B, n)``: of the upper minus that of the lower."""
+    status: Tensor
+    """``Status`` codes, ``(B,)`` int64."""
+    iterations: Tensor
+    """``(B,)`` int64."""
+
+    def take(self, rows: Tensor) -> NonlinearPoint:
+        """Some elements."""
+        return NonlinearPoint(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def put(self, rows: Tensor, other: NonlinearPoint) -> NonlinearPoint:
+        """This point with some elements replaced by those of ``other``."""
+        names = [field.name for field in fields(self)]
+        return NonlinearPoint(*(getattr(self, name).index_copy(0, rows, getattr(other, name)) for name in names))
+
+    @staticmethod
+    def blank(program: NonlinearProgram, start: Tensor, status: Status = Status.NUMERICAL_ERROR) -> NonlinearPoint:
+        """``start`` with multipliers zero and one status for all."""
+        batch = len(start)
+        codes = torch.full((batch,), int(status), device=start.device)
+        lam, mu = start.new_zeros(batch, program.p), start.new_zeros(batch, program.m)
+        return NonlinearPoint(start, lam, mu, torch.zeros_like(start), codes, torch.zeros_like(codes))
+
+
+class NonlinearSolver(ABC):
+    """A forward solver. Subclasses are frozen dataclasses whose fields are the options."""
+
+    name: ClassVar[str]
+    """Lower-case name under which ``solver="name"`` finds it."""
+
+    @abstractmethod
+    def unsupported(self, program: NonlinearProgram) -> str | None:
+        """Why this solver cannot take the program, or None when it can."""
+
+    @abstractmethod
+    def solve(
+        self, program: NonlinearProgram, theta: Theta, start: Tensor, warm: NonlinearPoint | None = None
+    ) -> NonlinearPoint:
+        """Solve a batch of B instances from ``start`` ``(B, n)``, or from ``warm`` where it is given.
+
+        Never raises for the sake of a single element: its status tells.
+        """
+
+
+def optimality_error(program: NonlinearProgram, theta: Theta, point: NonlinearPoint) -> Tensor:
+    """The largest violation of the optimality conditions, ``(B,)``, relative to the sizes of what should cancel.
+
+    Complementarity is measured as ``min(multiplier, distance)``, zero at a solution and insensitive to inactive rows.
+    """
+    first = program.first(point.y, theta)
+    lower, upper = program.bounds(theta, point.y)
+    multipliers = torch.cat((point.lam, point.mu), 1)
+    J = torch.cat((first.Jh, first.Jg), 1)
+    pull = torch.einsum("bk,bkn->bn", multipliers, J)
+    size = 1 + first.gradient.abs().amax(-1) + torch.einsum("bk,bkn->bn", multipliers.abs(), J.abs()).amax(-1)
+    terms = [
+        (first.gradient + pull + point.z).abs() / size.unsqueeze(-1),
+        first.h.abs(),
+        torch.minimum(point.mu, -first.g).abs(),
+        torch.minimum(point.z.clamp(min=0), upper - point.y).abs(),
+        torch.minimum((-point.z).clamp(min=0), point.y - lower).abs(),
+    ]
+    return torch.cat(terms, 1).amax(-1)
