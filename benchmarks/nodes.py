@@ -3,19 +3,19 @@
 
 Each node is declared to both by the same batched functions and solved by the same closed form or loop, so that only the
 differentiation is compared: first the gradient of a random functional of the output, then how far it is from the one in
-closed form or, where there is none, from central differences. Memory is what a process of its own needs more at its peak.
+closed form or, where there is none, from central differences. Memory is what a process of its own needs more at its peak (Linux).
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,21 +39,21 @@ class Node:
     equality: Function | None = None
 
 
-def robust_pooling(points: int, penalty: str) -> Node:
-    """The mean of scalars under a pseudo-Huber or Welsch penalty."""
+def robust_pooling(channels: int, points: int, penalty: str) -> Node:
+    """For each channel the mean of its points under a pseudo-Huber or Welsch penalty."""
 
     def phi(z: Tensor) -> Tensor:
         return (1 + z * z).sqrt() - 1 if penalty == "pseudo-Huber" else 1 - torch.exp(-z * z / 2)
 
     def objective(y: Tensor, x: Tensor) -> Tensor:
-        return phi(y - x).sum(-1)
+        return phi(y.unsqueeze(-1) - x).sum((-2, -1))
 
     def solve(x: Tensor) -> Tensor:
-        y = x.median(-1, keepdim=True).values
+        y = x.median(-1).values
         for _ in range(60):  # iteratively reweighted least squares
-            z = y - x
+            z = y.unsqueeze(-1) - x
             weight = (1 + z * z) ** -0.5 if penalty == "pseudo-Huber" else torch.exp(-z * z / 2)
-            y = (weight * x).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+            y = (weight * x).sum(-1) / weight.sum(-1)
         for _ in range(3):  # and Newton's method
             with torch.enable_grad():
                 at = y.detach().requires_grad_()
@@ -63,9 +63,9 @@ def robust_pooling(points: int, penalty: str) -> Node:
         return y
 
     return Node(
-        f"robust pooling, {penalty}, {points} points",
-        1,
-        lambda batch, g: [torch.randn(batch, points, generator=g).double()],
+        f"robust pooling, {penalty}, {channels} channels of {points} points",
+        channels,
+        lambda batch, g: [torch.randn(batch, channels, points, generator=g).double()],
         objective,
         solve,
     )
@@ -120,12 +120,11 @@ def transport(rows: int, columns: int) -> Node:
 
 
 NODES = [
-    robust_pooling(64, "pseudo-Huber"),
-    robust_pooling(64, "Welsch"),
-    sphere(10),
-    sphere(50),
-    least_squares(40, 10),
-    transport(6, 6),
+    robust_pooling(32, 49, "pseudo-Huber"),
+    robust_pooling(32, 49, "Welsch"),
+    sphere(64),
+    least_squares(60, 30),
+    transport(8, 8),
 ]
 
 
@@ -184,9 +183,16 @@ def _peak(peer: str, index: int, batch: int, results: Any) -> None:
     layer = PEERS[peer](node)
     gradients(layer, inputs, torch.ones(2, node.size).double())  # imports, caches
     inputs = node.inputs(batch, generator)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is in use
+    before = _megabytes("VmRSS")
     gradients(layer, inputs, torch.ones(batch, node.size).double())
-    results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    results.put(_megabytes("VmHWM") - before)
+
+
+def _megabytes(field: str) -> float:
+    """A line of Linux's account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def peak(peer: str, index: int, batch: int) -> float:
