@@ -270,7 +270,20 @@ class _Run:
         rows, moved = leave_saddle(form, y, lam, z, status == int(Status.SOLVED))
         if len(rows):
             point = self._restart(point, rows, moved)
-        return self._rescale(point) if form.scaled else point
+        if form.scaled:
+            point = self._rescale(point)
+        return self._elsewhere(point)
+
+    def _elsewhere(self, point: NonlinearPoint) -> NonlinearPoint:
+        """A second start where no feasible point was found: infeasibility is proved for a neighbourhood only."""
+        rows = torch.nonzero((point.status == int(Status.INFEASIBLE)) & ~self.whole.crossed).flatten()
+        if not len(rows):
+            return point
+        start, theta = self.whole.start[rows], self.whole.theta.take(rows)
+        order = torch.arange(1, start.shape[1] + 1, dtype=start.dtype, device=start.device)
+        aside = start + torch.sin(order**2) * start.abs().amax(-1, keepdim=True).clamp(min=1.0)
+        again = _Run(self.options, self.program, theta, aside, None, may_restart=False).result()
+        return self._keep(point, rows, again, again.status <= int(Status.INACCURATE))
 
     def _restart(self, point: NonlinearPoint, rows: Tensor, start: Tensor) -> NonlinearPoint:
         """Solve again from beside a saddle point, and keep what is better."""
