@@ -32,7 +32,7 @@ class NonlinearAuto(NonlinearSolver):
     """n + p + m up to which matrices are formed (default 1000)."""
 
     def __post_init__(self) -> None:
-        check_positive(self, self.name, dict(vars(self)))
+        check_positive(self.name, dict(vars(self)))
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"
