@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from ddn_cvx.declare.arguments import Arguments, Shape, is_shape
 from ddn_cvx.declare.capture import Captured, Substitute
 from ddn_cvx.declare.probe import few, probe
+from ddn_cvx.declare.smooth import Smooth
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import Loss, NonlinearProgram, Residuals, Theta
@@ -61,6 +62,9 @@ class TorchProblem:
         Maximise the objective.
     stationary : bool
         Accept any stationary point, also saddle points and maxima, for which ``solve`` may be asked.
+    smooth : float, optional
+        Width over which kinks (abs, relu, clamp, maximum, amax, norm ...) of the objective and the constraints are rounded
+        off; the problem that is solved is the smooth one.
 
     Raises
     ------
@@ -94,6 +98,7 @@ class TorchProblem:
         batched: bool = False,
         maximise: bool = False,
         stationary: bool = False,
+        smooth: float | None = None,
     ):
         functions = {
             "objective": objective,
@@ -105,6 +110,8 @@ class TorchProblem:
         for name, function in functions.items():
             if function is not None and not callable(function):
                 raise DeclarationError(f"{name} must be callable, got {type(function).__name__}.")
+        if smooth is not None and not smooth > 0:
+            raise DeclarationError(f"smooth must be a positive width, got {smooth!r}.")
         leading = objective if residual is None else residual
         if leading is None or (objective is not None and residual is not None):
             raise DeclarationError("Give either an objective or a residual.")
@@ -118,6 +125,7 @@ class TorchProblem:
         self.arguments = Arguments(parameters, getattr(leading, "forward", leading))
         self.loss, self.batched, self.sign, self.stationary = loss, batched, -1.0 if maximise else 1.0, stationary
         self.functions: dict[str, Function] = {k: v for k, v in functions.items() if v is not None}
+        self.smooth = smooth
         self.fields = {"lower": lower, "upper": upper, "initial": initial}
         self.captured = Captured({**functions, "lower": lower, "upper": upper})
         self._programs: dict[Any, NonlinearProgram] = {}
@@ -171,7 +179,7 @@ class TorchProblem:
             variable = self.unpack(y)
             first = next(iter(variable.values())) if self.bare else variable
             inputs = tensors[: _inputs(layout)]
-            with self._substitute(tensors):
+            with self._substitute(tensors), self._rounding():
                 found = {
                     name: self.arguments.call(function, (first,), inputs, layout)
                     for name, function in self.functions.items()
@@ -184,7 +192,7 @@ class TorchProblem:
         def one_residual(y: Tensor, *tensors: Tensor) -> Tensor:
             variable = self.unpack(y)
             first = next(iter(variable.values())) if self.bare else variable
-            with self._substitute(tensors):
+            with self._substitute(tensors), self._rounding():
                 value = self.arguments.call(self.functions["residual"], (first,), tensors[: _inputs(layout)], layout)
                 return self._stack(value, "residual", y)
 
@@ -233,6 +241,9 @@ class TorchProblem:
             what = f"shape {expected}, one number for each element" if self.batched else "a scalar"
             raise DeclarationError(f"objective must return {what}, got shape {tuple(value.shape)}.")
         return value.reshape(expected).to(torch.float64)
+
+    def _rounding(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.smooth is None else Smooth(self.smooth)
 
     def _sum(self, value: Any, y: Tensor) -> Tensor:
         """``sum(loss(residual))``."""
