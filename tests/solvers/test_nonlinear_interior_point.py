@@ -279,7 +279,7 @@ def test_options_are_checked() -> None:
 def test_other_starts(problem: Problem, where: str) -> None:
     """From zero, which is where a layer starts, and from points of size three, most of them infeasible."""
     generator = torch.Generator().manual_seed(1)
-    theta, start = problem.batch(32, generator)
+    theta, start = problem.batch(16, generator)
     start = torch.zeros_like(start) if where == "zero" else 3 * torch.randn(start.shape, generator=generator, dtype=F64)
     point = SOLVER.solve(problem.program(), theta, start)
     solved = point.status == Status.SOLVED
