@@ -90,10 +90,10 @@ class NewtonSystem:
             weight = torch.where(weak & ~heaviest, _HEAVIER * weight, weight)[left]
             rows, finite = rows[left], finite[left]
 
-    def step(self, lam: Tensor, barrier: Tensor, h: Tensor, violation: Tensor, refine: bool) -> Step:
+    def step(self, lam: Tensor, barrier: Tensor, h: Tensor, violation: Tensor, refine: Tensor) -> Step:
         """The step for the barrier parameter (B, 1), with ``h`` and ``violation = c + s`` of the linearised constraints.
 
-        Not worth refining as long as W spans few orders of magnitude.
+        Only the elements ``refine`` (B, 1) bool are refined: it is not worth it as long as W spans few orders of magnitude.
         """
         form, at, W = self.form, self.at, self.W
         slope = at.gradient + form.pull(at.Jg, self.z)
@@ -104,14 +104,14 @@ class NewtonSystem:
         dy, dlam = self._solve(top, -h)
         ds = -violation - form.push(at.Jg, dy)
         dz = target - W * ds
-        if not refine:
+        if not bool(refine.any()):
             return Step(dy, ds, dlam, dz)
         top = -slope - (dy.unsqueeze(1) @ self.H).squeeze(1) - self.shift.unsqueeze(-1) * dy - form.pull(at.Jg, dz)
         low = -h
         if at.h.shape[1]:
             top = top - (dlam.unsqueeze(1) @ at.Jh).squeeze(1)
             low = low - (at.Jh @ dy.unsqueeze(-1)).squeeze(-1) + self.dual_shift.unsqueeze(-1) * dlam
-        more, more_lam = self._solve(top, low)
+        more, more_lam = (torch.where(refine, t, 0.0) for t in self._solve(top, low))
         fewer = form.push(at.Jg, more)
         return Step(dy + more, ds - fewer, dlam + more_lam, dz + W * fewer)
 
