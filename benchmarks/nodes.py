@@ -2,8 +2,8 @@
 ``python -m benchmarks.nodes [--batch 256]``, with that code (package ``ddn``) on the path.
 
 Each node is declared to both by the same batched functions and solved by the same closed form or loop, so that only the
-differentiation is compared: first the gradient of a random functional of the output, then how far it is from the one in
-closed form or, where there is none, from central differences. Memory is what a process of its own needs more at its peak (Linux).
+differentiation is compared: the gradient of a random functional of the output, and how far it is from central differences.
+Memory is what a process of its own needs more at its peak (Linux).
 """
 
 from __future__ import annotations
@@ -234,7 +234,8 @@ def main() -> None:
         for name, samples in seconds.items():
             forward, backward = (statistics.median(column) for column in zip(*samples, strict=True))
             print(
-                f"  {name:20} backward {backward * 1e3:8.2f} ms ({backward / base:5.1f} x), forward {forward * 1e3:8.2f} ms, "
+                f"  {name:20} backward {backward * 1e3:8.2f} ms ({backward / base:5.1f} x), "
+                f"forward {forward * 1e3:8.2f} ms, "
                 f"error {error[name]:.0e}, memory {peak(name, index, options.batch):6.1f} MB"
             )
 

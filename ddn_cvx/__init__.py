@@ -17,11 +17,8 @@ from ddn_cvx.errors import (
 )
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.solution import Regularity, Solution, Status
-<<<<<<< HEAD
 from ddn_cvx.solvers.active_set import ActiveSet
-=======
 from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
->>>>>>> nonlinear
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver

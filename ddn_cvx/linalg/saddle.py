@@ -29,6 +29,9 @@ from torch.linalg import cholesky_ex, solve_triangular
 
 from ddn_cvx.linalg.kkt import EIGENVALUE_CUTOFF, SINGULAR, VISIBLE, NullSpace
 
+EXACT = 1e-14
+"""Residual of a column, relative to its right-hand side, that is not refined."""
+
 
 class _Factor(NamedTuple):
     """What a condensed factorisation holds; every field has the batch first."""
@@ -194,13 +197,26 @@ class SaddleKKT:
 
         top ``(B, n, r)``, low ``(B, k, r)``.  K is symmetric: this is the transposed solve as well.
         """
-        u, omega = self._factor.solve(top, low, refinements=2)
+        u, omega = self._factor.solve(top, low, refinements=0)
+        size = EXACT * _largest(top, low)
+        for _ in range(2):
+            r, s = self._factor.residual(top, low, u, omega)
+            if bool((_largest(r, s) <= size).all()):
+                break
+            du, domega = self._factor.solve(r, s, refinements=0)
+            u, omega = u + du, omega + domega
         if len(self._others):
             pick = self._others
             exact = self._exact.solve(torch.cat([top[pick], low[pick]], 1))
             u = u.index_copy(0, pick, exact[:, : self.n])
             omega = omega.index_copy(0, pick, exact[:, self.n :])
         return u, omega
+
+
+def _largest(top: Tensor, low: Tensor) -> Tensor:
+    """The largest entry of each column, ``(B, r)``."""
+    whole = torch.cat((top, low), 1).abs()
+    return whole.amax(1) if whole.shape[1] else whole.sum(1)
 
 
 class _Indefinite:

@@ -57,11 +57,16 @@ class ActiveKKT:
         self.H, self.p, self.on = H, Jh.shape[1], active.g
         self.A = torch.cat((Jh, Jg * active.g.unsqueeze(-1)), 1)
         self.fixed = active.box.abs()
-        free = 1.0 - self.fixed
-        masked, rows = H * free.unsqueeze(-1) * free.unsqueeze(-2), self.A * free.unsqueeze(-2)
+        self.any_fixed = bool(active.box.any())
+        masked, rows = H, self.A
+        if self.any_fixed:
+            free = 1.0 - self.fixed
+            masked, rows = H * free.unsqueeze(-1) * free.unsqueeze(-2), self.A * free.unsqueeze(-2)
         self.unit, self.row_unit = _power_of_two(largest(masked.flatten(1))), _power_of_two(largest(rows))
         off = torch.cat((torch.zeros_like(Jh[..., 0]), 1.0 - active.g), 1)
-        masked = masked / self.unit[:, None, None] + torch.diag_embed(self.fixed)
+        masked = masked / self.unit[:, None, None]
+        if self.any_fixed:
+            masked.diagonal(dim1=1, dim2=2).add_(self.fixed)
         self.saddle = SaddleKKT(masked, rows / self.row_unit.unsqueeze(-1), off, ok)
 
     @property
@@ -77,13 +82,17 @@ class ActiveKKT:
     def solve(self, top: Tensor, h: Tensor, g: Tensor, z: Tensor) -> Columns:
         """``(u, t_h, t_g, t_z)`` for right-hand sides ``(B, ., k)``; of least norm where the system is singular."""
         on, fixed = self.on.unsqueeze(-1), self.fixed.unsqueeze(-1)
-        known = fixed * z
-        low = torch.cat((h, g * on), 1) - self.A @ known
+        low, reduced = torch.cat((h, g * on), 1), top
         # The units of the objective and of each constraint are taken out: what is singular must not depend on them.
         unit, row_unit = self.unit[:, None, None], self.row_unit.unsqueeze(-1)
-        u, t = self.saddle.solve((top - self.H @ known) * (1.0 - fixed) / unit + known, low / row_unit)
+        if self.any_fixed:
+            known = fixed * z
+            low, reduced = low - self.A @ known, (top - self.H @ known) * (1.0 - fixed) + known * unit
+        u, t = self.saddle.solve(reduced / unit, low / row_unit)
         t = t * unit / row_unit
         t_h, t_g = t[:, : self.p], t[:, self.p :] * on
+        if not self.any_fixed:
+            return u, t_h, t_g, torch.zeros_like(z)
         t_z = fixed * (top - self.H @ u - self.A[:, : self.p].mT @ t_h - self.A[:, self.p :].mT @ t_g)
         return u, t_h, t_g, t_z
 
@@ -242,7 +251,7 @@ def multipliers(program: NonlinearProgram, theta: Theta, y: Tensor, ok: Tensor) 
     """
     zero = torch.zeros_like(y)
     lam, mu, z = y.new_zeros(len(y), program.p), y.new_zeros(len(y), program.m), zero
-    start = judge(program, theta, State(y, lam, mu, zero))
+    start = judge(program, theta, State(y, lam, mu, zero), bent=False)
     if not program.is_dense:
         if program.p + program.m or program.has_bounds:
             raise DeclarationError(

@@ -19,6 +19,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+TOGETHER = 2**20
+"""Numbers that the rows of a Jacobian which are computed together may read."""
 DENSE_LIMIT = 1000
 """Programs with n + p + m at most this many variables and constraints are handled with matrices, others by products."""
 
@@ -157,7 +159,7 @@ class NonlinearProgram:
             point = _leaf(y, keep)
             f, h, g = self.values(point, theta)
             stacked = torch.cat((f.unsqueeze(-1), h, g), -1)
-            J = _rows(stacked, point, keep)
+            J = _rows(stacked, point, keep, _size(y, theta))
         if not keep:
             f, h, g = f.detach(), h.detach(), g.detach()
         p = self.p
@@ -176,7 +178,7 @@ class NonlinearProgram:
         with torch.enable_grad():
             point = _leaf(y, keep)
             slope = _grad(self.lagrangian(point, theta, lam, mu).sum(), point, create=True)
-            H = _rows(slope, point, keep)
+            H = _rows(slope, point, keep, _size(y, theta))
             return 0.5 * (H + H.mT)
 
     def hvp(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor, v: Tensor) -> Tensor:
@@ -217,11 +219,26 @@ def _grad(scalar: Tensor, point: Tensor, create: bool) -> Tensor:
     return found
 
 
-def _rows(out: Tensor, point: Tensor, create: bool) -> Tensor:
-    """The Jacobian ``(B, r, n)`` of ``out`` (B, r), whose rows depend on the same rows of ``point`` (B, n)."""
+def _size(y: Tensor, theta: Theta) -> int:
+    """Numbers that one evaluation reads."""
+    return y.numel() + sum(t.numel() for t, own in zip(theta.tensors, theta.batched, strict=True) if own)
+
+
+def _rows(out: Tensor, point: Tensor, create: bool, size: int) -> Tensor:
+    """The Jacobian ``(B, r, n)`` of ``out`` (B, r), whose rows depend on the same rows of ``point`` (B, n).
+
+    Several at a time, though not so many that what they need exceeds ``TOGETHER`` evaluations' worth of numbers.
+    """
     batch, r = out.shape
     if not out.requires_grad or not r:
         return point.new_zeros(batch, r, point.shape[-1])
-    one_hot = torch.eye(r, dtype=out.dtype, device=out.device).unsqueeze(1).expand(r, batch, r)
-    (J,) = torch.autograd.grad(out, point, one_hot, create_graph=create, is_grads_batched=True, allow_unused=True)
-    return point.new_zeros(batch, r, point.shape[-1]) if J is None else J.transpose(0, 1)
+    rows = []
+    for some in torch.eye(r, dtype=out.dtype, device=out.device).split(max(1, TOGETHER // max(size, 1))):
+        one_hot = some.unsqueeze(1).expand(len(some), batch, r)
+        (J,) = torch.autograd.grad(
+            out, point, one_hot, create_graph=create, retain_graph=True, is_grads_batched=True, allow_unused=True
+        )
+        if J is None:
+            return point.new_zeros(batch, r, point.shape[-1])
+        rows.append(J)
+    return (rows[0] if len(rows) == 1 else torch.cat(rows)).transpose(0, 1)

@@ -100,10 +100,11 @@ class Judged(NamedTuple):
         return chosen
 
 
-def judge(program: NonlinearProgram, theta: Theta, state: State) -> Judged:
+def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = True) -> Judged:
     """Residuals, derivatives and active constraints at a point; no gradients flow.
 
-    Programs too large for matrices have empty ones (no columns), and the sizes of rows are estimated from products.
+    Unless ``bent`` the Hessian, by far the dearest of them, is left out, and counts as zero. Programs too large for
+    matrices have empty ones (no columns), and the sizes of rows are estimated from products.
     """
     with torch.no_grad():
         y, lam, mu, z = state
@@ -115,7 +116,7 @@ def judge(program: NonlinearProgram, theta: Theta, state: State) -> Judged:
         lower, upper = program.bounds(theta, y)
         size = 1.0 + largest(y)
         if program.is_dense:
-            H = program.hessian(y, theta, lam, mu)
+            H = program.hessian(y, theta, lam, mu) if bent else y.new_zeros(len(y), 0, 0)
             pulls = [(lam.unsqueeze(-2) @ first.Jh).squeeze(-2), (mu.unsqueeze(-2) @ first.Jg).squeeze(-2), z]
             bend, steep_h, steep_g = largest(H.flatten(1)), largest(first.Jh), largest(first.Jg)
         else:
