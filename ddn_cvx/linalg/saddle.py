@@ -29,7 +29,7 @@ from torch.linalg import cholesky_ex, solve_triangular
 
 from ddn_cvx.linalg.kkt import EIGENVALUE_CUTOFF, SINGULAR, VISIBLE, NullSpace
 
-EXACT = 1e-14
+EXACT = 1e-12
 """Residual of a column, relative to its right-hand side, that is not refined."""
 
 
@@ -201,10 +201,13 @@ class SaddleKKT:
         size = EXACT * _largest(top, low)
         for _ in range(2):
             r, s = self._factor.residual(top, low, u, omega)
-            if bool((_largest(r, s) <= size).all()):
+            coarse = ~(_largest(r, s) <= size)
+            if not bool(coarse.any()):
                 break
+            # each column for itself: what one gets must not depend on the others
+            step = coarse.unsqueeze(1)
             du, domega = self._factor.solve(r, s, refinements=0)
-            u, omega = u + du, omega + domega
+            u, omega = torch.where(step, u + du, u), torch.where(step, omega + domega, omega)
         if len(self._others):
             pick = self._others
             exact = self._exact.solve(torch.cat([top[pick], low[pick]], 1))
