@@ -19,6 +19,7 @@ from ddn_cvx.solvers.cvxpy_any import CvxpySolver
 from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.ecos import ECOS
 from ddn_cvx.solvers.interior_point import InteriorPoint
+from ddn_cvx.solvers.mehrotra import Mehrotra
 from ddn_cvx.solvers.scs import SCS
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "Implicit",
     "InputError",
     "InteriorPoint",
+    "Mehrotra",
     "Regularity",
     "Solution",
     "SolverError",
