@@ -27,6 +27,7 @@ from ddn_cvx.solvers.ecos import ECOS
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.lbfgs import LBFGS
 from ddn_cvx.solvers.least_squares import BundleAdjustment, LeastSquares
+from ddn_cvx.solvers.mehrotra import Mehrotra
 from ddn_cvx.solvers.multi_start import MultiStart
 from ddn_cvx.solvers.newton import Newton, NewtonKrylov
 from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
@@ -59,6 +60,7 @@ __all__ = [
     "InputError",
     "InteriorPoint",
     "LeastSquares",
+    "Mehrotra",
     "MultiStart",
     "Newton",
     "NewtonKrylov",

@@ -17,12 +17,14 @@ from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.elementwise import require_positive
 from ddn_cvx.solvers.interior_point import InteriorPoint
+from ddn_cvx.solvers.mehrotra import Mehrotra
 
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """``ActiveSet`` for small strictly convex quadratic programs, ``InteriorPoint`` for other dense quadratic programs of
-    moderate size, ``Clarabel`` for all others and for elements that the first choice does not solve.
+    """``ActiveSet`` for small strictly convex quadratic programs, ``Mehrotra`` for other small linear and quadratic
+    programs, ``InteriorPoint`` for dense ones of moderate size, ``Clarabel`` for all others and for elements that the first
+    choice does not solve.
     """
 
     name: ClassVar[str] = "auto"
@@ -77,6 +79,8 @@ class Auto(Solver):
             return self._clarabel, "it has cones other than half-lines"
         if ActiveSet().unsupported(program) is None:
             return ActiveSet(self.threads), "a small strictly convex quadratic program is solved exactly by active sets"
+        if Mehrotra().unsupported(program) is None:
+            return Mehrotra(self.threads), "a small linear or quadratic program is solved in compiled code"
         if not n or not self.least <= n + m <= self.most:
             return self._clarabel, f"n + m = {n + m} is not between {self.least} and {self.most}"
         density = (2 * program.P.nnz + program.A.nnz) / (n * (n + 1) + m * n)

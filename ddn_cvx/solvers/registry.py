@@ -16,6 +16,7 @@ from ddn_cvx.solvers.cvxpy_any import CvxpySolver, installed
 from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.ecos import ECOS
 from ddn_cvx.solvers.interior_point import InteriorPoint
+from ddn_cvx.solvers.mehrotra import Mehrotra
 from ddn_cvx.solvers.scs import SCS
 
 SOLVERS: dict[str, type[Solver]] = {
@@ -25,6 +26,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "diffcp": Diffcp,
     "ecos": ECOS,
     "interior_point": InteriorPoint,
+    "mehrotra": Mehrotra,
     "scs": SCS,
 }
 

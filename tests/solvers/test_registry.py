@@ -88,21 +88,22 @@ def test_cvxpy_options_are_used():
 
 def test_auto_picks_by_structure():
     small, _ = random_program(CONES["linear"], batch=1)
-    dense, data = random_program(CONES["linear"], n=50, batch=2)
+    dense, data = random_program(CONES["linear"], n=520, batch=2)
     curved, _ = random_program(CONES["second-order"], n=50, batch=1)
     large, _ = random_program(CONES["linear"], n=700, batch=1)
-    assert Auto().explain(dense, 8).startswith("InteriorPoint for 8 instances of n = 50, m = 8")
-    for program, reason in ((small, "n + m"), (curved, "cones"), (large, "n + m")):
+    assert Auto().explain(dense, 8).startswith("InteriorPoint for 8 instances of n = 520, m = 8")
+    assert Auto().explain(small, 8).split()[0] in ("ActiveSet", "Mehrotra")
+    for program, reason in ((curved, "cones"), (large, "n + m")):
         sentence = Auto().explain(program, 8)
         assert sentence.startswith("Clarabel") and reason in sentence
-    sparse, _ = random_program(CONES["linear"], n=50, batch=1, quadratic=False)
+    sparse, _ = random_program(CONES["linear"], n=520, batch=1, quadratic=False)
     assert "only" in Auto().explain(sparse, 8)
     raw = Auto().solve(dense, data, Workspace())
     np.testing.assert_array_equal(raw.x, InteriorPoint().solve(dense, data, Workspace()).x)
 
 
 def test_auto_gives_failures_a_second_chance(monkeypatch):
-    program, data = random_program(CONES["linear"], n=50, batch=3)
+    program, data = random_program(CONES["linear"], n=520, batch=3)
     data = ConicData(*(t.clone() for t in data))
     data.q[2] = np.nan
     right = InteriorPoint().solve(program, data, Workspace())

@@ -1,0 +1,265 @@
+"""Mehrotra's predictor-corrector method (1992) for convex quadratic and linear programs, one instance at a time.
+
+    minimise  1/2 x'Px + q'x   subject to   Ex = e,   Gx + s = h,   s >= 0
+
+A step eliminates slacks and multipliers of the inequalities: ``H = P + delta I + G'WG`` with ``W = z / s`` has a Cholesky
+factor, and the equalities the Schur complement ``E H^-1 E'``. Bounds add to the diagonal of H only. The small delta makes
+every system solvable; the residuals are the true ones, so it costs no accuracy. Rows have their largest entry scaled to
+one. The answer is good to about 1e-9; what is then left is for Newton's method on the active constraints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ddn_cvx.kernels.dense import add, cholesky, copy, dot, fill, is_finite, largest, lower, lower_transposed, rows_times
+from ddn_cvx.kernels.jit import inner, jit
+from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A, dense_P
+
+SOLVED, BROKEN, INVALID = 0, 5, 6
+
+LIMIT = 60
+"""Iterations after which an element gives up."""
+TOLERANCE = 1e-10
+"""Relative residuals and complementarity of a solution."""
+ACCEPTED = 1e-8
+"""The same where no progress is made any more."""
+PROXIMAL = 1e-10
+"""delta, next to the largest entries of the scaled data."""
+LEFT = 0.01
+"""Part of the way to the boundary that a step leaves."""
+
+
+@jit
+def solve(
+    first: int,
+    last: int,
+    structure: Any,
+    P: Any,
+    q: Any,
+    A: Any,
+    b: Any,
+    x: Any,
+    y: Any,
+    s: Any,
+    status: Any,
+    iterations: Any,
+) -> None:
+    """Fill in x (B, n), y (B, m), s (B, m), status (B,) and iterations (B,) for the elements ``first .. last - 1``.
+
+    An element that is not solved has NaN; nothing is said of infeasible and unbounded ones.
+    """
+    n, m, zero = structure.n, structure.m, structure.zero
+    H, quadratic, rows = np.empty((n, n)), np.empty((n, n)), np.empty((m, n))
+    V, S = np.empty((zero, n)), np.empty((zero, zero))
+    scaled, size, right = np.empty(A.shape[1]), np.empty(m), np.empty(m)
+    vectors, sides = np.empty((4, n)), np.empty((8, m))
+    for k in range(first, last):
+        if not (is_finite(P[k]) and is_finite(q[k]) and is_finite(A[k]) and is_finite(b[k])):
+            status[k] = INVALID
+        else:
+            _scale(structure, A[k], b[k], scaled, right, size)
+            dense_A(structure, scaled, rows)
+            dense_P(structure, P[k], quadratic)
+            work = H, quadratic, rows, V, S, vectors, sides
+            solved, iterations[k] = _iterate(structure, P[k], q[k], scaled, right, x[k], y[k], s[k], work)
+            status[k] = SOLVED if solved and is_finite(x[k]) and is_finite(y[k]) else BROKEN
+            for i in range(m):
+                y[k, i], s[k, i] = y[k, i] / size[i], s[k, i] * size[i]
+            fill(s[k, :zero], 0.0)
+        if status[k] != SOLVED:
+            fill(x[k], np.nan)
+            fill(y[k], np.nan)
+            fill(s[k], np.nan)
+
+
+@inner
+def _scale(structure: Any, A: Any, b: Any, scaled: Any, right: Any, size: Any) -> None:
+    """Divide rows by their largest entry, ``size`` (m,); one for empty ones."""
+    rows = structure.A_rows
+    fill(size, 0.0)
+    for k in range(A.shape[0]):
+        size[rows[k]] = max(size[rows[k]], abs(A[k]))
+    for i in range(structure.m):
+        size[i] = size[i] if size[i] > 0.0 else 1.0
+        right[i] = b[i] / size[i]
+    for k in range(A.shape[0]):
+        scaled[k] = A[k] / size[rows[k]]
+
+
+@inner
+def _iterate(
+    structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, work: Any
+) -> tuple[bool, int]:
+    _, _, _, _, _, vectors, sides = work
+    rx, dx = vectors[0], vectors[1]
+    rz, dy, ds, rc, weight = sides[0], sides[1], sides[2], sides[3], sides[4]
+    m, zero = structure.m, structure.zero
+    inequalities = m - zero
+    # The start: the nearest thing to feasible, and slacks and multipliers that are at least about one.
+    fill(x, 0.0)
+    fill(y, 0.0)
+    fill(weight, 1.0)
+    if not _factor(structure, A, weight, P, work):
+        return False, 0
+    copy(q, rx)
+    for i in range(m):
+        rz[i] = -b[i]
+    fill(rc, 0.0)
+    fill(s, 1.0)
+    _direction(structure, A, weight, s, work, rx, rz, rc, dx, dy)
+    copy(dx, x)
+    for i in range(m):
+        y[i] = dy[i]
+    copy(b, s)
+    add_A(structure, A, -1.0, x, s)
+    low_s, low_y = 0.0, 0.0
+    for i in range(zero, m):
+        low_s, low_y = min(low_s, s[i]), min(low_y, y[i])
+    for i in range(zero, m):
+        s[i] += 1.0 - low_s if low_s < 0.0 or s[i] < 1e-3 else 0.0
+        y[i] += 1.0 - low_y if low_y < 0.0 or y[i] < 1e-3 else 0.0
+    best, stalled = np.inf, 0
+    for iteration in range(LIMIT):
+        fill(s[:zero], 0.0)
+        error = _residuals(structure, P, q, A, b, x, y, s, rx, rz, vectors[2], vectors[3], ds)
+        mu = dot(s[zero:], y[zero:]) / inequalities if inequalities else 0.0
+        if error <= TOLERANCE:
+            return True, iteration
+        stalled = 0 if error < 0.9 * best else stalled + 1
+        best = min(best, error)
+        if stalled >= 6 or not error < np.inf:
+            return error <= ACCEPTED, iteration
+        for i in range(zero, m):
+            weight[i] = y[i] / s[i]
+        if not _factor(structure, A, weight, P, work):
+            return error <= ACCEPTED, iteration
+        # the predictor aims at complementarity, the corrector at a part sigma of the mean product
+        for i in range(zero, m):
+            rc[i] = s[i] * y[i]
+        _direction(structure, A, weight, s, work, rx, rz, rc, dx, dy)
+        _slack(structure, A, dx, rz, ds)
+        step = min(_length(s, ds, zero), _length(y, dy, zero))
+        if inequalities:
+            ahead = 0.0
+            for i in range(zero, m):
+                ahead += (s[i] + step * ds[i]) * (y[i] + step * dy[i])
+            sigma = (ahead / inequalities / mu) ** 3 if mu > 0.0 else 0.0
+            for i in range(zero, m):
+                rc[i] = s[i] * y[i] + ds[i] * dy[i] - sigma * mu
+            _direction(structure, A, weight, s, work, rx, rz, rc, dx, dy)
+            _slack(structure, A, dx, rz, ds)
+        primal, dual = _length(s, ds, zero), _length(y, dy, zero)
+        primal, dual = min(1.0, (1.0 - LEFT) * primal), min(1.0, (1.0 - LEFT) * dual)
+        if P.shape[0]:
+            primal = dual = min(primal, dual)
+        add(x, primal, dx)
+        for i in range(m):
+            y[i] += dual * dy[i]
+            s[i] += primal * ds[i]
+    return False, LIMIT
+
+
+@inner
+def _residuals(
+    structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, rx: Any, rz: Any, Px: Any, Aty: Any, Ax: Any
+) -> float:
+    """``rx = Px + q + A'y``, ``rz = Ax + s - b``; returns the largest of them and of the gap, relative."""
+    fill(Px, 0.0)
+    fill(Aty, 0.0)
+    fill(Ax, 0.0)
+    add_P(structure, P, 1.0, x, Px)
+    add_At(structure, A, 1.0, y, Aty)
+    add_A(structure, A, 1.0, x, Ax)
+    for j in range(structure.n):
+        rx[j] = Px[j] + q[j] + Aty[j]
+    for i in range(structure.m):
+        rz[i] = Ax[i] + s[i] - b[i]
+    quadratic, linear, dual = dot(x, Px), dot(q, x), dot(b, y)
+    gap = abs(quadratic + linear + dual) / (1.0 + max(abs(linear), max(abs(dual), abs(quadratic))))
+    top = largest(rx) / (1.0 + max(largest(q), max(largest(Px), largest(Aty))))
+    low = largest(rz) / (1.0 + max(largest(b), max(largest(Ax), largest(s))))
+    error = max(gap, max(top, low))
+    return error if gap == gap and top == top and low == low else np.inf
+
+
+@inner
+def _factor(structure: Any, A: Any, weight: Any, P: Any, work: Any) -> bool:
+    H, quadratic, rows, V, S, _, _ = work
+    bound, A_cols = structure.bound, structure.A_cols
+    n, zero = structure.n, structure.zero
+    size = 1.0
+    for j in range(n):
+        copy(quadratic[j], H[j])
+        size = max(size, quadratic[j, j])
+    for i in range(zero, structure.m):
+        entry = bound[i]
+        if entry >= 0:
+            j = A_cols[entry]
+            H[j, j] += weight[i] * A[entry] * A[entry]
+            continue
+        for j in range(n):
+            factor = weight[i] * rows[i, j]
+            if factor != 0.0:
+                add(H[j, : j + 1], factor, rows[i, : j + 1])
+    for j in range(n):
+        H[j, j] += PROXIMAL * size + 1e-14 * H[j, j]
+    if not cholesky(H, 0.0):
+        return False
+    for i in range(zero):
+        copy(rows[i], V[i])
+        lower(H, V[i])
+    for i in range(zero):
+        rows_times(V[: i + 1], V[i], S[i])
+        S[i, i] += 1e-14 * S[i, i] + 1e-300
+    return cholesky(S, 0.0)
+
+
+@inner
+def _direction(
+    structure: Any, A: Any, weight: Any, s: Any, work: Any, rx: Any, rz: Any, rc: Any, dx: Any, dy: Any
+) -> None:
+    """The Newton step for residuals rx, rz and ``s ds' y dy' = -rc``; dy holds both kinds of multipliers."""
+    H, _, _, V, S, _, sides = work
+    moved, multiplier = sides[5], sides[6]
+    m, zero = structure.m, structure.zero
+    for i in range(m):
+        moved[i] = weight[i] * rz[i] - rc[i] / s[i] if i >= zero else 0.0
+    for j in range(structure.n):
+        dx[j] = -rx[j]
+    add_At(structure, A, -1.0, moved, dx)
+    lower(H, dx)
+    if zero:
+        rows_times(V, dx, multiplier)
+        for i in range(zero):
+            multiplier[i] += rz[i]
+        lower(S, multiplier[:zero])
+        lower_transposed(S, multiplier[:zero])
+        for i in range(zero):
+            add(dx, -multiplier[i], V[i])
+    lower_transposed(H, dx)
+    fill(dy, 0.0)
+    add_A(structure, A, 1.0, dx, dy)
+    for i in range(m):
+        dy[i] = weight[i] * dy[i] + moved[i] if i >= zero else multiplier[i]
+
+
+@inner
+def _slack(structure: Any, A: Any, dx: Any, rz: Any, ds: Any) -> None:
+    """``ds = -rz - G dx``; zero for equalities."""
+    fill(ds, 0.0)
+    add_A(structure, A, -1.0, dx, ds)
+    for i in range(structure.m):
+        ds[i] = ds[i] - rz[i] if i >= structure.zero else 0.0
+
+
+@inner
+def _length(t: Any, dt: Any, zero: int) -> float:
+    """The longest step that keeps t nonnegative; at most one over ``1 - LEFT``."""
+    step = 1.0 / (1.0 - LEFT)
+    for i in range(zero, t.shape[0]):
+        if dt[i] < 0.0 and -t[i] > step * dt[i]:
+            step = -t[i] / dt[i]
+    return step
