@@ -138,6 +138,29 @@ def test_threads_share_a_layer() -> None:
         assert all(torch.allclose(one, expected) for one in found[k])
 
 
+def test_a_layer_inside_a_layer() -> None:
+    """Bilevel: the objective of one problem holds the solution of another, conic or not."""
+    w = torch.tensor(0.1, dtype=f64, requires_grad=True)
+    inner = DeclarativeLayer(TorchProblem((), lambda y, x: (y - x) ** 2 + w * y**4, parameters=[()]))
+    outer = DeclarativeLayer(TorchProblem((), lambda y, x: (inner(y) - x) ** 2 + 0.01 * y**2, parameters=[()]))
+    assert [id(p) for p in outer.parameters()] == [id(w)]
+    x, step = torch.tensor([1.0, 0.5], dtype=f64), 1e-4
+    y = outer(x)
+    # 2 (u - x) u' + 0.02 y = 0 with the inner solution y = u + 2 w u^3, so u' = 1 / (1 + 6 w u^2)
+    u = inner(y.detach())
+    assert torch.allclose(y, u + 0.2 * u**3)
+    assert ((u - x) / (1 + 0.6 * u**2) + 0.01 * y).abs().max() < 1e-9
+    slope = (outer(x + step) - outer(x - step)) / (2 * step)
+    assert torch.allclose(vmap(jacrev(outer))(x), slope, atol=1e-6)
+    (found,) = torch.autograd.grad(y.sum(), w)
+    with torch.no_grad():
+        w += step
+        ahead = outer(x).sum()
+        w -= 2 * step
+        behind = outer(x).sum()
+    assert float(found) == pytest.approx(float((ahead - behind) / (2 * step)), rel=1e-6)
+
+
 def test_inference_mode() -> None:
     layer, net = mixed(), torch.nn.Linear(3, 3)
     expected = layer(*MIXED)
