@@ -423,3 +423,19 @@ def test_products_give_the_same_derivatives_as_matrices(monkeypatch: pytest.Monk
     monkeypatch.setattr("ddn_cvx.program.nonlinear.DENSE_LIMIT", 0)
     for one, other in zip(both(), expected, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_a_huge_slope_does_not_hide_a_violation() -> None:
+    """At y = 1e-6 the constraint 1/y <= 1 is violated by a million, and its linearisation vanishes 1e-6 away."""
+    node = TorchProblem(
+        1, lambda y, x: y.sum() - x.sum(), inequality=lambda y, x: 1 / y - 1, lower=1e-9, solve=lambda x: 0 * x + 1e-9
+    )
+    for polish_steps in (0, 10):
+        solution = DeclarativeLayer(node, polish_steps=polish_steps).solve(torch.ones(1, 1, dtype=f64))
+        assert solution.statuses == [Status.INACCURATE]
+
+
+def test_polishing_stays_where_it_is() -> None:
+    """A wrong point next to one solution is not replaced by another solution far away."""
+    node = TorchProblem(1, lambda y, x: -(y**2).sum() + 0 * x.sum(), lower=-1.0, upper=3.0, solve=lambda x: 0 * x - 0.5)
+    assert DeclarativeLayer(node).solve(torch.ones(1, 1, dtype=f64)).statuses != [Status.SOLVED]
