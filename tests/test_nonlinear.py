@@ -439,3 +439,10 @@ def test_polishing_stays_where_it_is() -> None:
     """A wrong point next to one solution is not replaced by another solution far away."""
     node = TorchProblem(1, lambda y, x: -(y**2).sum() + 0 * x.sum(), lower=-1.0, upper=3.0, solve=lambda x: 0 * x - 0.5)
     assert DeclarativeLayer(node).solve(torch.ones(1, 1, dtype=f64)).statuses != [Status.SOLVED]
+
+
+def test_infinite_curvature_does_not_hide_a_slope() -> None:
+    """y^1.5 + y falls towards negative y at zero, where its second derivative is infinite."""
+    node = TorchProblem(1, lambda y, x: (y**1.5 + y).sum() + 0 * x.sum(), solve=torch.zeros_like)
+    solution = DeclarativeLayer(node).solve(torch.ones(1, 1, dtype=f64))
+    assert solution.statuses == [Status.INACCURATE]
