@@ -232,13 +232,10 @@ def _rows(out: Tensor, point: Tensor, create: bool, size: int) -> Tensor:
     batch, r = out.shape
     if not out.requires_grad or not r:
         return point.new_zeros(batch, r, point.shape[-1])
-    rows = []
-    for some in torch.eye(r, dtype=out.dtype, device=out.device).split(max(1, TOGETHER // max(size, 1))):
-        one_hot = some.unsqueeze(1).expand(len(some), batch, r)
-        (J,) = torch.autograd.grad(
-            out, point, one_hot, create_graph=create, retain_graph=True, is_grads_batched=True, allow_unused=True
-        )
-        if J is None:
-            return point.new_zeros(batch, r, point.shape[-1])
-        rows.append(J)
-    return (rows[0] if len(rows) == 1 else torch.cat(rows)).transpose(0, 1)
+    one_hot = torch.eye(r, dtype=out.dtype, device=out.device).unsqueeze(1).expand(r, batch, r)
+
+    def pull(e: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(out, point, e, create_graph=create, retain_graph=True, materialize_grads=True)
+        return found
+
+    return torch.vmap(pull, chunk_size=max(1, TOGETHER // max(size, 1)))(one_hot).transpose(0, 1)
