@@ -7,7 +7,6 @@ constraint that was lost or distorted between the declaration and the solver sho
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import cvxpy as cp
 import numpy as np
@@ -16,10 +15,10 @@ from cvxpy.constraints.constraint import Constraint
 from cvxpy.expressions.leaf import Leaf
 from torch import Tensor
 
-from ddn_cvx.declare.atoms import compile_expression
+from ddn_cvx.declare.atoms import compile_expressions
 
 Values = Mapping[int, Tensor]
-Evaluator = Callable[[Values], Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 class AsDeclared:
@@ -33,23 +32,24 @@ class AsDeclared:
 
     def __init__(self, problem: cp.Problem):
         leaves = [*problem.parameters(), *problem.variables()]
-        self.objective = _compile(problem.objective.args[0], leaves)
         declared = [*problem.constraints, *(c for v in problem.variables() for c in implied(v))]
-        self.constraints = [_compile_constraint(c, leaves) for c in declared]
-        self.parameters = [[_compile_constraint(c, [p]) for c in implied(p)] for p in problem.parameters()]
+        self.checks = _Checks(declared, leaves, problem.objective.args[0])
+        self.parameters = [_Checks(implied(p), [p]) for p in problem.parameters() if implied(p)]
 
-    def __call__(self, values: Values, tolerance: float) -> tuple[Tensor, Tensor]:
-        """Objective ``(B,)`` and largest relative violation ``(B,)`` for values by leaf id, each ``(B, *shape)``.
+    def __call__(self, values: Values, expected: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """Objective ``(B,)`` and largest relative violation ``(B,)`` for values by leaf id, each ``(B, *shape)``; an
+        objective other than ``expected`` (B,) counts as a violation.
 
         Positive semidefiniteness is tested by factorising with ``tolerance`` added to the diagonal: its violation is 0
         or inf.
         """
-        objective = self.objective(values).real
+        batch = expected.shape[0]
+        (objective,), args = self.checks.evaluate(values)
+        objective = objective.real
         if objective.ndim > 1:
             objective = objective.flatten(1).sum(1)
-        for value in values.values():
-            objective = objective.expand(value.shape[0])
-        return objective, _worst(self.constraints, values, tolerance, objective)
+        objective = objective.expand(batch)
+        return objective, self.checks.worst(args, tolerance, batch, [(objective.unsqueeze(1), expected.unsqueeze(1))])
 
     def admissible(self, values: Values, like: Tensor) -> Tensor:
         """Whether the parameters have the attributes they were declared with, ``(B,)`` bool.
@@ -58,60 +58,82 @@ class AsDeclared:
         are symmetrised anyway.
         """
         good = torch.ones_like(like, dtype=torch.bool)
-        for constraints in self.parameters:
-            good = good & (_worst(constraints, values, 1e-4, like) <= 1e-4)
+        for checks in self.parameters:
+            _, args = checks.evaluate(values)
+            good = good & (checks.worst(args, 1e-4, like.shape[0]) <= 1e-4)
         return good
 
 
-Compiled = tuple[str, list[Evaluator], object]
+class _Checks:
+    """Constraints, and further expressions first, that are evaluated together."""
+
+    def __init__(self, constraints: Sequence[Constraint], leaves: Sequence[Leaf], *first: cp.Expression):
+        self.kinds = [(type(c).__name__, len(c.args), _extra(c)) for c in constraints]
+        expressions, self.number = list(first), len(first)
+        # Dimensions of each expression, and of what it is aligned with: sides of a constraint broadcast as cvxpy's do.
+        self.ndims = [(e.ndim, e.ndim) for e in expressions]
+        for constraint in constraints:
+            elementwise = isinstance(constraint, (cp.constraints.Equality, cp.constraints.Inequality))
+            widest = max(arg.ndim for arg in constraint.args)
+            expressions += constraint.args
+            self.ndims += [(arg.ndim, widest if elementwise else arg.ndim) for arg in constraint.args]
+        self._evaluate = compile_expressions(expressions, leaves, numeric_fallback=True).every
+
+    def evaluate(self, values: Values) -> tuple[list[Tensor], list[Tensor]]:
+        """The further expressions, and the arguments of the constraints one after the other."""
+        pairs = zip(self._evaluate(values), self.ndims, strict=True)
+        found = [_aligned(value, own, ndim) for value, (own, ndim) in pairs]
+        return found[: self.number], found[self.number :]
+
+    def worst(self, args: list[Tensor], tolerance: float, batch: int, equal: Sequence[Pair] = ()) -> Tensor:
+        """The largest violation of the constraints and of the equalities ``equal``, ``(B,)``; NaN counts as infinite."""
+        rest, equalities = iter(args), list(equal)
+        inequalities: list[Pair] = []
+        found: list[Tensor] = []
+        for kind, count, extra in self.kinds:
+            these = [next(rest) for _ in range(count)]
+            if kind in ("Equality", "Inequality") and not (these[0].is_complex() or these[1].is_complex()):
+                pair = these if these[0].shape == these[1].shape else torch.broadcast_tensors(*these)
+                (equalities if kind == "Equality" else inequalities).append((_flat(pair[0], batch), _flat(pair[1], batch)))
+            else:
+                found.append(_flat(_VIOLATION[kind](these, extra, tolerance), batch))
+        if equalities or inequalities:
+            found.append(_elementwise(equalities, inequalities))
+        whole = torch.cat(found, 1) if len(found) > 1 else found[0]
+        return torch.nan_to_num(whole.amax(1), nan=torch.inf) if whole.shape[1] else whole.new_zeros(batch)
 
 
-def _worst(constraints: list[Compiled], values: Values, tolerance: float, like: Tensor) -> Tensor:
-    worst = torch.zeros_like(like)
-    for kind, evaluators, extra in constraints:
-        args = [evaluate(values) for evaluate in evaluators]
-        worst = torch.maximum(worst, _largest(_VIOLATION[kind](args, extra, tolerance), worst))
-    return worst
+def _flat(t: Tensor, batch: int) -> Tensor:
+    """``(B, size)``."""
+    t = t if t.ndim == 2 else t.flatten(1) if t.ndim > 2 else t.unsqueeze(1)
+    return t if t.shape[0] == batch else t.expand(batch, -1)
 
 
-def _compile_constraint(constraint: Constraint, leaves: Sequence[Leaf]) -> Compiled:
-    elementwise = isinstance(constraint, (cp.constraints.Equality, cp.constraints.Inequality))
-    ndim = max(arg.ndim for arg in constraint.args) if elementwise else None
-    evaluators = [_compile(arg, leaves, ndim) for arg in constraint.args]
-    return type(constraint).__name__, evaluators, _extra(constraint)
+def _elementwise(equalities: list[Pair], inequalities: list[Pair]) -> Tensor:
+    """Violations of ``left = right`` and ``left <= right`` for all pairs of ``(B, size)`` at once, relative."""
+    left, right = (torch.cat([pair[side] for pair in (*equalities, *inequalities)], 1) for side in (0, 1))
+    number = sum(pair[0].shape[1] for pair in equalities)
+    excess = left - right
+    excess[:, :number].abs_()
+    excess[:, number:].clamp_(min=0)
+    return _relative(excess, left, right)
 
 
-@dataclass(frozen=True)
-class _Aligned:
-    """An expression's evaluator whose result is ``(B or 1, *ones, *expr.shape)`` with ``ndim`` trailing dimensions, so
-    that the sides of a constraint broadcast as cvxpy broadcasts them."""
-
-    evaluate: Evaluator
-    own: int
-    ndim: int
-
-    def __call__(self, values: Values) -> Tensor:
-        out = self.evaluate(values)
-        if out.ndim == self.own:
-            out = out.unsqueeze(0)
-        split = out.ndim - self.own
-        return out.reshape(*out.shape[:split], *(1,) * (self.ndim - self.own), *out.shape[split:])
-
-
-def _compile(expr: cp.Expression, leaves: Sequence[Leaf], ndim: int | None = None) -> Evaluator:
-    own = expr.ndim
-    return _Aligned(compile_expression(expr, leaves, numeric_fallback=True), own, own if ndim is None else ndim)
-
-
-def _largest(violation: Tensor, like: Tensor) -> Tensor:
-    """The largest entry of each element; NaN counts as infinite."""
-    if violation.numel() == 0:
-        return torch.zeros_like(like)
-    return torch.nan_to_num(violation.flatten(1).amax(1) if violation.ndim > 1 else violation, nan=torch.inf)
+def _aligned(out: Tensor, own: int, ndim: int) -> Tensor:
+    """``(B or 1, *ones, *shape)`` with ``ndim`` trailing dimensions, of which the expression has ``own``."""
+    if out.ndim == own:
+        out = out.unsqueeze(0)
+    if own == ndim:
+        return out
+    split = out.ndim - own
+    return out.reshape(*out.shape[:split], *(1,) * (ndim - own), *out.shape[split:])
 
 
 def _relative(excess: Tensor, *sizes: Tensor) -> Tensor:
-    return excess / (1.0 + sum(size.abs() for size in sizes))
+    size = sizes[0].abs() + 1.0
+    for other in sizes[1:]:
+        size = size + other.abs()
+    return excess / size
 
 
 def _equality(args: list[Tensor], extra: object, tolerance: float) -> Tensor:

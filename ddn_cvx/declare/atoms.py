@@ -49,14 +49,21 @@ def compile_expression(expr: Expression, leaves: Sequence[Leaf], numeric_fallbac
     DeclarationError
         An atom has no torch rule, or a variable or parameter of ``expr`` is not among ``leaves``.
     """
-    return _Compiler(leaves, numeric_fallback).compile(expr)
+    return compile_expressions([expr], leaves, numeric_fallback)
+
+
+def compile_expressions(
+    expressions: Sequence[Expression], leaves: Sequence[Leaf], numeric_fallback: bool = False
+) -> Evaluator:
+    """The same for several expressions at once, which share what they have in common: see ``Evaluator.every``."""
+    return _Compiler(leaves, numeric_fallback).compile(expressions)
 
 
 Reference = tuple[str, int]  # ("input", "constant" or "step", its number)
 
 
 class _Compiler:
-    """Post-order walk of one expression."""
+    """Post-order walk of expressions."""
 
     def __init__(self, leaves: Sequence[Leaf], numeric_fallback: bool):
         self.leaves = {
@@ -71,15 +78,18 @@ class _Compiler:
         self.known: dict[int, tuple[object, Reference | None]] = {}
         self.folded: dict[int, Reference] = {}
 
-    def compile(self, expr: Expression) -> Evaluator:
-        output = self.operand(expr)
+    def compile(self, expressions: Sequence[Expression]) -> Evaluator:
+        outputs = [self.operand(expr) for expr in expressions]
         first = {"input": 0, "constant": len(self.inputs), "step": len(self.inputs) + len(self.constants)}
 
         def slot(reference: Reference) -> int:
             return first[reference[0]] + reference[1]
 
         steps = [Step(name, node, tuple(map(slot, operands))) for name, node, operands in self.steps]
-        return Evaluator(list(self.leaves.values()), self.inputs, self.constants, steps, slot(output), tuple(expr.shape))
+        shapes = [tuple(expr.shape) for expr in expressions]
+        return Evaluator(
+            list(self.leaves.values()), self.inputs, self.constants, steps, list(map(slot, outputs)), shapes
+        )
 
     def operand(self, item: Expression | Array) -> Reference:
         """The reference of an expression or array, folding it if it is constant."""

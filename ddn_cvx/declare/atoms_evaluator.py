@@ -61,15 +61,15 @@ class Evaluator:
         What the next slots hold.
     steps : sequence of Step
         In topological order, one further slot each.
-    output : int
-        The slot of the result.
-    shape : tuple of int
-        The shape of the expression.
+    outputs : sequence of int
+        The slots of the results.
+    shapes : sequence of tuples of int
+        The shapes of the expressions.
 
     Attributes
     ----------
     shape : tuple of int
-        The shape of the expression.
+        The shape of the first expression.
     differentiable : bool
         False if some atom is evaluated in numpy.
     """
@@ -80,16 +80,17 @@ class Evaluator:
         inputs: Sequence[Input],
         constants: Sequence[Array],
         steps: Sequence[Step],
-        output: int,
-        shape: tuple[int, ...],
+        outputs: Sequence[int],
+        shapes: Sequence[tuple[int, ...]],
     ):
-        self.shape = shape
+        self.shape = shapes[0]
+        self.dependent = tuple(_uses(out, len(inputs), len(constants), steps) for out in outputs)
         self.differentiable = all(step.name != NUMERIC for step in steps)
         self._leaves = tuple(leaves)
         self._inputs = tuple(inputs)
         self._constants = tuple(constants)
         self._steps = tuple(steps)
-        self._output = output
+        self._outputs = tuple(outputs)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -116,20 +117,24 @@ class Evaluator:
         InputError
             A leaf is missing, or has another shape than declared, or is not a float32 or float64 (or complex) tensor.
         """
+        return self.every(values)[0]
+
+    def every(self, values: Mapping[int, Tensor]) -> list[Tensor]:
+        """The same for all expressions that were compiled together."""
         if self.differentiable:
             return self._run(values)
         with torch.no_grad():
             return self._run({key: value.detach() for key, value in values.items()})
 
-    def _run(self, values: Mapping[int, Tensor]) -> Tensor:
+    def _run(self, values: Mapping[int, Tensor]) -> list[Tensor]:
         dtype, device = self._precision(values)
         slots = [_read(leaf, values, dtype) for leaf in self._inputs]
         slots.extend(self._on(dtype, device))
         for function, node, operands in self._calls:
             slots.append(function(node, *[slots[i] for i in operands]))
-        out = slots[self._output]
         # A constant is handed out as a copy: writing into it must not change the cache.
-        return out if self._inputs else out.clone()
+        pairs = zip(self._outputs, self.dependent, strict=True)
+        return [slots[out] if dependent else slots[out].clone() for out, dependent in pairs]
 
     def _on(self, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
         """The constants in a real precision on a device; made once and kept."""
@@ -145,6 +150,8 @@ class Evaluator:
         return made
 
     def _precision(self, values: Mapping[int, Tensor]) -> tuple[torch.dtype, torch.device]:
+        if values and all(isinstance(value, Tensor) and value.dtype == torch.float64 for value in values.values()):
+            return torch.float64, next(iter(values.values())).device
         given = [(leaf.name, values[leaf.id]) for leaf in self._leaves if leaf.id in values]
         for name, value in given:
             if not isinstance(value, Tensor):
@@ -159,6 +166,13 @@ class Evaluator:
         return reduce(torch.promote_types, [value.dtype.to_real() for _, value in given]), given[0][1].device
 
 
+def _uses(slot: int, inputs: int, constants: int, steps: Sequence[Step]) -> bool:
+    """Whether what is in a slot depends on an input."""
+    if slot < inputs + constants:
+        return slot < inputs
+    return any(_uses(operand, inputs, constants, steps) for operand in steps[slot - inputs - constants].operands)
+
+
 def _read(leaf: Input, values: Mapping[int, Tensor], dtype: torch.dtype) -> Tensor:
     if leaf.id not in values:
         raise InputError(f"No value for {leaf.name}: expected a tensor of shape {_expected(leaf)} under its id.")
@@ -168,7 +182,8 @@ def _read(leaf: Input, values: Mapping[int, Tensor], dtype: torch.dtype) -> Tens
             f"The value of {leaf.name} has shape {tuple(value.shape)}; expected {_expected(leaf)}. "
             "Give the declared shape, after any batch dimensions."
         )
-    return value.to(dtype.to_complex() if value.is_complex() else dtype)
+    wanted = dtype.to_complex() if value.is_complex() else dtype
+    return value if value.dtype == wanted else value.to(wanted)
 
 
 def _expected(leaf: Input) -> str:
