@@ -1,6 +1,6 @@
 """A cvxpy problem that need not be convex as a node: a nonlinear program and its outputs, all plain torch.
 
-The problem is rewritten in smooth form (:mod:`ddn_cvx.declare.smooth`), and objective, constraints and what they share are
+The problem is rewritten in smooth form (:mod:`ddn_cvx.declare.smooth_form`), and objective, constraints and what they share are
 compiled into one function of the batch. Derivatives of every order come from autograd through it.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor
 from ddn_cvx.declare.as_declared import CONSTRAINTS, AsDeclared
 from ddn_cvx.declare.atoms import compile_expression, compile_expressions
 from ddn_cvx.declare.free_entries import FreeEntries
-from ddn_cvx.declare.smooth import Bound, Row, named
-from ddn_cvx.declare.smooth_cones import smooth
+from ddn_cvx.declare.smooth_form import Bound, Row, named
+from ddn_cvx.declare.smooth_form_cones import smooth
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta

@@ -4,7 +4,7 @@
   pieces, where the problem only gains from making it small; likewise the Euclidean norm, by its second-order cone. In
   any other place it is evaluated as it is.
 * An argument that must stay in an interval (of ``log``, ``sqrt`` ...) becomes a bounded variable, tied by an equality.
-* Cones become smooth equalities and inequalities (:mod:`ddn_cvx.declare.smooth_cones`).
+* Cones become smooth equalities and inequalities (:mod:`ddn_cvx.declare.smooth_form_cones`).
 
 The multipliers of the constraints as declared are expressions of the new multipliers, written in cvxpy as well.
 """
@@ -23,7 +23,7 @@ from cvxpy.expressions.expression import Expression
 from cvxpy.expressions.leaf import Leaf
 from numpy.typing import NDArray
 
-from ddn_cvx.declare import smooth_atoms as atoms
+from ddn_cvx.declare import smooth_form_atoms as atoms
 from ddn_cvx.declare.atoms_base import no_rule
 from ddn_cvx.declare.free_entries import is_free
 from ddn_cvx.errors import DeclarationError

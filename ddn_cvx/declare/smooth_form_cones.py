@@ -19,7 +19,7 @@ import scipy.sparse as sp
 from cvxpy.constraints.constraint import Constraint
 from cvxpy.expressions.expression import Expression
 
-from ddn_cvx.declare.smooth import Smoother, SmoothProblem, named
+from ddn_cvx.declare.smooth_form import Smoother, SmoothProblem, named
 from ddn_cvx.errors import DeclarationError
 
 
