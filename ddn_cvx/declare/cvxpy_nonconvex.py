@@ -135,14 +135,14 @@ class NonconvexProblem:
         slope = self._program.gradient(first, theta.detach(), lam, mu)
         return torch.where(torch.isfinite(slope).all(1, keepdim=True), first, second)
 
-    def recover(self, state: State, theta: Theta, ok: Tensor) -> tuple[Tensor, ...]:
-        """The outputs ``(B, *shape)``; differentiable."""
+    def recover(self, state: State, theta: Theta, ok: Tensor) -> dict[str, Tensor]:
+        """The outputs ``(B, *shape)`` in order; differentiable."""
         values = self._entries.unpack(state.y)
         if self._duals and any(key in self._duals for key in self._outputs):
             values |= self._dual_values(state, theta, ok, set(self._outputs))
-        return tuple(values[key] for key in self._outputs)
+        return {str(k): values[key] for k, key in enumerate(self._outputs)}
 
-    def named(self, y: Tensor) -> dict[str, Tensor]:
+    def unpack(self, y: Tensor) -> dict[str, Tensor]:
         """All declared variables."""
         values = self._entries.unpack(y)
         return {name: values[key] for name, key in self._names.items()}
