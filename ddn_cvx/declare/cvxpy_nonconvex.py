@@ -312,7 +312,7 @@ def _start(variable: cp.Variable) -> tuple[bool, tuple[Tensor, Tensor]]:
         given = torch.from_numpy(np.array(dense, dtype=np.float64).reshape(variable.shape))
         return True, (given, given)
     steps = np.arange(1, variable.size + 1) * (5**0.5 - 1) / 2
-    fractions = 0.25 + 0.5 * (steps - np.floor(steps)).reshape(variable.shape)
+    fractions = np.reshape(0.25 + 0.5 * (steps - np.floor(steps)), variable.shape)
     ones = np.ones(variable.shape)
     if variable.ndim == 2 and variable.shape[0] == variable.shape[1]:
         ones = np.eye(variable.shape[0])
