@@ -281,7 +281,7 @@ class NonlinearRun:
         theta = self.node.theta(batch.values, batch.device)
         call = NonlinearCall(self, batch, specs, layout)
         if not count:
-            return _nothing(self.node.program(theta, layout), theta), call, batch, theta
+            return _nothing(self.node, theta), call, batch, theta
         return attach(self.adjoint, call, theta, count), call, batch, theta
 
 
@@ -289,11 +289,13 @@ def _own_solver(node: TorchProblem | NonconvexProblem) -> bool:
     return isinstance(node, TorchProblem) and "solve" in node.functions
 
 
-def _nothing(program: NonlinearProgram, theta: Theta) -> Solved:
+def _nothing(node: TorchProblem | NonconvexProblem, theta: Theta) -> Solved:
     """The answer to an empty batch; what it depends on gets a gradient of zero."""
     parts = [0.0 * t.sum() for t in theta.tensors]
     device = theta.tensors[0].device if parts else None
-    y, lam, mu = (torch.zeros(0, k, dtype=torch.float64, device=device) + sum(parts) for k in (program.n, program.p, program.m))
+    # A problem in torch functions shows how many constraints it has only once they are called.
+    sizes = (node.n, 0, 0) if isinstance(node, TorchProblem) else node.sizes
+    y, lam, mu = (torch.zeros(0, k, dtype=torch.float64, device=device) + sum(parts) for k in sizes)
     state = State(y, lam, mu, y)
     return Solved(state, Active(mu.detach(), y.detach()), torch.zeros(0, dtype=torch.bool, device=device), state)
 

@@ -1,7 +1,7 @@
 """A cvxpy problem that need not be convex as a node: a nonlinear program and its outputs, all plain torch.
 
-The problem is rewritten in smooth form (:mod:`ddn_cvx.declare.smooth_form`), and objective, constraints and what they share are
-compiled into one function of the batch. Derivatives of every order come from autograd through it.
+The problem is rewritten in smooth form (:mod:`ddn_cvx.declare.smooth_form`). Objective and constraints are compiled together
+into one function of the batch; derivatives of every order come from autograd through it.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ class NonconvexProblem:
         own, auxiliary = problem.variables(), [a.variable for a in form.auxiliaries]
         self._names = {v.name(): v.id for v in own}
         self._entries = FreeEntries([*own, *auxiliary])
-        self._functions = _Together([form.objective, *(r.expression for r in form.equalities + form.inequalities)],
-                                    [*parameters, *own, *auxiliary])
+        self._functions = _Together(
+            [form.objective, *(r.expression for r in form.equalities + form.inequalities)], [*parameters, *own, *auxiliary]
+        )
         self._equalities, self._inequalities = ([_Multiplier(r) for r in g] for g in (form.equalities, form.inequalities))
         self._bounds = [_Bounded(b, parameters) for b in form.bounds]
         self._sizes = {v.id: v.size for v in (*own, *auxiliary)}
@@ -87,7 +88,8 @@ class NonconvexProblem:
         self._dual_of = [
             [(d.id, tuple(d.shape)) for d in c.dual_variables if d.id in form.duals] for c in problem.constraints
         ]
-        multipliers = [r.multiplier for r in (*form.equalities, *form.inequalities, *form.bounds) if r.multiplier is not None]
+        multipliers = [r.multiplier for r in form.equalities + form.inequalities]
+        multipliers += [b.multiplier for b in form.bounds if b.multiplier is not None]
         self._duals = {
             key: (compile_expression(form.duals[key], [*known, *multipliers]), shape, form.duals[key].ndim)
             for of in self._dual_of
@@ -95,7 +97,8 @@ class NonconvexProblem:
         }
         self._outputs = [self._output(k, v) for k, v in enumerate(variables)]
         self.n = self._entries.n
-        p, m = (sum(r.expression.size for r in group) for group in (form.equalities, form.inequalities))
+        p, m = (sum(row.size for row in group) for group in (self._equalities, self._inequalities))
+        self.sizes = (self.n, p, m)
         self._program = NonlinearProgram(self.n, p, m, self._evaluate, self._box if self._bounds else None)
 
     def _output(self, k: int, variable: cp.Variable) -> int:
@@ -305,7 +308,7 @@ def _batched(value: Tensor, ndim: int, batch: int) -> Tensor:
 
 
 def _start(variable: cp.Variable) -> tuple[bool, tuple[Tensor, Tensor]]:
-    """Whether the user gave a value, and two starting points; without one the first holds fractions of the way between bounds."""
+    """Whether the user gave a value, and two starting points; without one the first is a part of the way between bounds."""
     value = variable.value
     if value is not None:
         dense = value.toarray() if sp.issparse(value) else np.asarray(value)

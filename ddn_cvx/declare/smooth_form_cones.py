@@ -76,14 +76,18 @@ def _second_order(smoother: Smoother, constraint: Any) -> Duals:
     radius = cp.reshape(t, () if x.ndim < 2 else (x.shape[1 - axis],), order="C")
     if x.ndim == 0:
         x = cp.reshape(x, (1,), order="C")
-    repeated = radius if x.ndim < 2 else cp.broadcast_to(radius if axis == 0 else cp.reshape(radius, (-1, 1), order="C"), x.shape)
+
+    def spread(per_cone: Expression) -> Expression:
+        if x.ndim < 2:
+            return per_cone
+        return cp.broadcast_to(per_cone if axis == 0 else cp.reshape(per_cone, (-1, 1), order="C"), x.shape)
+
     if not t.variables():
         square = cp.sum(cp.square(x), axis=axis) - cp.multiply(radius, cp.abs(radius))
         weight = 2 * smoother.nonpositive(square)
-        spread = weight if x.ndim < 2 else cp.broadcast_to(weight if axis == 0 else cp.reshape(weight, (-1, 1), order="C"), x.shape)
-        return [cp.multiply(weight, radius), -cp.multiply(spread, x)]
+        return [cp.multiply(weight, radius), -cp.multiply(spread(weight), x)]
     w = smoother.auxiliary(x.shape, x / cp.sqrt(1 + cp.sum_squares(x)))
-    force = smoother.zero(x - cp.multiply(repeated, w))
+    force = smoother.zero(x - cp.multiply(spread(radius), w))
     smoother.nonpositive(cp.sum(cp.square(w), axis=axis) - 1)
     push = smoother.below(cp.Constant(np.zeros(radius.shape)), radius)
     return [cp.sum(cp.multiply(force, w), axis=axis) + push, -force]
@@ -106,11 +110,10 @@ def _gram(smoother: Smoother, x: Expression) -> Expression:
     factor = smoother.auxiliary((n, n), cp.Constant(np.eye(n)), sparsity=(rows, cols)) if n > 1 else None
     product = cp.square(smoother.auxiliary((1, 1), cp.Constant([[1.0]]))) if factor is None else factor @ factor.T
     force = smoother.zero(((x + x.T) / 2 - product)[rows, cols])
-    half = np.where(rows == cols, 1.0, 0.5)
-    order = np.arange(len(rows))
-    places = np.concatenate((rows * n + cols, cols * n + rows))
-    spread = sp.coo_array((np.tile(np.where(rows == cols, 0.5, half), 2), (places, np.tile(order, 2))), shape=(n * n, len(rows)))
-    return -cp.reshape(cp.Constant(spread.toarray()) @ force, (n, n), order="C")
+    # Half of it above, half below the diagonal.
+    places = np.concatenate((rows * n + cols, cols * n + rows)), np.tile(np.arange(len(rows)), 2)
+    halves = sp.coo_array((np.full(2 * len(rows), 0.5), places), shape=(n * n, len(rows))).toarray()
+    return -cp.reshape(cp.Constant(halves) @ force, (n, n), order="C")
 
 
 def _exponential(smoother: Smoother, constraint: Any) -> Duals:
