@@ -309,7 +309,7 @@ def _batched(value: Tensor, ndim: int, batch: int) -> Tensor:
 
 def _start(variable: cp.Variable) -> tuple[bool, tuple[Tensor, Tensor]]:
     """Whether the user gave a value, and two starting points; without one the first is a part of the way between bounds."""
-    value = variable.value
+    value = variable.value_sparse if variable.attributes["sparsity"] else variable.value
     if value is not None:
         dense = value.toarray() if sp.issparse(value) else np.asarray(value)
         given = torch.from_numpy(np.array(dense, dtype=np.float64).reshape(variable.shape))

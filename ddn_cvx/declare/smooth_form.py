@@ -160,7 +160,7 @@ class Smoother:
         kind = atoms.name(expr)
         if kind in atoms.STEPS:
             raise DeclarationError(
-                f"Expression {str(expr)[:120]!r}: the atom {kind} is a step, with derivative zero wherever it exists, and no "
+                f"Expression {str(expr)[:120]!r}: the atom {kind} is a step: its derivative is zero, and no "
                 "solver can follow it. Replace it by a smooth function such as cp.nlp.tanh, or evaluate it in torch "
                 "and pass its value as a parameter."
             )
