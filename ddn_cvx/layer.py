@@ -38,8 +38,9 @@ class DeclarativeLayer(nn.Module):
     Parameters
     ----------
     problem : cvxpy.Problem or TorchProblem
-        Convex by cvxpy's rules (DCP; log-log convex with ``gp=True``). Expressions of parameters that are not DPP are
-        rewritten. Or a problem in torch functions, convex or not, which says itself what its parameters and variables are.
+        Convex by cvxpy's rules (DCP; log-log convex with ``gp=True``), and expressions of parameters that are not DPP are
+        rewritten; or not convex, for which a local minimum is found, from the ``value`` of each variable at this moment if
+        it has one. Or a problem in torch functions, convex or not, which says itself what its parameters and variables are.
     parameters : sequence of cvxpy.Parameter, optional
         All parameters of the problem, in the order of the layer's arguments. Default: ``problem.parameters()``.
     variables : cvxpy.Variable or sequence of cvxpy.Variable, optional
