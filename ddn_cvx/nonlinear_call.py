@@ -23,7 +23,7 @@ from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch, gather, match
-from ddn_cvx.program.active_kkt import FLAT, ActiveKKT, Factors, ProductKKT, curvature, multipliers, polish
+from ddn_cvx.program.active_kkt import FLAT, ActiveKKT, Factors, ProductKKT, curvature, multipliers, polish, violated
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State, judge
@@ -125,6 +125,7 @@ class NonlinearCall:
         start = State(*(torch.where(usable.unsqueeze(-1), v, 0.0) for v in vectors))
         point = polish(program, some, judge(program, some, start), usable, run.polish_steps)
         ok = usable & (point.worst <= run.tolerance) & torch.isfinite(point.first.f)
+        ok = ok & ~violated(program, some, point, ok, run.tolerance)
         if isinstance(run.node, NonconvexProblem):
             ok = ok & (run.node.violation(point.state.y, point.first.f, some, run.tolerance) <= run.tolerance)
         strong = point.active.strong

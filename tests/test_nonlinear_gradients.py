@@ -105,3 +105,31 @@ def test_random_problems(seed: int) -> None:
     (gradient,) = torch.autograd.grad((layer(leaf, y.nan_to_num()) * weights).nansum(), leaf)
     found, expected = (gradient * d).sum(-1)[usable], ((ahead - behind) / (2 * step) * weights).sum(-1)[usable]
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"HS{p.number}")
+def test_a_lying_solver_is_put_right_or_found_out(problem: Problem) -> None:
+    """Points beside the solution, by a hundredth and by nothing: never another answer with the status SOLVED."""
+    generator = torch.Generator().manual_seed(problem.number)
+    theta, start = problem.batch(BATCH, generator)
+    t = theta.tensors[0]
+    y = layer_for(problem)(t, start)
+    lower, upper = problem.bounds()
+    beside = y + 0.01 * torch.randn(y.shape, generator=generator, dtype=f64) * (1 + y.abs())
+    told = {"solution": y, "lie": beside.clamp(lower, upper)}
+    honest = layer_for(problem).node
+    for kind, answer in told.items():
+        node = TorchProblem(
+            problem.n,
+            honest.functions["objective"],
+            honest.functions.get("equality"),
+            honest.functions.get("inequality"),
+            lower=honest.fields["lower"],
+            upper=honest.fields["upper"],
+            solve=lambda t, start, answer=answer: answer,
+            parameters=[t.shape[1:], (problem.n,)],
+        )
+        solution = DeclarativeLayer(node).solve(t, start)
+        solved = solution.status == int(Status.SOLVED)
+        assert bool(solved.all()) or kind == "lie"
+        assert torch.allclose(solution.outputs[0][solved], y[solved], rtol=1e-4, atol=1e-4)

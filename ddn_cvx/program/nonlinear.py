@@ -223,5 +223,9 @@ def _rows(out: Tensor, point: Tensor, create: bool) -> Tensor:
     if not out.requires_grad or not r:
         return point.new_zeros(batch, r, point.shape[-1])
     one_hot = torch.eye(r, dtype=out.dtype, device=out.device).unsqueeze(1).expand(r, batch, r)
-    (J,) = torch.autograd.grad(out, point, one_hot, create_graph=create, is_grads_batched=True, allow_unused=True)
-    return point.new_zeros(batch, r, point.shape[-1]) if J is None else J.transpose(0, 1)
+
+    def pull(e: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(out, point, e, create_graph=create, materialize_grads=True)
+        return found
+
+    return torch.vmap(pull)(one_hot).transpose(0, 1)
