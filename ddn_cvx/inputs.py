@@ -42,7 +42,7 @@ def gather(specs: Sequence[ParameterSpec], args: Sequence[Tensor], named: Mappin
     InputError
         Wrong count, name, type, dtype, device or shape; the message names the argument.
     """
-    tensors = _match(specs, args, named)
+    tensors = match(specs, args, named)
     for spec, tensor in zip(specs, tensors, strict=True):
         if not isinstance(tensor, Tensor):
             raise InputError(
@@ -91,7 +91,14 @@ def _real(dtype: torch.dtype) -> torch.dtype:
     return torch.empty((), dtype=dtype).real.dtype if dtype.is_complex else dtype
 
 
-def _match(specs: Sequence[ParameterSpec], args: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor]:
+def match(specs: Sequence[ParameterSpec], args: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor]:
+    """One argument for each parameter.
+
+    Raises
+    ------
+    InputError
+        Wrong count or name.
+    """
     names = [s.name for s in specs]
     if not named:
         if len(args) != len(specs):

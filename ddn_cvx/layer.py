@@ -21,6 +21,7 @@ from ddn_cvx.adjoint.compiled import attach
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.call import Call
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Problem, Variable, declare
+from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.inputs import Batch, gather
@@ -38,8 +39,9 @@ class DeclarativeLayer(nn.Module):
     Parameters
     ----------
     problem : cvxpy.Problem or TorchProblem
-        Convex by cvxpy's rules (DCP; log-log convex with ``gp=True``). Expressions of parameters that are not DPP are
-        rewritten. Or a problem in torch functions, convex or not, which says itself what its parameters and variables are.
+        Convex by cvxpy's rules (DCP; log-log convex with ``gp=True``), and expressions of parameters that are not DPP are
+        rewritten; or not convex, for which a local minimum is found, from the ``value`` of each variable at this moment if
+        it has one. Or a problem in torch functions, convex or not, which says itself what its parameters and variables are.
     parameters : sequence of cvxpy.Parameter, optional
         All parameters of the problem, in the order of the layer's arguments. Default: ``problem.parameters()``.
     variables : cvxpy.Variable or sequence of cvxpy.Variable, optional
@@ -105,7 +107,7 @@ class DeclarativeLayer(nn.Module):
             raise InputError(f"polish_steps must not be negative, got {polish_steps!r}.")
         self.adjoint: Adjoint = Implicit() if adjoint is None else adjoint
         self.on_failure, self.tolerance, self.polish_steps = on_failure, float(tolerance), int(polish_steps)
-        self.node: ConvexProblem | TorchProblem
+        self.node: ConvexProblem | NonconvexProblem | TorchProblem
         self.solver: Solver | NonlinearSolver
         if isinstance(problem, TorchProblem):
             if parameters is not None or variables is not None or gp:
@@ -138,8 +140,11 @@ class DeclarativeLayer(nn.Module):
         SolverError
             Some element has no solution and ``on_failure="raise"``.
         """
-        if isinstance(self.node, TorchProblem):
-            return self._nonlinear(self.node, self.on_failure).outputs(params, named)
+        if not isinstance(self.node, ConvexProblem):
+            found = self._nonlinear(self.node, self.on_failure).outputs(params, named)
+            if isinstance(self.node, TorchProblem):
+                return found["y"] if self.node.bare else found
+            return found["0"] if self._bare else tuple(found.values())
         batch = gather(self.node.parameters, params, named)
         outputs, _ = self._run(self.node, batch)
         return outputs[0] if self._bare else outputs
@@ -149,7 +154,7 @@ class DeclarativeLayer(nn.Module):
 
         Never raises for an element that has no solution: its status tells and its vectors are NaN.
         """
-        if isinstance(self.node, TorchProblem):
+        if not isinstance(self.node, ConvexProblem):
             return self._nonlinear(self.node, "nan").solution(params, named)
         batch = gather(self.node.parameters, params, named)
         outputs, call = self._run(self.node, batch, on_failure="nan")
@@ -196,7 +201,7 @@ class DeclarativeLayer(nn.Module):
         other.solver = _resolve(solver, options, self.node)
         return other
 
-    def _nonlinear(self, node: TorchProblem, on_failure: str) -> NonlinearRun:
+    def _nonlinear(self, node: TorchProblem | NonconvexProblem, on_failure: str) -> NonlinearRun:
         assert isinstance(self.solver, NonlinearSolver)
         return NonlinearRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps)
 
@@ -222,15 +227,24 @@ class DeclarativeLayer(nn.Module):
         """Sizes of the canonical program and the solver."""
         if isinstance(self.node, TorchProblem):
             return f"{self.node.shapes}, solver={self.solver}"
+        if isinstance(self.node, NonconvexProblem):
+            return f"not convex, n={self.node.n}, solver={self.solver}"
         program = self.node.program
         return f"n={program.n}, m={program.m}, cones={program.cones}, solver={self.solver}"
 
 
 def _resolve(
-    solver: str | Solver | NonlinearSolver | None, options: Mapping[str, Any] | None, node: ConvexProblem | TorchProblem
+    solver: str | Solver | NonlinearSolver | None,
+    options: Mapping[str, Any] | None,
+    node: ConvexProblem | NonconvexProblem | TorchProblem,
 ) -> Solver | NonlinearSolver:
-    if isinstance(node, TorchProblem):
-        return resolve_nonlinear(solver, options)
+    if not isinstance(node, ConvexProblem):
+        try:
+            return resolve_nonlinear(solver, options)
+        except InputError as error:
+            if isinstance(node, TorchProblem):
+                raise
+            raise InputError(f"{error}. The problem needs a solver of nonlinear problems. {node.reason}") from error
     if isinstance(solver, NonlinearSolver):
         raise InputError(f"{type(solver).__name__} is for nonlinear problems; this one is a cone program.")
     found = resolve(solver, options)

@@ -18,10 +18,11 @@ from torch import Tensor
 from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.dispatch import attach
 from ddn_cvx.adjoint.kkt_solve import Solved
+from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.failure import raise_failures
-from ddn_cvx.inputs import Batch, gather
+from ddn_cvx.inputs import Batch, gather, match
 from ddn_cvx.program.active_kkt import FLAT, ActiveKKT, Factors, ProductKKT, curvature, multipliers, polish, violated
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
@@ -78,7 +79,7 @@ class NonlinearCall:
         """Solve physical tensors; elements without a solution hold zeros."""
         self.program = self.run.node.program(theta, self.layout)
         self.factors = Factors(self.program)
-        reason = None if "solve" in self.run.node.functions else self.run.solver.unsupported(self.program)
+        reason = None if _own_solver(self.run.node) else self.run.solver.unsupported(self.program)
         if reason is not None:
             raise DeclarationError(f"Solver {self.run.solver.name!r} cannot take this problem: {reason}.")
         own = [t.reshape(batch, -1) for t, b in zip(theta.tensors, theta.batched, strict=True) if b]
@@ -87,13 +88,16 @@ class NonlinearCall:
         device = theta.tensors[0].device if theta.tensors else self.batch.device
         status = torch.full((batch,), int(Status.SOLVED), device=device)
         finite = torch.isfinite(torch.cat([*own, status.unsqueeze(1)], 1)).all(-1) & all(shared)
+        if isinstance(self.run.node, NonconvexProblem):
+            finite = finite & self.run.node.admissible(theta.detach(), batch)
         status = torch.where(finite, status, int(Status.INVALID_DATA))
         todo = torch.nonzero(finite).flatten()
         some = theta if len(todo) == batch else theta.take(todo)
         start = torch.zeros(len(todo), self.program.n, dtype=torch.float64, device=device)
         lower, upper = self.program.bounds(some, start)
         start = self.run.node.start(some, self.layout, start).clamp(lower, upper) if len(todo) else start
-        self._require_followed(some, start)
+        if isinstance(self.run.node, TorchProblem):
+            self._require_followed(some, start)
         sensible = (lower <= upper).all(-1)
         verdict = torch.where((lower > upper).any(-1), int(Status.INFEASIBLE), int(Status.INVALID_DATA))
         status = status.index_copy(0, todo, torch.where(sensible, status[todo], verdict))
@@ -106,7 +110,7 @@ class NonlinearCall:
         node, program = self.run.node, self.program
         if not len(start):
             return NonlinearPoint.blank(program, start)
-        if "solve" not in node.functions:
+        if not (isinstance(node, TorchProblem) and _own_solver(node)):
             return self.run.solver.solve(program, theta, start)
         y = node.solve(theta, self.layout, start)
         usable = torch.isfinite(y).all(-1)
@@ -122,6 +126,8 @@ class NonlinearCall:
         point = polish(program, some, judge(program, some, start), usable, run.polish_steps)
         ok = usable & (point.worst <= run.tolerance) & torch.isfinite(point.first.f)
         ok = ok & ~violated(program, some, point, ok, run.tolerance)
+        if isinstance(run.node, NonconvexProblem):
+            ok = ok & (run.node.violation(point.state.y, point.first.f, some, run.tolerance) <= run.tolerance)
         strong = point.active.strong
         if program.is_dense:
             kkt: ActiveKKT | ProductKKT = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok)
@@ -197,25 +203,31 @@ class NonlinearCall:
 
 @dataclass(frozen=True)
 class NonlinearRun:
-    """How a layer over a ``TorchProblem`` computes: all that does not change between calls."""
+    """How a layer over a nonlinear problem computes: all that does not change between calls."""
 
-    node: TorchProblem
+    node: TorchProblem | NonconvexProblem
     solver: NonlinearSolver
     adjoint: Adjoint
     on_failure: str
     tolerance: float
     polish_steps: int
 
-    def outputs(self, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
-        """The optimal variables ``(*batch, *shape)``: a tensor, or a dict if the problem has a dict of variables."""
-        y, _, batch, _ = self._run(args, named)
-        found = {name: batch.restore(value) for name, value in self.node.unpack(y).items()}
-        return found["y"] if self.node.bare else found
+    def outputs(self, args: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The outputs ``(*batch, *shape)`` by name."""
+        solved, _, batch, theta = self._run(args, named)
+        return {name: batch.restore(value) for name, value in self._recovered(solved, theta).items()}
+
+    def _recovered(self, solved: Solved, theta: Theta) -> dict[str, Tensor]:
+        if isinstance(self.node, TorchProblem):
+            found = self.node.unpack(solved.state.y)
+        else:
+            found = self.node.recover(solved.state, theta, solved.ok)
+        return {name: _nan_where_failed(solved.ok, value) for name, value in found.items()}
 
     def solution(self, args: Sequence[Any], named: Mapping[str, Any]) -> Solution:
         """Everything that is known about the answer."""
-        y, call, batch, theta = self._run(args, named)
-        report = call.report if math.prod(batch.shape) else _no_report(y)
+        solved, call, batch, theta = self._run(args, named)
+        report = call.report if math.prod(batch.shape) else _no_report(solved)
         if report is None or len(report.status) != math.prod(batch.shape):
             raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
         state, _, ok, _ = report.solved
@@ -227,7 +239,7 @@ class NonlinearRun:
             return t.reshape(batch.shape)
 
         return Solution(
-            outputs=tuple(batch.restore(t) for t in self.node.unpack(y).values()),
+            outputs=tuple(batch.restore(t) for t in self._recovered(solved, theta).values()),
             value=masked(report.value),
             status=integers(report.status),
             iterations=integers(report.iterations),
@@ -239,11 +251,20 @@ class NonlinearRun:
             s=masked(report.slack),
             y=masked(torch.cat((state.lam, state.mu, state.z), 1)),
             primal={name: masked(value) for name, value in self.node.unpack(state.y).items()},
-            dual=((masked(state.lam),), (masked(state.mu),), (masked(state.z),)),
+            dual=tuple(tuple(masked(d) for d in group) for group in self._duals(state, theta, ok)),
         )
 
-    def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, NonlinearCall, Batch, Theta]:
-        specs, tensors, layout = self.node.arguments.match(args, named)
+    def _duals(self, state: State, theta: Theta, ok: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        if isinstance(self.node, TorchProblem):
+            return (state.lam,), (state.mu,), (state.z,)
+        with torch.no_grad():
+            return self.node.duals(state, theta, ok)
+
+    def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Solved, NonlinearCall, Batch, Theta]:
+        if isinstance(self.node, TorchProblem):
+            specs, tensors, layout = self.node.arguments.match(args, named)
+        else:
+            specs, tensors, layout = list(self.node.parameters), match(self.node.parameters, args, named), ()
         if torch.is_inference_mode_enabled():
             # Solving takes derivatives, which inference mode has not.
             with torch.inference_mode(False), torch.no_grad():
@@ -252,32 +273,39 @@ class NonlinearRun:
 
     def _solve(
         self, tensors: Sequence[Tensor], specs: Sequence[ParameterSpec], layout: Any
-    ) -> tuple[Tensor, NonlinearCall, Batch, Theta]:
+    ) -> tuple[Solved, NonlinearCall, Batch, Theta]:
         batch = gather(specs, tensors, {})
-        weights = self.node.captured.current()
+        weights = self.node.captured.current() if isinstance(self.node, TorchProblem) else []
         if not tensors and weights:
             batch = replace(batch, dtype=weights[0].dtype, device=weights[0].device)
         count = math.prod(batch.shape)
         theta = self.node.theta(batch.values, batch.device)
         call = NonlinearCall(self, batch, specs, layout)
         if not count:
-            return _nothing(self.node.n, theta), call, batch, theta
-        solved = attach(self.adjoint, call, theta, count)
-        return _nan_where_failed(solved.ok, solved.state.y), call, batch, theta
+            return _nothing(self.node, theta), call, batch, theta
+        return attach(self.adjoint, call, theta, count), call, batch, theta
 
 
-def _nothing(n: int, theta: Theta) -> Tensor:
-    """The answer ``(0, n)`` to an empty batch; what it depends on gets a gradient of zero."""
+def _own_solver(node: TorchProblem | NonconvexProblem) -> bool:
+    return isinstance(node, TorchProblem) and "solve" in node.functions
+
+
+def _nothing(node: TorchProblem | NonconvexProblem, theta: Theta) -> Solved:
+    """The answer to an empty batch; what it depends on gets a gradient of zero."""
     parts = [0.0 * t.sum() for t in theta.tensors]
-    return torch.zeros(0, n, dtype=torch.float64, device=theta.tensors[0].device if parts else None) + sum(parts)
+    device = theta.tensors[0].device if parts else None
+    # A problem in torch functions shows how many constraints it has only once they are called.
+    sizes = (node.n, 0, 0) if isinstance(node, TorchProblem) else node.sizes
+    y, lam, mu = (torch.zeros(0, k, dtype=torch.float64, device=device) + sum(parts) for k in sizes)
+    state = State(y, lam, mu, y)
+    return Solved(state, Active(mu.detach(), y.detach()), torch.zeros(0, dtype=torch.bool, device=device), state)
 
 
-def _no_report(y: Tensor) -> Report:
-    none = y.detach()[:, 0]
-    codes, rows = none.to(torch.int64), y.detach()[:, :0]
-    state = State(y.detach(), rows, rows, y.detach())
-    solved = Solved(state, Active(rows, y.detach()), none.bool(), state)
-    return Report(solved, none, rows, codes, codes, none, none, none)
+def _no_report(solved: Solved) -> Report:
+    state = State(*(t.detach() for t in solved.state))
+    none = state.y[:, 0]
+    codes = none.to(torch.int64)
+    return Report(Solved(state, solved.active, solved.ok, state), none, state.mu, codes, codes, none, none, none)
 
 
 def _nan_where_failed(ok: Tensor, tensor: Tensor) -> Tensor:

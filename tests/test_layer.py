@@ -191,14 +191,23 @@ def test_bad_declarations_name_the_culprit() -> None:
     with pytest.raises(ddn.DeclarationError, match=r"cvxpy.Problem, got int"):
         ddn.DeclarativeLayer(3)
     for problem, message in [
-        (cp.Problem(cp.Minimize(cp.sqrt(x[0]))), "Objective.*breaks the DCP rules"),
-        (cp.Problem(cp.Minimize(x[0] * x[1])), r"x\[0\] \* x\[1\].*breaks the DCP rules"),
-        (cp.Problem(cp.Minimize(x[0]), [cp.square(x[0]) == 1]), "Constraint.*equality needs both sides affine"),
         (cp.Problem(cp.Minimize(cp.sum(cp.Variable(2, integer=True, name="k")))), "'k' is integer"),
         (cp.Problem(cp.Minimize(cp.sum(x)), [cp.quad_form(x, cp.Parameter((2, 2), PSD=True)) <= 1]), "not DPP"),
     ]:
         with pytest.raises(ddn.DeclarationError, match=message):
             ddn.DeclarativeLayer(problem)
+
+
+def test_solvers_of_cone_programs_need_convex_problems() -> None:
+    x = cp.Variable(2, name="x")
+    for problem, message in [
+        (cp.Problem(cp.Minimize(cp.sqrt(x[0]))), "Objective.*breaks the DCP rules"),
+        (cp.Problem(cp.Minimize(x[0] * x[1])), r"x\[0\] \* x\[1\].*breaks the DCP rules"),
+        (cp.Problem(cp.Minimize(x[0]), [cp.square(x[0]) == 1]), "Constraint.*equality needs both sides affine"),
+    ]:
+        for solver in ("clarabel", ddn.Clarabel()):
+            with pytest.raises(ddn.InputError, match=message):
+                ddn.DeclarativeLayer(problem, solver=solver)
 
 
 def test_unknown_options_are_errors() -> None:

@@ -10,6 +10,7 @@ import cvxpy as cp
 from torch import Tensor, nn
 
 from ddn_cvx.compat.solver_args import WarmStarted, choose
+from ddn_cvx.declare.rules import check_declaration
 from ddn_cvx.errors import DeclarationError, InputError, SolverError
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.solvers.base import Solver
@@ -120,6 +121,7 @@ class CvxpyLayer(nn.Module):
         self._solver_args = {**({"verbose": True} if verbose else {}), **_options(solver_args)}
         chosen = choose(solver, self._solver_args)
         try:
+            check_declaration(problem, gp)
             self.layer = DeclarativeLayer(problem, parameters, list(variables), solver=chosen, gp=gp)
         except DeclarationError as error:
             if problem.is_dpp("dgp" if gp else "dcp"):

@@ -154,7 +154,7 @@ def _second_order(args: list[Tensor], extra: object, tolerance: float) -> Tensor
     t, x = args
     axis = extra
     norm = x.abs() if x.ndim == 1 or axis is None else torch.linalg.vector_norm(x, dim=1 if axis == 0 else -1)
-    t = t.reshape(norm.shape)
+    t = t.reshape(t.shape[0], *norm.shape[1:])
     return _relative((norm - t).clamp(min=0), t, norm)
 
 
@@ -193,7 +193,7 @@ def _power(args: list[Tensor], alpha: object, tolerance: float) -> Tensor:
             W, weights = W.unsqueeze(-1), weights.reshape(-1, 1)
         mean = (W.clamp(min=0) ** weights).prod(1)
         low, scale = W.amin(1), 1 + W.abs().amax(1)
-        mean, low, scale = mean.reshape(z.shape), low.reshape(z.shape), scale.reshape(z.shape)
+        mean, low, scale = (t.reshape(t.shape[0], *z.shape[1:]) for t in (mean, low, scale))
     return torch.maximum((z.abs() - mean).clamp(min=0), (-low).clamp(min=0)) / scale
 
 

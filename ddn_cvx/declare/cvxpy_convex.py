@@ -17,7 +17,8 @@ from ddn_cvx.declare.as_declared import AsDeclared
 from ddn_cvx.declare.atoms import compile_expression
 from ddn_cvx.declare.auto_dpp import has_constant_curvature, to_dpp
 from ddn_cvx.declare.canonical import Canonical, canonicalise
-from ddn_cvx.declare.rules import check_declaration, check_parametrised
+from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
+from ddn_cvx.declare.rules import check_declaration, check_parametrised, explain
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kernels.substitution import Substitution
 from ddn_cvx.program.affine_map import SparseLinear
@@ -305,20 +306,25 @@ def declare(
     parameters: Sequence[Parameter] | None,
     variables: Variable | Sequence[Variable] | None,
     gp: bool,
-) -> tuple[ConvexProblem, bool]:
+) -> tuple[ConvexProblem | NonconvexProblem, bool]:
     """The node of a cvxpy problem, and whether its output is a bare variable rather than a list.
+
+    A problem that is DCP (or is to be read as a geometric one) is a cone program, any other a nonlinear program.
 
     Raises
     ------
     DeclarationError
-        See ``ConvexProblem``.
+        See ``ConvexProblem`` and ``NonconvexProblem``.
     """
     if not isinstance(problem, cp.Problem):
         raise DeclarationError(f"problem must be a cvxpy.Problem, got {type(problem).__name__}.")
     bare = isinstance(variables, cp.Variable)
     outputs = problem.variables() if variables is None else [variables] if bare else list(variables)
     given = problem.parameters() if parameters is None else list(parameters)
-    return ConvexProblem(problem, given, outputs, gp), bare
+    if gp or problem.is_dcp():
+        return ConvexProblem(problem, given, outputs, gp), bare
+    _check_arguments(problem, given, outputs)
+    return NonconvexProblem(problem, given, outputs, explain(problem)), bare
 
 
 def _check_arguments(problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]) -> None:

@@ -39,7 +39,12 @@ def check_declaration(problem: cp.Problem, gp: bool) -> None:
         return
     if not problem.is_dcp():
         hint = " It is log-log convex: pass gp=True." if problem.is_dgp() else ""
-        raise DeclarationError(_explain(problem, "DCP", "convex", "concave") + hint)
+        raise DeclarationError(explain(problem) + hint)
+
+
+def explain(problem: cp.Problem) -> str:
+    """Why the problem is not DCP: the first offending expression and the rule."""
+    return _explain(problem, "DCP", "convex", "concave")
 
 
 def check_parametrised(problem: cp.Problem, gp: bool) -> None:
