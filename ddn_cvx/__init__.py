@@ -6,6 +6,7 @@ from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.adjoint.lpgd import LPGD
 from ddn_cvx.adjoint.smoothed import Smoothed
 from ddn_cvx.adjoint.unrolled import Unrolled
+from ddn_cvx.declare.fixed_point import FixedPoint, Root
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import (
     DeclarationError,
@@ -17,13 +18,16 @@ from ddn_cvx.errors import (
 )
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.solution import Regularity, Solution, Status
+from ddn_cvx.solvers.anderson import Anderson
 from ddn_cvx.solvers.auto import Auto
+from ddn_cvx.solvers.broyden import Broyden
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver
 from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.ecos import ECOS
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
+from ddn_cvx.solvers.root_newton import RootNewton
 from ddn_cvx.solvers.scs import SCS
 
 __version__ = "0.1.0"
@@ -32,8 +36,10 @@ __all__ = [
     "ECOS",
     "LPGD",
     "SCS",
+    "Anderson",
     "Approximate",
     "Auto",
+    "Broyden",
     "Clarabel",
     "CvxpySolver",
     "DeclarationError",
@@ -43,11 +49,14 @@ __all__ = [
     "Diffcp",
     "DiffcpAdjoint",
     "DifferentiationError",
+    "FixedPoint",
     "Implicit",
     "InputError",
     "InteriorPoint",
     "NonlinearInteriorPoint",
     "Regularity",
+    "Root",
+    "RootNewton",
     "Smoothed",
     "Solution",
     "SolverError",

@@ -26,7 +26,7 @@ PACKAGE = "ddn_cvx"
 # Each part of the package, and the parts it may import. Siblings in braces never meet.
 GROUND = {"errors", "solution"}
 CORE = GROUND | {"cones", "linalg", "program"}
-LAYER = CORE | {"declare", "solvers", "adjoint", "inputs", "failure", "call", "nonlinear_call", "layer"}
+LAYER = CORE | {"declare", "solvers", "adjoint", "inputs", "failure", "call", "nonlinear_call", "root_call", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "failure": GROUND | {"program"},
     "call": CORE | {"solvers", "inputs"},
     "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
+    "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "layer": LAYER - {"layer"},
     "nodes": LAYER,
     "compat": LAYER,

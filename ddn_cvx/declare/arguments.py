@@ -49,6 +49,11 @@ class Arguments:
         self.names = [self._name(k) for k in range(len(values))]
         self.declared = [_shapes(name, tree) for name, tree in zip(self.names, values, strict=True)]
 
+    @property
+    def specs(self) -> tuple[ParameterSpec, ...]:
+        """The declared inputs, flat; none if they were not declared."""
+        return tuple(spec for specs, _ in self.declared or () for spec in specs)
+
     def _name(self, k: int) -> str:
         return self.names[k] if k < len(self.names) else f"input{k}"
 
