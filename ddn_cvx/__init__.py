@@ -7,6 +7,7 @@ from ddn_cvx.adjoint.lpgd import LPGD
 from ddn_cvx.adjoint.smoothed import Smoothed
 from ddn_cvx.adjoint.unrolled import Unrolled
 from ddn_cvx.declare.fixed_point import FixedPoint, Root
+from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import (
     DeclarationError,
@@ -29,12 +30,14 @@ from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 from ddn_cvx.solvers.root_newton import RootNewton
 from ddn_cvx.solvers.scs import SCS
+from ddn_cvx.solvers.torchdiffeq import Torchdiffeq
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ECOS",
     "LPGD",
+    "ODE",
     "SCS",
     "Anderson",
     "Approximate",
@@ -62,6 +65,7 @@ __all__ = [
     "SolverError",
     "Status",
     "TorchProblem",
+    "Torchdiffeq",
     "Unrolled",
     "__version__",
 ]

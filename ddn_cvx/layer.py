@@ -21,10 +21,12 @@ from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.call import Call
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Problem, Variable, declare
 from ddn_cvx.declare.fixed_point import FixedPoint, Root
+from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.inputs import Batch, gather
 from ddn_cvx.nonlinear_call import NonlinearRun
+from ddn_cvx.ode_call import OdeRun
 from ddn_cvx.root_call import RootRun
 from ddn_cvx.solution import Solution
 from ddn_cvx.solvers.base import Solver, Workspace
@@ -33,17 +35,18 @@ from ddn_cvx.solvers.nonlinear_registry import resolve_nonlinear
 from ddn_cvx.solvers.registry import resolve
 from ddn_cvx.solvers.root_base import RootSolver
 from ddn_cvx.solvers.root_registry import resolve_root
+from ddn_cvx.solvers.torchdiffeq import Torchdiffeq, resolve_integrator
 
-Declared = TorchProblem | FixedPoint | Root
+Declared = TorchProblem | FixedPoint | Root | ODE
 """Problems in torch functions, which say themselves what their parameters and variables are."""
-AnySolver = Solver | NonlinearSolver | RootSolver
+AnySolver = Solver | NonlinearSolver | RootSolver | Torchdiffeq
 
 class DeclarativeLayer(nn.Module):
     """An optimisation problem as a layer: ``layer(*parameters) -> optimal variables``.
 
     Parameters
     ----------
-    problem : cvxpy.Problem, TorchProblem, FixedPoint or Root
+    problem : cvxpy.Problem, TorchProblem, FixedPoint, Root or ODE
         Convex by cvxpy's rules (DCP; log-log convex with ``gp=True``). Expressions of parameters that are not DPP are
         rewritten. Or a problem in torch functions, which says itself what its parameters and variables are.
     parameters : sequence of cvxpy.Parameter, optional
@@ -204,10 +207,13 @@ class DeclarativeLayer(nn.Module):
         other.solver = _resolve(solver, options, self.node)
         return other
 
-    def _declared(self, node: Declared, on_failure: str) -> NonlinearRun | RootRun:
+    def _declared(self, node: Declared, on_failure: str) -> NonlinearRun | RootRun | OdeRun:
         if isinstance(node, TorchProblem):
             assert isinstance(self.solver, NonlinearSolver)
             return NonlinearRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps)
+        if isinstance(node, ODE):
+            assert isinstance(self.solver, Torchdiffeq)
+            return OdeRun(node, self.solver, self.adjoint, on_failure)
         assert isinstance(self.solver, RootSolver)
         return RootRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps)
 
@@ -245,7 +251,9 @@ def _resolve(
         return resolve_nonlinear(solver, options)
     if isinstance(node, FixedPoint | Root):
         return resolve_root(solver, options)
-    if isinstance(solver, NonlinearSolver | RootSolver):
+    if isinstance(node, ODE):
+        return resolve_integrator(solver, options)
+    if isinstance(solver, NonlinearSolver | RootSolver | Torchdiffeq):
         raise InputError(f"{type(solver).__name__} is for nonlinear problems; this one is a cone program.")
     found = resolve(solver, options)
     reason = found.unsupported(node.program)

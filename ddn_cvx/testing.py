@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ddn_cvx.cones import Cone, Product
-from ddn_cvx.layer import Declared, DeclarativeLayer
+from ddn_cvx.layer import DeclarativeLayer, Declared
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.instance import Instance

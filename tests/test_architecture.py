@@ -26,7 +26,8 @@ PACKAGE = "ddn_cvx"
 # Each part of the package, and the parts it may import. Siblings in braces never meet.
 GROUND = {"errors", "solution"}
 CORE = GROUND | {"cones", "linalg", "program"}
-LAYER = CORE | {"declare", "solvers", "adjoint", "inputs", "failure", "call", "nonlinear_call", "root_call", "layer"}
+CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
+LAYER = CORE | CALLS | {"declare", "solvers", "adjoint", "inputs", "failure", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -41,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "failure": GROUND | {"program"},
     "call": CORE | {"solvers", "inputs"},
     "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
+    "ode_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "layer": LAYER - {"layer"},
     "nodes": LAYER,
@@ -55,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT_CVXPY = ("declare/*", "solvers/cvxpy_any.py", "compat/*", "__main__.py", "demo.py")
 
 # A solver package is imported by `solvers/NAME.py` alone, inside a function: none is needed at import.
-SOLVER_PACKAGES = ("clarabel", "cvxopt", "daqp", "diffcp", "ecos", "highspy", "osqp", "piqp", "qoco", "scs")
+SOLVER_PACKAGES = ("clarabel", "cvxopt", "daqp", "diffcp", "ecos", "highspy", "osqp", "piqp", "qoco", "scs", "torchdiffeq")
 ALSO_MAY_IMPORT = {"adjoint/diffcp.py": "diffcp", "compat/cvxpylayers.py": "diffcp"}
 
 # Batched LU on CPU returns garbage or hangs in some builds of torch; only linalg/ may call it, guarded.

@@ -1,4 +1,4 @@
-"""The node classes of the DDN reference implementation (``ddn.pytorch.node``; Gould, Hartley & Campbell 2021), ours underneath.
+"""The node classes of the DDN reference implementation (``ddn.pytorch.node``), ours underneath.
 
 A node is a class that says what is minimised and how it is solved. Names, signatures and shapes are those of the reference:
 every input and the output have one leading batch dimension, functions take the inputs first and the output as ``y=``.
@@ -42,8 +42,8 @@ class AbstractDeclarativeNode(AbstractNode):
     Parameters
     ----------
     eps : float
-        Accepted violation of the optimality conditions, if above 1e-6. Active constraints are found by their multipliers, not
-        by this number.
+        Accepted violation of the optimality conditions, if above 1e-6. Active constraints are found by their multipliers,
+        not by this number.
     gamma : float, optional
         Damping: derivatives are taken with ``H + gamma I`` for the Hessian H.
     chunk_size : int, optional
@@ -99,7 +99,7 @@ class AbstractDeclarativeNode(AbstractNode):
 
 
 class EqConstDeclarativeNode(AbstractDeclarativeNode):
-    """``y in argmin f(x, y)  s.t.  h(x, y) = 0``. Subclasses define ``objective``, ``equality_constraints`` and ``solve``."""
+    """``y in argmin f(x, y)  s.t.  h(x, y) = 0``. Subclasses define ``equality_constraints`` besides."""
 
     def equality_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
         """``h``, ``(b,)`` or ``(b, p)``."""
@@ -107,7 +107,7 @@ class EqConstDeclarativeNode(AbstractDeclarativeNode):
 
 
 class IneqConstDeclarativeNode(EqConstDeclarativeNode):
-    """The same with ``g(x, y) <= 0``. Subclasses define ``inequality_constraints``, and may define ``equality_constraints``."""
+    """The same with ``g(x, y) <= 0``. Subclasses define ``inequality_constraints`` and, if any, ``equality_constraints``."""
 
     def equality_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
         """``h``, ``(b,)`` or ``(b, p)``; None if there are none."""
@@ -119,7 +119,7 @@ class IneqConstDeclarativeNode(EqConstDeclarativeNode):
 
 
 class LinEqConstDeclarativeNode(EqConstDeclarativeNode):
-    """``y in argmin f(x, y)  s.t.  A y = d``, A and d independent of x. Subclasses define ``linear_constraint_parameters``."""
+    """``y in argmin f(x, y)  s.t.  A y = d``, independent of x. Subclasses define ``linear_constraint_parameters``."""
 
     def linear_constraint_parameters(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``A (p, m)`` and ``d (p,)``."""
@@ -306,7 +306,8 @@ def _answer(node: AbstractNode, xs: Sequence[Any]) -> Tensor:
         found = node.solve(*(x.detach() if isinstance(x, Tensor) else x for x in xs))
     y = found[0] if isinstance(found, tuple) else found
     if not isinstance(y, Tensor) or not y.ndim:
-        raise DeclarationError(f"solve of {type(node).__name__} must return (y, ctx) with y of shape (b, ...), got {found!r}.")
+        name = type(node).__name__
+        raise DeclarationError(f"solve of {name} must return (y, ctx) with y of shape (b, ...), got {found!r}.")
     return y.detach()
 
 

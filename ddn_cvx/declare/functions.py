@@ -38,7 +38,14 @@ class Functions:
         Arguments of the first function before the inputs.
     held : mapping
         Further values that may capture tensors.
+
+    Attributes
+    ----------
+    hidden : int
+        How many of the first inputs the functions do not get.
     """
+
+    hidden = 0
 
     def __init__(
         self,
@@ -98,9 +105,7 @@ class Functions:
             *before, y = tensors[: count + 1]
             inputs = tensors[count + 1 :]
             with self.substitute(inputs):
-                value = self.arguments.call(
-                    self.functions[name], (*before, self.given(y)), inputs[: _inputs(layout)], layout
-                )
+                value = self.call(self.functions[name], (*before, self.given(y)), inputs, layout)
                 lead = tuple(y.shape[:-1])
                 return self.pack(value, name, lead) if like_variable else self._stack(value, name, lead)
 
@@ -176,12 +181,15 @@ class Functions:
             with self.substitute(tensors):
                 if function is None:
                     return self._broadcast(given, name, device, ())
-                return self._broadcast(
-                    self.arguments.call(function, (), tensors[: _inputs(layout)], layout), name, device, lead
-                )
+                return self._broadcast(self.call(function, (), tensors, layout), name, device, lead)
 
         found = one(*theta.tensors) if function is None else self.over_batch(one, theta.tensors, theta.batched)
         return found.expand(batch, self.n)
+
+    def call(self, function: Function, first: Sequence[Any], tensors: Sequence[Tensor], layout: Any) -> Any:
+        """``function(*first, inputs)`` with the inputs as they were nested, without the hidden ones."""
+        own = tensors[_inputs(layout[: self.hidden]) : _inputs(layout)]
+        return self.arguments.call(function, first, own, layout[self.hidden :])
 
     def pack(self, value: Any, name: str, lead: tuple[int, ...]) -> Tensor:
         """A value with the names and shapes of the variable, flat."""
