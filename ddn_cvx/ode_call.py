@@ -46,6 +46,7 @@ class OdeCall:
     def forth(self, y: Tensor, ok: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:
         """See ``adjoint.ode.Flow``."""
         if self.status is None or len(self.status) != len(ok):
+            self._probe(Theta(theta.tensors[2:], theta.batched[2:]))
             self.status = torch.where(ok, int(Status.SOLVED), int(Status.INVALID_DATA))
         todo = torch.nonzero(ok).flatten()
         some = theta.take(todo)
@@ -82,13 +83,39 @@ class OdeCall:
 
     def unrolled(self, y: Tensor, ok: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:
         """The same as ``adjoint.ode.stretch``, by the steps of the integrator as they are."""
-        _, good = self.forth(y.detach(), ok, theta.detach())
+        if torch._C._functorch.get_interpreter_stack():
+            raise DifferentiationError(
+                "Unrolled() of an ODE works with torch.autograd alone, not inside torch.func transforms; "
+                "use adjoint=Implicit()."
+            )
+        _, good = stretch(self, y.detach(), ok, theta.detach())
         rows = torch.nonzero(good).flatten()
         some = theta.take(rows)
         if not len(rows):
             return torch.zeros_like(y), good
         (end,) = self.solver.integrate(lambda s, state: (self.slope(s, state[0], some),), (y[rows],))
         return torch.zeros_like(y).index_copy(0, rows, end), good
+
+
+    def _probe(self, theta: Theta) -> None:
+        """Look at the functions once, and at what they depend on."""
+        functions, node, layout = self.node.functions, self.node, self.layout
+
+        def slope(y: Tensor, theta: Theta) -> Tensor:
+            return node.slope(y.new_zeros(len(y)), y, theta, layout) + 0.0 * y  # a field may be constant
+
+        functions.probe("dynamics", slope, theta, layout)
+        device = theta.tensors[0].device if theta.tensors else None
+        few = theta.detach().take(torch.zeros(1, dtype=torch.int64, device=device))
+        with torch.enable_grad():
+            y, knots = node.start(few, layout, 1), node.knots(few, layout, 1)
+            F = node.slope(knots[:, 0].detach(), y.detach(), few, layout)
+        if any(t.requires_grad for t in (F, y, knots)):
+            raise DeclarationError(
+                "The functions use a tensor that requires grad and was not found among their inputs, closures, globals and "
+                "attributes, so that its gradient would be lost. Pass it as an input, or hold it in an nn.Module that is "
+                "the function."
+            )
 
 
 @dataclass(frozen=True)
@@ -156,7 +183,6 @@ class OdeRun:
             shape = (0, functions.n) if self.node.only_last else (0, times, functions.n)
             none = torch.zeros(shape, dtype=functions.dtype, device=batch.device)
             return none + sum(0.0 * t.sum() for t in theta.tensors), call, batch
-        self._probe(theta, layout)
         y, knots = self.node.start(theta, layout, count), self.node.knots(theta, layout, count)
         ok = torch.cat((y.isfinite(), knots.isfinite()), 1).all(-1)
         for t, own in zip(theta.tensors, theta.batched, strict=True):
@@ -170,24 +196,3 @@ class OdeRun:
             raise_failures(call.status, batch.shape, specs, batch.values)
         found = torch.stack([torch.where(ok.unsqueeze(-1), y, torch.nan) for y in states], 1)
         return (found[:, -1] if self.node.only_last else found), call, batch
-
-    def _probe(self, theta: Theta, layout: Any) -> None:
-        functions, node = self.node.functions, self.node
-        functions.probe(
-            "dynamics",
-            lambda y, theta: node.slope(y.new_zeros(len(y)), y, theta, layout) + 0.0 * y,
-            theta,
-            layout,
-        )
-        device = theta.tensors[0].device if theta.tensors else None
-        few = theta.detach().take(torch.zeros(1, dtype=torch.int64, device=device))
-        with torch.enable_grad():
-            y = node.start(few, layout, 1)
-            knots = node.knots(few, layout, 1)
-            F = node.slope(knots[:, 0].detach(), y.detach(), few, layout)
-        if any(t.requires_grad for t in (F, y, knots)):
-            raise DeclarationError(
-                "The functions use a tensor that requires grad and was not found among their inputs, closures, globals and "
-                "attributes, so that its gradient would be lost. Pass it as an input, or hold it in an nn.Module that is "
-                "the function."
-            )

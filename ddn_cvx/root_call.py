@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -114,28 +114,26 @@ class RootCall:
         reference = program.linearise(start, theta).matrix().abs().amax(-1).nan_to_num(0.0, 0.0, 0.0)
         if program.is_map:
             reference = torch.ones_like(reference)
-        best = self._judged(y, theta, reference)
+        best, newton = self._judged(y, theta, reference)
         for _ in range(self.run.polish_steps):
-            moved = best.y - self._newton
-            new = self._judged(moved, theta, reference)
+            new, further = self._judged(best.y - newton, theta, reference)
             better = new.error < 0.5 * best.error
-            names = ("y", "error", "step", "singular", "scale")
-            pairs = {k: (getattr(new, k), getattr(best, k)) for k in names}
-            best = _Point(**{k: torch.where(_like(better, a), a, b) for k, (a, b) in pairs.items()})
+            pairs = ((getattr(new, f.name), getattr(best, f.name)) for f in fields(_Point))
+            best = _Point(*(torch.where(_like(better, a), a, b) for a, b in pairs))
             if not bool((better & (best.error > torch.finfo(y.dtype).eps)).any()):
                 break
-            self._newton = torch.where(better.unsqueeze(-1), self._newton, 0.0)
+            newton = torch.where(better.unsqueeze(-1), further, 0.0)
         return best
 
-    def _judged(self, y: Tensor, theta: Theta, reference: Tensor) -> _Point:
+    def _judged(self, y: Tensor, theta: Theta, reference: Tensor) -> tuple[_Point, Tensor]:
+        """The point and Newton's step from it."""
         linear = self.program.linearise(y, theta)
         J = linear.matrix()
         scale = torch.maximum(reference, J.abs().amax(-1).nan_to_num(0.0, 0.0, 0.0))
         scale = torch.where(scale > 0, scale, 1.0)
         factor = GeneralFactor(J, scale)
-        self._newton = factor.solve(linear.F.unsqueeze(-1)).squeeze(-1)
-        error = _size(linear.F / scale, y)
-        return _Point(y, error, _size(self._newton, y), factor.singular, scale)
+        newton = factor.solve(linear.F.unsqueeze(-1)).squeeze(-1)
+        return _Point(y, _size(linear.F / scale, y), _size(newton, y), factor.singular, scale), newton
 
     def _require_followed(self, y: Tensor, theta: Theta) -> None:
         """A result that requires grad although no argument does depends on something that was not found."""

@@ -76,7 +76,7 @@ def test_time_enters_the_dynamics_and_both_ends_have_gradients() -> None:
     assert torch.allclose(slope, torch.tensor([[0.0, 2.0], [-1.0, 4.0]], dtype=f64), atol=1e-7)
 
 
-def test_second_derivatives_and_forward_mode_by_the_steps() -> None:
+def test_second_derivatives_by_the_steps() -> None:
     node = ODE((), lambda t, y, r: r * y * (1 - y), span=(0.0, 1.0))
     layer = DeclarativeLayer(node, adjoint=Unrolled())
     y0, r = torch.tensor([0.2, 0.6], dtype=f64, requires_grad=True), torch.tensor([1.0, 2.0], dtype=f64, requires_grad=True)
@@ -91,16 +91,15 @@ def test_second_derivatives_and_forward_mode_by_the_steps() -> None:
     for row, other in zip(found, expected, strict=True):
         for a, b in zip(row, other, strict=True):
             assert torch.allclose(a, b, atol=1e-5)
-    tangent = torch.func.jvp(lambda y: layer(y, r.detach()), (y0.detach(),), (torch.ones(2, dtype=f64),))[1]
-    (slope,) = torch.autograd.grad(logistic(y0, r).sum(), y0)
-    assert torch.allclose(tangent, slope, atol=1e-6)
+    with pytest.raises(DifferentiationError, match="not inside torch"):
+        torch.func.jvp(lambda y: layer(y, r.detach()), (y0.detach(),), (torch.ones(2, dtype=f64),))
 
 
 def test_what_the_adjoint_equation_cannot_do_is_an_error() -> None:
     layer = DeclarativeLayer(ODE((), lambda t, y: -y * y, span=(0.0, 1.0)))
     y0 = torch.tensor([0.5], dtype=f64, requires_grad=True)
     (slope,) = torch.autograd.grad(layer(y0).sum(), y0, create_graph=True)
-    with pytest.raises(DifferentiationError, match="second derivative of an ODE(?s:.*)Unrolled"):
+    with pytest.raises(DifferentiationError, match=r"second derivative of an ODE.*Unrolled"):
         slope.sum().backward()
     with pytest.raises(DifferentiationError, match="Forward mode of an ODE"):
         torch.func.jvp(layer, (y0.detach(),), (torch.ones(1, dtype=f64),))
@@ -182,21 +181,24 @@ def test_errors_do_not_drown_in_a_large_batch() -> None:
 
 def test_failures_have_a_status_and_leave_the_others_alone() -> None:
     """dy/dt = y^2 is infinite at t = 1 / y0."""
-    layer = DeclarativeLayer(ODE((), lambda t, y: y * y, span=(0.0, 1.0)), on_failure="nan")
-    y0 = torch.tensor([0.5, 1.0, 2.0, -1.0, torch.nan], dtype=f64, requires_grad=True)
+    node = ODE((), lambda t, y: y * y, span=(0.0, 1.0))
+    layer = DeclarativeLayer(node, solver=ddn.Torchdiffeq(rtol=1e-7, atol=1e-7), on_failure="nan")
+    y0 = torch.tensor([0.5, 1.5, 2.0, -1.0, torch.nan], dtype=f64, requires_grad=True)
     solution = layer.solve(y0)
     bad = Status.NUMERICAL_ERROR
     assert solution.statuses == [Status.SOLVED, bad, bad, Status.SOLVED, Status.INVALID_DATA]
     y = layer(y0)
-    assert torch.allclose(y, torch.tensor([1.0, torch.nan, torch.nan, -0.5, torch.nan], dtype=f64), equal_nan=True)
+    expected = torch.tensor([1.0, torch.nan, torch.nan, -0.5, torch.nan], dtype=f64)
+    assert torch.allclose(y, expected, equal_nan=True, atol=1e-5)
     y[[0, 3]].sum().backward()
-    assert torch.allclose(y0.grad, torch.tensor([4.0, 0.0, 0.0, 0.25, 0.0], dtype=f64), atol=1e-6)
+    assert torch.allclose(y0.grad, torch.tensor([4.0, 0.0, 0.0, 0.25, 0.0], dtype=f64), atol=1e-4)
     with pytest.raises(SolverError, match=r"NUMERICAL_ERROR at \(1,\), \(2,\)"):
-        DeclarativeLayer(layer.node)(y0)
+        DeclarativeLayer(node, solver=layer.solver)(y0)
 
 
 def test_too_many_steps_and_nan_from_the_function() -> None:
-    quick = DeclarativeLayer(ODE((), lambda t, y: torch.cos(100 * t) + 0 * y, span=(0.0, 1.0)), solver=ddn.Torchdiffeq(max_steps=5))
+    fast = ODE((), lambda t, y: torch.cos(100 * t) + 0 * y, span=(0.0, 1.0))
+    quick = DeclarativeLayer(fast, solver=ddn.Torchdiffeq(max_steps=5))
     assert quick.solve(torch.zeros(2, dtype=f64)).statuses == [Status.ITERATION_LIMIT] * 2
     root = DeclarativeLayer(ODE((), lambda t, y: -torch.log(y), span=(0.0, 1.0)), on_failure="nan")
     assert root.solve(torch.tensor([-1.0, 1.0], dtype=f64)).statuses == [Status.NUMERICAL_ERROR, Status.SOLVED]
@@ -204,11 +206,12 @@ def test_too_many_steps_and_nan_from_the_function() -> None:
 
 @pytest.mark.parametrize("rate", [40.0, 400.0])
 def test_dynamics_that_forget_are_an_error_not_a_wrong_gradient(rate: float) -> None:
-    layer = DeclarativeLayer(ODE((), lambda t, y: -rate * (y - torch.sin(y + t)), span=(0.0, 1.0)))
+    coarse = ddn.Torchdiffeq(rtol=1e-6, atol=1e-6)
+    layer = DeclarativeLayer(ODE((), lambda t, y: -rate * (y - torch.sin(t)), span=(0.0, 1.0)), solver=coarse)
     y0 = torch.tensor([1.0], dtype=f64, requires_grad=True)
     with pytest.raises(DifferentiationError, match="forget where they started"):
         layer(y0).sum().backward()
-    exact = DeclarativeLayer(layer.node, adjoint=Unrolled())
+    exact = DeclarativeLayer(layer.node, adjoint=Unrolled(), solver=coarse)
     assert float(torch.autograd.grad(exact(y0).sum(), y0)[0].abs()) < 1e-3
 
 

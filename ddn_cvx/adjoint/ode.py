@@ -69,7 +69,7 @@ class _Stretch(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse("Forward mode")
+        _refuse("Forward mode", "use reverse mode")
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], rule: Rule, ok: Tensor, y: Tensor, *tensors: Tensor) -> Any:
@@ -110,11 +110,11 @@ class _Back(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        _refuse("A second derivative")
+        _refuse("A second derivative", "use adjoint=Unrolled()")
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse("Forward mode")
+        _refuse("Forward mode", "use reverse mode")
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], rule: Rule, *tensors: Tensor) -> Any:
@@ -133,8 +133,8 @@ class _Back(torch.autograd.Function):
         return (a, *(s if own else s.sum(1) for s, own in zip(slopes, rule.flags, strict=True))), (0,) * (1 + len(slopes))
 
 
-def _refuse(what: str) -> NoReturn:
-    raise DifferentiationError(f"{what} of an ODE is not available by its adjoint equation; use adjoint=Unrolled().")
+def _refuse(what: str, instead: str) -> NoReturn:
+    raise DifferentiationError(f"{what} of an ODE is not available by its adjoint equation; {instead}.")
 
 
 def drift(rtol: float, atol: float) -> float:

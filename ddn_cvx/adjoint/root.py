@@ -9,7 +9,7 @@ Solving with J is itself a differentiable function of (y, θ), so second derivat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class _RootMap(torch.autograd.Function):
                 slopes = grad(lambda some: (w * _residual(rule, _replaced(safe, moving, some), at)).sum())(
                     [safe[k] for k in moving]
                 )
-                return sum((s * tangents[2 + k]).sum() for s, k in zip(slopes, moving, strict=True))  # type: ignore[return-value]  # of at least one
+                return cast(Tensor, sum((s * tangents[2 + k]).sum() for s, k in zip(slopes, moving, strict=True)))
 
             motion = grad(paired)(motion)
         return (_solved(rule, False, tensors, y, scale, ok, -_where(ok, motion)), None, None)
@@ -161,7 +161,7 @@ class _JacobianSolve(torch.autograd.Function):
             slopes = grad(_bilinear(rule, places, leaves, ok, x), 1)(other, [leaves[k] for k in places])
             for k, slope in zip(places, slopes, strict=True):
                 found[k] = -slope
-        return (None, *found, None, None, other)
+        return (None, *found, None, None, _first(other))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -176,7 +176,7 @@ class _JacobianSolve(torch.autograd.Function):
 
             def paired(a: Tensor) -> Tensor:
                 slopes = grad(bilinear, 1)(a, [leaves[k] for k in moving])
-                return sum((s * tangents[1 + k]).sum() for s, k in zip(slopes, moving, strict=True))  # type: ignore[return-value]  # of at least one
+                return cast(Tensor, sum((s * tangents[1 + k]).sum() for s, k in zip(slopes, moving, strict=True)))
 
             right = right - grad(paired)(torch.zeros_like(x))
         return _first(apply(_JacobianSolve, rule, *tensors, y, scale, ok, right))
@@ -212,8 +212,8 @@ def _bilinear(rule: Rule, places: list[int], leaves: list[Tensor], ok: Tensor, x
     """``(a, values) -> Σ a' J x`` (transposed: ``Σ x' J a``); ``values`` take the places of some of ``leaves = (*θ, y)``."""
 
     def bilinear(a: Tensor, values: list[Tensor]) -> Tensor:
-        *tensors, y = _replaced(tuple(leaves), places, values)
-        tensors, y = _safe(rule, tuple(tensors), y, ok)
+        new = _replaced(tuple(leaves), places, values)
+        tensors, y = _safe(rule, new[:-1], new[-1], ok)
         columns = x.shape[-1]
         theta, y = Theta(tensors, rule.flags).tile(columns), y.repeat(columns, 1)
         rows, along = (stacked(x), stacked(a)) if rule.transpose else (stacked(a), stacked(x))

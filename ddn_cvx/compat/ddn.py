@@ -198,7 +198,7 @@ class DeclarativeLayer(nn.Module):
     def forward(self, *inputs: Any) -> Tensor:
         """The output ``(b, ...)``."""
         if self._respond is None:
-            found: Tensor = _OwnGradient.apply(self.problem, *inputs)
+            found: Tensor = _OwnGradient.apply(self.problem, *inputs)  # type: ignore[no-untyped-call]  # torch's
             return found
         return self._respond(inputs, _answer(self.problem, inputs))
 
@@ -225,7 +225,7 @@ class _Response:
         if gamma:  # around an answer of the node itself, not of the damped one
             with torch.no_grad():
                 y = self._layer(y, own, others, whole, 0.0)(*(t.detach() for t in tensors), y)
-        return self._layer(y, own, others, whole, gamma or 0.0)(*tensors, y)  # type: ignore[no-any-return]  # one variable
+        return self._layer(y, own, others, whole, gamma or 0.0)(*tensors, y)
 
     def _layer(self, y: Tensor, own: list[int], others: dict[int, Any], whole: dict[int, Tensor], gamma: float) -> Layer:
         key = (tuple(y.shape[1:]), tuple(own), gamma)
@@ -290,7 +290,7 @@ class _OwnGradient(torch.autograd.Function):
         return y.detach().clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]  # torch declares no types here
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         y, *tensors = ctx.saved_tensors
         inputs = list(ctx.others)
@@ -313,8 +313,10 @@ def _answer(node: AbstractNode, xs: Sequence[Any]) -> Tensor:
 
 def _like(whole: Tensor, values: Tensor) -> Tensor:
     """Integers or truth values again, none of which was not among those given."""
-    low, high = (whole.to(values.dtype).amin(), whole.to(values.dtype).amax()) if whole.numel() else (0, 0)
-    return values.clamp(low, high).to(whole.dtype)
+    if not whole.numel():
+        return values.to(whole.dtype)
+    given = whole.to(values.dtype)
+    return values.clamp(given.amin(), given.amax()).to(whole.dtype)
 
 
 def _functions(node: AbstractDeclarativeNode) -> dict[str, object]:

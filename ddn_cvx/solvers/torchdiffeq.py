@@ -16,6 +16,7 @@ from ddn_cvx.solvers.descent import check_positive
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 """Those that choose their steps; with a fixed step nothing would say how wrong an answer is."""
+_FAR = 1e12  # how much larger than at first a state may get before it counts as infinite
 Field = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 """``(s, state) -> d state / ds``."""
 
@@ -66,10 +67,11 @@ class Torchdiffeq:
         """
         odeint = _torchdiffeq().odeint
         shape = state[0].shape
+        far = _FAR * (1 + state[0].abs().amax(-1, keepdim=True))
 
         def checked(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             slopes = field(s, state)
-            bad = ~slopes[0].isfinite().all(-1)
+            bad = ~slopes[0].isfinite().all(-1) | ~(state[0].abs() <= far).all(-1)
             if bool(bad.any()):
                 raise Broken(Status.NUMERICAL_ERROR, bad)
             return slopes
@@ -79,7 +81,8 @@ class Torchdiffeq:
             return state[0].reshape(shape).square().mean(-1).sqrt().amax()
 
         ends = torch.tensor([1.0, 0.0] if backwards else [0.0, 1.0], dtype=state[0].dtype, device=state[0].device)
-        options = {"norm": worst, "max_num_steps": self.max_steps}
+        # A step ends at the last time: what the package would interpolate there is less exact than its steps.
+        options = {"norm": worst, "max_num_steps": self.max_steps, "step_t": ends}
         try:
             found = odeint(checked, state, ends, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
         except AssertionError as error:  # steps that vanish, or are too many
