@@ -20,6 +20,7 @@ from ddn_cvx.errors import (
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.solution import Regularity, Solution, Status
 from ddn_cvx.solvers.anderson import Anderson
+from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.broyden import Broyden
 from ddn_cvx.solvers.clarabel import Clarabel
@@ -27,7 +28,13 @@ from ddn_cvx.solvers.cvxpy_any import CvxpySolver
 from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.ecos import ECOS
 from ddn_cvx.solvers.interior_point import InteriorPoint
+from ddn_cvx.solvers.lbfgs import LBFGS
+from ddn_cvx.solvers.least_squares import BundleAdjustment, LeastSquares
+from ddn_cvx.solvers.multi_start import MultiStart
+from ddn_cvx.solvers.newton import Newton, NewtonKrylov
+from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
+from ddn_cvx.solvers.robust_loss import RobustLoss
 from ddn_cvx.solvers.root_newton import RootNewton
 from ddn_cvx.solvers.scs import SCS
 from ddn_cvx.solvers.torchdiffeq import Torchdiffeq
@@ -36,13 +43,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ECOS",
+    "LBFGS",
     "LPGD",
     "ODE",
     "SCS",
     "Anderson",
     "Approximate",
+    "AugmentedLagrangian",
     "Auto",
     "Broyden",
+    "BundleAdjustment",
     "Clarabel",
     "CvxpySolver",
     "DeclarationError",
@@ -56,8 +66,14 @@ __all__ = [
     "Implicit",
     "InputError",
     "InteriorPoint",
+    "LeastSquares",
+    "MultiStart",
+    "Newton",
+    "NewtonKrylov",
+    "NonlinearAuto",
     "NonlinearInteriorPoint",
     "Regularity",
+    "RobustLoss",
     "Root",
     "RootNewton",
     "Smoothed",

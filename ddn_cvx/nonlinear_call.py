@@ -22,7 +22,7 @@ from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch, gather
-from ddn_cvx.program.active_kkt import FLAT, ActiveKKT, Factors, ProductKKT, curvature, multipliers, polish
+from ddn_cvx.program.active_kkt import FLAT, ActiveKKT, Factors, ProductKKT, curvature, multipliers, polish, violated
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State, judge
@@ -90,30 +90,29 @@ class NonlinearCall:
         status = torch.where(finite, status, int(Status.INVALID_DATA))
         todo = torch.nonzero(finite).flatten()
         some = theta if len(todo) == batch else theta.take(todo)
-        self._require_followed(some, len(todo), device)
-        lower, upper = self.program.bounds(some, torch.zeros(len(todo), self.program.n, dtype=torch.float64, device=device))
+        start = torch.zeros(len(todo), self.program.n, dtype=torch.float64, device=device)
+        lower, upper = self.program.bounds(some, start)
+        start = self.run.node.start(some, self.layout, start).clamp(lower, upper) if len(todo) else start
+        self._require_followed(some, start)
         sensible = (lower <= upper).all(-1)
         verdict = torch.where((lower > upper).any(-1), int(Status.INFEASIBLE), int(Status.INVALID_DATA))
         status = status.index_copy(0, todo, torch.where(sensible, status[todo], verdict))
         if not bool(sensible.all()):
-            todo = todo[sensible]
+            todo, start = todo[sensible], start[sensible]
             some = theta.take(todo)
-        return self._check(theta, some, self._point(some, len(todo), device), status, todo)
+        return self._check(theta, some, self._point(some, start), status, todo)
 
-    def _point(self, theta: Theta, batch: int, device: torch.device) -> NonlinearPoint:
+    def _point(self, theta: Theta, start: Tensor) -> NonlinearPoint:
         node, program = self.run.node, self.program
-        like = torch.zeros(batch, program.n, dtype=torch.float64, device=device)
-        if not batch:
-            return NonlinearPoint.blank(program, like)
-        if "solve" in node.functions:
-            y = node.solve(theta, self.layout, like)
-            usable = torch.isfinite(y).all(-1)
-            _, lam, mu, z = multipliers(program, theta, torch.where(usable.unsqueeze(-1), y, 0.0), usable)
-            status = torch.where(usable, int(Status.SOLVED), int(Status.NUMERICAL_ERROR))
-            return NonlinearPoint(y, lam, mu, z, status, torch.zeros_like(status))
-        start = node.start(theta, self.layout, like)
-        lower, upper = program.bounds(theta, like)
-        return self.run.solver.solve(program, theta, (like if start is None else start).clamp(lower, upper))
+        if not len(start):
+            return NonlinearPoint.blank(program, start)
+        if "solve" not in node.functions:
+            return self.run.solver.solve(program, theta, start)
+        y = node.solve(theta, self.layout, start)
+        usable = torch.isfinite(y).all(-1)
+        _, lam, mu, z = multipliers(program, theta, torch.where(usable.unsqueeze(-1), y, start), usable)
+        status = torch.where(usable, int(Status.SOLVED), int(Status.NUMERICAL_ERROR))
+        return NonlinearPoint(y, lam, mu, z, status, torch.zeros_like(status))
 
     def _check(self, theta: Theta, some: Theta, raw: NonlinearPoint, status: Tensor, todo: Tensor) -> Solved:
         program, run, whole = self.program, self.run, len(todo) == len(status)
@@ -122,6 +121,7 @@ class NonlinearCall:
         start = State(*(torch.where(usable.unsqueeze(-1), v, 0.0) for v in vectors))
         point = polish(program, some, judge(program, some, start), usable, run.polish_steps)
         ok = usable & (point.worst <= run.tolerance) & torch.isfinite(point.first.f)
+        ok = ok & ~violated(program, some, point, ok, run.tolerance)
         strong = point.active.strong
         if program.is_dense:
             kkt: ActiveKKT | ProductKKT = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok)
@@ -183,11 +183,8 @@ class NonlinearCall:
         flags = flags + null.primal * int(Regularity.SINGULAR_HESSIAN) + null.dual * int(Regularity.RANK_DEFICIENT)
         return torch.where(ok, flags + active.weak * int(Regularity.WEAKLY_ACTIVE), 0)
 
-    def _require_followed(self, theta: Theta, batch: int, device: torch.device) -> None:
+    def _require_followed(self, theta: Theta, y: Tensor) -> None:
         """A result that requires grad although no argument does depends on something that was not found."""
-        if not batch:
-            return
-        y = torch.zeros(batch, self.program.n, dtype=torch.float64, device=device)
         with torch.enable_grad():
             results = (*self.program.values(y, theta), *self.program.bounds(theta, y))
         if any(t.requires_grad for t in results):
@@ -247,6 +244,15 @@ class NonlinearRun:
 
     def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, NonlinearCall, Batch, Theta]:
         specs, tensors, layout = self.node.arguments.match(args, named)
+        if torch.is_inference_mode_enabled():
+            # Solving takes derivatives, which inference mode has not.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._solve([t.clone() for t in tensors], specs, layout)
+        return self._solve(tensors, specs, layout)
+
+    def _solve(
+        self, tensors: Sequence[Tensor], specs: Sequence[ParameterSpec], layout: Any
+    ) -> tuple[Tensor, NonlinearCall, Batch, Theta]:
         batch = gather(specs, tensors, {})
         weights = self.node.captured.current()
         if not tensors and weights:

@@ -138,6 +138,42 @@ def test_threads_share_a_layer() -> None:
         assert all(torch.allclose(one, expected) for one in found[k])
 
 
+def test_a_layer_inside_a_layer() -> None:
+    """Bilevel: the objective of one problem holds the solution of another, conic or not."""
+    w = torch.tensor(0.1, dtype=f64, requires_grad=True)
+    inner = DeclarativeLayer(TorchProblem((), lambda y, x: (y - x) ** 2 + w * y**4, parameters=[()]))
+    outer = DeclarativeLayer(TorchProblem((), lambda y, x: (inner(y) - x) ** 2 + 0.01 * y**2, parameters=[()]))
+    assert [id(p) for p in outer.parameters()] == [id(w)]
+    x, step = torch.tensor([1.0, 0.5], dtype=f64), 1e-4
+    y = outer(x)
+    # 2 (u - x) u' + 0.02 y = 0 with the inner solution y = u + 2 w u^3, so u' = 1 / (1 + 6 w u^2)
+    u = inner(y.detach())
+    assert torch.allclose(y, u + 0.2 * u**3)
+    assert ((u - x) / (1 + 0.6 * u**2) + 0.01 * y).abs().max() < 1e-9
+    slope = (outer(x + step) - outer(x - step)) / (2 * step)
+    assert torch.allclose(vmap(jacrev(outer))(x), slope, atol=1e-6)
+    (found,) = torch.autograd.grad(y.sum(), w)
+    with torch.no_grad():
+        w += step
+        ahead = outer(x).sum()
+        w -= 2 * step
+        behind = outer(x).sum()
+    assert float(found) == pytest.approx(float((ahead - behind) / (2 * step)), rel=1e-6)
+
+
+def test_inference_mode() -> None:
+    layer, net = mixed(), torch.nn.Linear(3, 3)
+    expected = layer(*MIXED)
+    with torch.inference_mode():
+        x, s = (t.clone() for t in MIXED)
+        assert torch.equal(layer(x, s), expected) and not layer(x, s).requires_grad
+        assert layer.solve(x, s).statuses == [Status.SOLVED] * 4
+        learned = DeclarativeLayer(TorchProblem(3, lambda y, x: distance(y, net(x)), parameters=[(3,)]))
+        assert torch.allclose(learned(x.float()), net(x.float()), atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(layer(*MIXED), expected)
+
+
 # ------------------------------------------------------------------ points that are not regular
 
 
@@ -222,7 +258,8 @@ def test_vertex() -> None:
     layer = DeclarativeLayer(TorchProblem(3, lambda y, c: c @ y, lambda y, c: y.sum() - 1, lower=0.0))
     c = torch.tensor([[2.0, 1.0, 3.0]], dtype=f64)
     solution = layer.solve(c)
-    assert solution.regularities == [Regularity.REGULAR] and solution.outputs[0].tolist() == [[0.0, 1.0, 0.0]]
+    assert solution.regularities == [Regularity.REGULAR]
+    assert torch.allclose(solution.outputs[0], torch.tensor([[0.0, 1.0, 0.0]], dtype=f64), atol=1e-12)
     assert not grad(lambda c: (layer(c) * c).sum() - (layer(c.detach()) * c).sum())(c).any()
 
 
@@ -258,6 +295,10 @@ FAILURES = {
     "nan": (
         lambda: TorchProblem(2, lambda y, x: distance(y, x) * (-x[0].abs()).sqrt()),
         {Status.NUMERICAL_ERROR, Status.INVALID_DATA},
+    ),
+    "infinite curvature": (
+        lambda: TorchProblem(2, lambda y, x: (y - x).abs().pow(1.5).sum()),
+        {Status.INACCURATE, Status.ITERATION_LIMIT, Status.NUMERICAL_ERROR},
     ),
     "nan bound": (lambda: TorchProblem(2, distance, lower=lambda x: x.abs().neg().sqrt()), {Status.INVALID_DATA}),
 }
@@ -382,3 +423,26 @@ def test_products_give_the_same_derivatives_as_matrices(monkeypatch: pytest.Monk
     monkeypatch.setattr("ddn_cvx.program.nonlinear.DENSE_LIMIT", 0)
     for one, other in zip(both(), expected, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_a_huge_slope_does_not_hide_a_violation() -> None:
+    """At y = 1e-6 the constraint 1/y <= 1 is violated by a million, and its linearisation vanishes 1e-6 away."""
+    node = TorchProblem(
+        1, lambda y, x: y.sum() - x.sum(), inequality=lambda y, x: 1 / y - 1, lower=1e-9, solve=lambda x: 0 * x + 1e-9
+    )
+    for polish_steps in (0, 10):
+        solution = DeclarativeLayer(node, polish_steps=polish_steps).solve(torch.ones(1, 1, dtype=f64))
+        assert solution.statuses == [Status.INACCURATE]
+
+
+def test_polishing_stays_where_it_is() -> None:
+    """A wrong point next to one solution is not replaced by another solution far away."""
+    node = TorchProblem(1, lambda y, x: -(y**2).sum() + 0 * x.sum(), lower=-1.0, upper=3.0, solve=lambda x: 0 * x - 0.5)
+    assert DeclarativeLayer(node).solve(torch.ones(1, 1, dtype=f64)).statuses != [Status.SOLVED]
+
+
+def test_infinite_curvature_does_not_hide_a_slope() -> None:
+    """y^1.5 + y falls towards negative y at zero, where its second derivative is infinite."""
+    node = TorchProblem(1, lambda y, x: (y**1.5 + y).sum() + 0 * x.sum(), solve=torch.zeros_like)
+    solution = DeclarativeLayer(node).solve(torch.ones(1, 1, dtype=f64))
+    assert solution.statuses == [Status.INACCURATE]

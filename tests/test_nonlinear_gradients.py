@@ -57,3 +57,79 @@ def test_gradient(problem: Problem) -> None:
     moved = (differences(layer, t.detach(), y.detach(), direction, step=1e-4) * weights).sum(-1)
     scale = (gradient.abs() * direction.abs()).sum(-1)
     assert bool(((found - moved).abs() <= 1e-6 * scale.clamp(min=1e-6)).all()), (found, moved)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_problems(seed: int) -> None:
+    """Quartic and trigonometric objectives, quadratic equalities, saturating inequalities, bounds that move."""
+    generator = torch.Generator().manual_seed(seed)
+    n, p, m, k = 2 + seed % 5, seed % 2, seed % 4, 1 + seed % 3
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=f64)
+
+    Q, T, a, W, E, e, G, c = (
+        randn(n, n),
+        randn(n, k),
+        randn(n),
+        randn(n, n),
+        randn(n, n) / 2,
+        randn(k),
+        randn(m, n),
+        randn(m, k),
+    )
+
+    def cost(y: Tensor, x: Tensor, start: Tensor) -> Tensor:
+        bent = 0.3 * (y @ (W @ y)) * torch.tanh(x.sum())
+        return 0.5 * ((Q @ y - T @ x) ** 2).sum() + torch.cos(y + a).sum() + 0.1 * (y**4).sum() + bent
+
+    node = TorchProblem(
+        n,
+        cost,
+        (lambda y, x, start: y @ (E @ y) + y[0] - 0.3 * (e @ x)) if p else None,
+        (lambda y, x, start: torch.tanh(G @ y) - 0.3 - 0.2 * (c @ x).cos()) if m else None,
+        lower=(lambda x, start: -1.0 - 0.1 * x.sum() ** 2) if seed % 3 else None,
+        upper=0.9 if seed % 3 else None,
+        initial=lambda x, start: start,
+        parameters=[(k,), (n,)],
+    )
+    layer, x = DeclarativeLayer(node, on_failure="nan"), randn(6, k)
+    solution = layer.solve(x, torch.full((n,), 0.1, dtype=f64))
+    y = solution.outputs[0].detach()
+    weights, d, step = randn(6, n), randn(6, k), 1e-5
+    ahead, behind = (layer(x + s * step * d, y.nan_to_num()) for s in (1, -1))
+    # Where another local minimum is reached the difference says nothing.
+    usable = (solution.status == 0) & (solution.regularity == 0) & ((ahead - behind).abs().amax(-1) < 1e-2)
+    assert int(usable.sum()) >= 4
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((layer(leaf, y.nan_to_num()) * weights).nansum(), leaf)
+    found, expected = (gradient * d).sum(-1)[usable], ((ahead - behind) / (2 * step) * weights).sum(-1)[usable]
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"HS{p.number}")
+def test_a_lying_solver_is_put_right_or_found_out(problem: Problem) -> None:
+    """Points beside the solution, by a hundredth and by nothing: never another answer with the status SOLVED."""
+    generator = torch.Generator().manual_seed(problem.number)
+    theta, start = problem.batch(BATCH, generator)
+    t = theta.tensors[0]
+    y = layer_for(problem)(t, start)
+    lower, upper = problem.bounds()
+    beside = y + 0.01 * torch.randn(y.shape, generator=generator, dtype=f64) * (1 + y.abs())
+    told = {"solution": y, "lie": beside.clamp(lower, upper)}
+    honest = layer_for(problem).node
+    for kind, answer in told.items():
+        node = TorchProblem(
+            problem.n,
+            honest.functions["objective"],
+            honest.functions.get("equality"),
+            honest.functions.get("inequality"),
+            lower=honest.fields["lower"],
+            upper=honest.fields["upper"],
+            solve=lambda t, start, answer=answer: answer,
+            parameters=[t.shape[1:], (problem.n,)],
+        )
+        solution = DeclarativeLayer(node).solve(t, start)
+        solved = solution.status == int(Status.SOLVED)
+        assert bool(solved.all()) or kind == "lie"
+        assert torch.allclose(solution.outputs[0][solved], y[solved], rtol=1e-4, atol=1e-4)

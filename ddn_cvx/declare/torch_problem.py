@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from torch.utils import _pytree as pytree
 
 from ddn_cvx.declare.arguments import Arguments, Shape, is_shape
 from ddn_cvx.declare.capture import Captured, Substitute
+from ddn_cvx.declare.probe import few, probe
+from ddn_cvx.declare.smooth import Smooth
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.base import ParameterSpec
-from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.program.nonlinear import Loss, NonlinearProgram, Residuals, Theta
 
-STEPS = {"round", "floor", "ceil", "trunc", "sign"}
-"""Operations with a zero derivative."""
 Function = Callable[..., Any]
 Bounds = float | Tensor | Mapping[str, Any] | Function
 
@@ -39,6 +39,11 @@ class TorchProblem:
         Returns a scalar (batched: ``(B,)``).
     equality, inequality : callable, optional
         Return a tensor of any shape, or lists or dicts of tensors (batched: leading dimension B).
+    residual : callable, optional
+        In place of the objective, which then is ``sum(loss(residual))``; returns what a constraint may return. Without
+        constraints Levenberg and Marquardt's method solves it.
+    loss : RobustLoss, optional
+        Of the residuals. Default: half the square.
     lower, upper : number, tensor, dict, or callable of the inputs, optional
         Bounds that broadcast to the variable's shape; infinite where there is none. Differentiable.
     initial : number, tensor, dict, or callable of the inputs, optional
@@ -57,6 +62,9 @@ class TorchProblem:
         Maximise the objective.
     stationary : bool
         Accept any stationary point, also saddle points and maxima, for which ``solve`` may be asked.
+    smooth : float, optional
+        Width over which kinks (abs, relu, clamp, maximum, amax, norm ...) of the objective and the constraints are rounded
+        off; the problem that is solved is the smooth one.
 
     Raises
     ------
@@ -76,10 +84,12 @@ class TorchProblem:
     def __init__(
         self,
         variable: int | Shape | Mapping[str, Shape],
-        objective: Function,
+        objective: Function | None = None,
         equality: Function | None = None,
         inequality: Function | None = None,
         *,
+        residual: Function | None = None,
+        loss: Loss | None = None,
         lower: Bounds | None = None,
         upper: Bounds | None = None,
         initial: Bounds | None = None,
@@ -88,17 +98,34 @@ class TorchProblem:
         batched: bool = False,
         maximise: bool = False,
         stationary: bool = False,
+        smooth: float | None = None,
     ):
-        functions = {"objective": objective, "equality": equality, "inequality": inequality, "solve": solve}
+        functions = {
+            "objective": objective,
+            "residual": residual,
+            "equality": equality,
+            "inequality": inequality,
+            "solve": solve,
+        }
         for name, function in functions.items():
-            if not callable(function) and (function is not None or name == "objective"):
+            if function is not None and not callable(function):
                 raise DeclarationError(f"{name} must be callable, got {type(function).__name__}.")
+        if smooth is not None and not smooth > 0:
+            raise DeclarationError(f"smooth must be a positive width, got {smooth!r}.")
+        leading = objective if residual is None else residual
+        if leading is None or (objective is not None and residual is not None):
+            raise DeclarationError("Give either an objective or a residual.")
+        if residual is None and loss is not None:
+            raise DeclarationError("loss is for residuals; give residual= in place of the objective.")
+        if residual is not None and maximise:
+            raise DeclarationError("A sum of losses of residuals is minimised; drop maximise=True or give an objective.")
         self.bare = not isinstance(variable, Mapping)
         self.shapes = _variables(variable)
         self.n = sum(math.prod(s) for s in self.shapes.values())
-        self.arguments = Arguments(parameters, getattr(objective, "forward", objective))
-        self.batched, self.sign, self.stationary = batched, -1.0 if maximise else 1.0, stationary
+        self.arguments = Arguments(parameters, getattr(leading, "forward", leading))
+        self.loss, self.batched, self.sign, self.stationary = loss, batched, -1.0 if maximise else 1.0, stationary
         self.functions: dict[str, Function] = {k: v for k, v in functions.items() if v is not None}
+        self.smooth = smooth
         self.fields = {"lower": lower, "upper": upper, "initial": initial}
         self.captured = Captured({**functions, "lower": lower, "upper": upper})
         self._programs: dict[Any, NonlinearProgram] = {}
@@ -127,9 +154,11 @@ class TorchProblem:
             self._programs[key] = self._build(theta, layout)
         return self._programs[key]
 
-    def start(self, theta: Theta, layout: Any, like: Tensor) -> Tensor | None:
-        """The declared initial point ``(B, n)``, if there is one."""
-        return None if self.fields["initial"] is None else self._field("initial", 0.0, theta, layout, like).expand_as(like)
+    def start(self, theta: Theta, layout: Any, like: Tensor) -> Tensor:
+        """The declared initial point ``(B, n)``; ``like`` if there is none."""
+        if self.fields["initial"] is None:
+            return like
+        return self._field("initial", 0.0, theta.detach(), layout, like).expand_as(like)
 
     def solve(self, theta: Theta, layout: Any, like: Tensor) -> Tensor:
         """The answer of the user's own solver, ``(B, n)``."""
@@ -150,15 +179,26 @@ class TorchProblem:
             variable = self.unpack(y)
             first = next(iter(variable.values())) if self.bare else variable
             inputs = tensors[: _inputs(layout)]
-            with self._substitute(tensors):
+            with self._substitute(tensors), self._rounding():
                 found = {
                     name: self.arguments.call(function, (first,), inputs, layout)
                     for name, function in self.functions.items()
                     if name != "solve"
                 }
-                f = self._scalar(found["objective"], y)
+                f = self._scalar(found["objective"], y) if "objective" in found else self._sum(found["residual"], y)
                 h, g = (self._stack(found.get(name), name, y) for name in ("equality", "inequality"))
             return self.sign * f, h, g
+
+        def one_residual(y: Tensor, *tensors: Tensor) -> Tensor:
+            variable = self.unpack(y)
+            first = next(iter(variable.values())) if self.bare else variable
+            with self._substitute(tensors), self._rounding():
+                value = self.arguments.call(self.functions["residual"], (first,), tensors[: _inputs(layout)], layout)
+                return self._stack(value, "residual", y)
+
+        def residual(y: Tensor, theta: Theta) -> Tensor:
+            found: Tensor = self._over_batch(one_residual, (y, *theta.tensors), (True, *theta.batched))
+            return found
 
         def evaluate(y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
             return self._over_batch(one, (y, *theta.tensors), (True, *theta.batched))
@@ -168,30 +208,14 @@ class TorchProblem:
             lower = self._field("lower", -torch.inf, theta, layout, like)
             return lower, self._field("upper", torch.inf, theta, layout, like)
 
-        h, g = self._probe(evaluate, theta)
+        some, count = few(theta)
+        like = torch.full(
+            (count, self.n), 0.5, dtype=torch.float64, device=theta.tensors[0].device if theta.tensors else None
+        )
+        h, g = probe(evaluate, some, self.start(some, layout, like), self.batched)
         bounded = self.fields["lower"] is not None or self.fields["upper"] is not None
-        return NonlinearProgram(self.n, h.shape[1], g.shape[1], evaluate, box if bounded else None)
-
-    def _probe(self, evaluate: Any, theta: Theta) -> tuple[Tensor, Tensor]:
-        """Run the functions once: shapes, and dependence on the variable."""
-        own = [t for t, batched in zip(theta.tensors, theta.batched, strict=True) if batched]
-        count = min(len(own[0]), 2) if own else 1
-        device = theta.tensors[0].device if theta.tensors else None
-        few = theta.detach().take(torch.arange(count, device=device))
-        with torch.enable_grad():
-            y = torch.full((count, self.n), 0.5, dtype=torch.float64, device=device).requires_grad_()
-            try:
-                f, h, g = evaluate(y, few)
-            except RuntimeError as error:
-                raise DeclarationError(
-                    f"The functions of the problem cannot be evaluated: {error}\nFunctions of one instance are vmapped: "
-                    "write them without .item(), .numpy(), data-dependent control flow and in-place writes, or write them "
-                    "for a batch and pass batched=True."
-                ) from error
-            for name, value in (("objective", f), ("equality", h), ("inequality", g)):
-                if value.numel():
-                    _require_derivative(name, value, y)
-        return h, g
+        residuals = Residuals(residual, self.loss) if "residual" in self.functions else None
+        return NonlinearProgram(self.n, h.shape[1], g.shape[1], evaluate, box if bounded else None, residuals)
 
     def _over_batch(self, function: Function, tensors: Sequence[Tensor], own: Sequence[bool]) -> Any:
         if not self.batched:
@@ -217,6 +241,14 @@ class TorchProblem:
             what = f"shape {expected}, one number for each element" if self.batched else "a scalar"
             raise DeclarationError(f"objective must return {what}, got shape {tuple(value.shape)}.")
         return value.reshape(expected).to(torch.float64)
+
+    def _rounding(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.smooth is None else Smooth(self.smooth)
+
+    def _sum(self, value: Any, y: Tensor) -> Tensor:
+        """``sum(loss(residual))``."""
+        r = self._stack(value, "residual", y)
+        return (0.5 * r * r if self.loss is None else self.loss.value(r)).sum(-1)
 
     def _stack(self, value: Any, name: str, y: Tensor) -> Tensor:
         """Whatever a constraint returns, as ``(r,)``, or ``(B, r)`` when batched."""
@@ -308,31 +340,6 @@ def _variables(variable: Any) -> dict[str, Shape]:
     if not sum(math.prod(s) for s in shapes.values()):
         raise DeclarationError("variable must have at least one entry.")
     return {k: tuple(s) for k, s in shapes.items()}
-
-
-def _require_derivative(name: str, value: Tensor, y: Tensor) -> None:
-    """Refuse what does not depend on the variable, or only through steps, whose derivative is zero wherever it exists."""
-    hint = "Compute it from its first argument by differentiable torch operations, without .detach(), .item() or numpy."
-    if not value.requires_grad:
-        raise DeclarationError(f"{name} does not depend on the variable. {hint}")
-    (slope,) = torch.autograd.grad(value.sum(), y, retain_graph=True, materialize_grads=True)
-    steps = sorted(_operations(value) & STEPS)
-    if steps and not bool(slope.any()):
-        raise DeclarationError(
-            f"{name} has no derivative: it depends on the variable through {', '.join(steps)} alone. {hint}"
-        )
-
-
-def _operations(value: Tensor) -> set[str]:
-    """The names of the operations that a result comes from."""
-    found: dict[Any, str] = {}
-    waiting = [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in found:
-            found[node] = node.name().removesuffix("0").removesuffix("Backward").lower()
-            waiting += [inner for inner, _ in node.next_functions]
-    return set(found.values())
 
 
 def _inputs(layout: Any) -> int:

@@ -85,11 +85,6 @@ class CondensedFactor:
         pairs = zip(self._parts, other._parts, strict=True)
         self._set(_Factor(*(t.index_copy(0, rows, new) for t, new in pairs)))
 
-    def augmented(self, rows: Tensor, H: Tensor) -> Tensor:
-        """The matrix M of some elements, with another H."""
-        A = self._parts.A[rows]
-        return torch.baddbmm(H, (A * self._parts.we[rows].unsqueeze(-1)).mT, A) if A.shape[1] else H
-
     def solve(self, top: Tensor, low: Tensor, refinements: int = 1) -> tuple[Tensor, Tensor]:
         """``K (u, omega) = (top, low)``, top ``(B, n, r)`` and low ``(B, k, r)``; not finite where there are no factors."""
         u, omega = self._solve(top, low)
@@ -178,22 +173,21 @@ class SaddleKKT:
             A, D = torch.where(row, A, 0.0), torch.where(row[..., 0], D, 1.0)
         self.n = H.shape[-1]
         self._factor = CondensedFactor(H, A, D)
-        K = _assemble(H, A, D)
-        scale = _equilibrate(K)
-        regular = self._factor.correct_inertia & _looks_regular(lambda t: torch.cat(self._split(t), 1), scale)
+        scale = _equilibrate(H, A, D)
+        regular = self._factor.correct_inertia & _looks_regular(self._once, scale)
         self.correct_inertia = regular & ok
         none = torch.zeros_like(regular)
         self.singular = NullSpace(none, none.clone())
         self._others = torch.nonzero(~regular).flatten()
         if len(self._others):
             pick = self._others
-            self._exact = _Indefinite(K[pick], scale[pick], self.n)
+            self._exact = _Indefinite(_assemble(H[pick], A[pick], D[pick]), scale[pick], self.n)
             self.correct_inertia[pick] = self._exact.correct_inertia
             self.singular.primal[pick] = self._exact.primal
             self.singular.dual[pick] = self._exact.dual
 
-    def _split(self, right: Tensor) -> tuple[Tensor, Tensor]:
-        return self._factor.solve(right[:, : self.n], right[:, self.n :])
+    def _once(self, right: Tensor) -> Tensor:
+        return torch.cat(self._factor.solve(right[:, : self.n], right[:, self.n :], refinements=0), 1)
 
     def solve(self, top: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """``K (u, omega) = (top, low)`` or, where K is singular, the solution of least squares and least norm.
@@ -250,11 +244,15 @@ def _assemble(H: Tensor, A: Tensor, D: Tensor) -> Tensor:
     return torch.cat([torch.cat([H, A.mT], 2), torch.cat([A, torch.diag_embed(-D)], 2)], 1)
 
 
-def _equilibrate(K: Tensor) -> Tensor:
-    """Symmetric row scaling by powers of two (exact), one pass; empty rows are left alone."""
-    if not K.shape[-1]:
-        return K.new_ones(K.shape[:2])
-    size = K.abs().amax(-1)
+def _equilibrate(H: Tensor, A: Tensor, D: Tensor) -> Tensor:
+    """Symmetric row scaling of K by powers of two (exact), one pass; empty rows are left alone."""
+    if not H.shape[-1]:
+        return torch.ones_like(D)
+    top, low = H.abs().amax(-1), D
+    if A.shape[1]:
+        entries = A.abs()
+        top, low = torch.maximum(top, entries.amax(1)), torch.maximum(low, entries.amax(2))
+    size = torch.cat([top, low], 1)
     return torch.exp2((-0.5 * torch.log2(torch.where(size > 0, size, 1.0))).round())
 
 

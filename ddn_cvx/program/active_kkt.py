@@ -26,8 +26,12 @@ GOAL = 1e-14
 """Relative residual at which nothing is left to gain."""
 FAIR = 1e-10
 """Residual from which on a step that does not help is not shortened: rounding is in the way."""
+ROUNDING = 1e-12
+"""Relative violation that is rounding whatever the units of a constraint."""
 LENGTHS = (1.0, 0.25, 0.0625)
 """Steps that are tried."""
+FAR = 0.1
+"""Relative distance beyond which polishing does not go."""
 NEAR = 1e-5
 """Relative distance at which a constraint of a point without multipliers may be active."""
 PRODUCT_TOLERANCE = 1e-10
@@ -193,6 +197,7 @@ def polish(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor, s
 
     Programs too large for matrices are left to the accuracy of their solver.
     """
+    home, room = point.state.y, FAR * (1.0 + largest(point.state.y))
     for _ in range(steps if program.is_dense else 0):
         waiting = ok & (point.worst > GOAL)
         if not bool(waiting.any()):
@@ -202,7 +207,8 @@ def polish(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor, s
         missed = waiting
         for length in LENGTHS:
             trial = judge(program, theta, _between(point.state, target, length))
-            better = missed & (trial.worst < point.worst)
+            # Another solution elsewhere is not a more accurate version of this one.
+            better = missed & (trial.worst < point.worst) & (largest(trial.state.y - home) <= room)
             point = Judged.choose(better, trial, point)
             missed = missed & ~better & (before > FAIR)
             if not bool(missed.any()):
@@ -223,6 +229,23 @@ def _newton(point: Judged, ok: Tensor) -> State:
     kkt = ActiveKKT(point.H, first.Jh, first.Jg, active, ok)
     u, t_h, t_g, t_z = (t.squeeze(-1) for t in kkt.solve(*(r.unsqueeze(-1) for r in residual)))
     return State(torch.where(fixed > 0, bound, y + u), lam + t_h, mu + t_g, z + t_z)
+
+
+def violated(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor, tolerance: float) -> Tensor:
+    """Elements that only look feasible because the slopes of their constraints are huge, ``(B,)`` bool.
+
+    A violation is judged by how far away its linearisation vanishes. Near a singularity (1/y at 0) that is next to nothing
+    and wrong: where the violation itself is large, a Newton step must bring it down.
+    """
+    first = point.first
+    raw = torch.maximum(largest(first.h), largest(first.g.clamp(min=0)))
+    doubtful = ok & (raw > tolerance) & (point.primal > ROUNDING)
+    if not bool(doubtful.any()) or not program.is_dense:
+        return torch.zeros_like(doubtful)
+    with torch.no_grad():
+        _, h, g = program.values(_newton(point, ok).y, theta)
+    after = torch.maximum(largest(h), largest(g.clamp(min=0)))
+    return doubtful & ~(after <= 0.1 * raw)
 
 
 def _between(start: State, end: State, length: float) -> State:

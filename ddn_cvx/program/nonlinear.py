@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -80,6 +80,25 @@ Box = Callable[[Theta], tuple[Tensor, Tensor]]
 """``θ -> lower, upper``, each broadcasting to ``(B, n)``."""
 
 
+class Loss(Protocol):
+    """What residuals cost."""
+
+    def value(self, r: Tensor) -> Tensor:
+        """``rho(r)``, elementwise."""
+
+    def weight(self, r: Tensor) -> Tensor:
+        """``rho'(r) / r``, elementwise."""
+
+
+class Residuals(NamedTuple):
+    """An objective that is ``sum(loss(residual))``, for solvers that know what to do with it."""
+
+    residual: Callable[[Tensor, Theta], Tensor]
+    """``y (B, n), θ -> (B, k)``."""
+    loss: Loss | None
+    """Half the square, if None."""
+
+
 class NonlinearProgram:
     """``minimise f  s.t.  h = 0, g <= 0, lower <= y <= upper`` for a batch of parameters.
 
@@ -94,10 +113,14 @@ class NonlinearProgram:
         ``(y, θ) -> f, h, g`` for the whole batch; torch, differentiable. An element's values depend on its own row only.
     box : callable, optional
         ``θ -> lower, upper``, infinite where there is no bound.
+    residuals : Residuals, optional
+        Of what the objective is the sum, if it is one.
     """
 
-    def __init__(self, n: int, p: int, m: int, evaluate: Evaluate, box: Box | None = None):
-        self.n, self.p, self.m = n, p, m
+    def __init__(
+        self, n: int, p: int, m: int, evaluate: Evaluate, box: Box | None = None, residuals: Residuals | None = None
+    ):
+        self.n, self.p, self.m, self.residuals = n, p, m, residuals
         self.has_bounds = box is not None
         self._evaluate, self._box = evaluate, box
 
@@ -200,5 +223,9 @@ def _rows(out: Tensor, point: Tensor, create: bool) -> Tensor:
     if not out.requires_grad or not r:
         return point.new_zeros(batch, r, point.shape[-1])
     one_hot = torch.eye(r, dtype=out.dtype, device=out.device).unsqueeze(1).expand(r, batch, r)
-    (J,) = torch.autograd.grad(out, point, one_hot, create_graph=create, is_grads_batched=True, allow_unused=True)
-    return point.new_zeros(batch, r, point.shape[-1]) if J is None else J.transpose(0, 1)
+
+    def pull(e: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(out, point, e, create_graph=create, materialize_grads=True)
+        return found
+
+    return torch.vmap(pull)(one_hot).transpose(0, 1)

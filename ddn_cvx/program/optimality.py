@@ -125,7 +125,8 @@ def judge(program: NonlinearProgram, theta: Theta, state: State) -> Judged:
             steep_h, steep_g = (t.abs() for t in program.jvp(y, theta, _probe(y)))
         forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
         force = forces + bend * size + NOISE
-        dual = largest(first.gradient + sum(pulls)) / force
+        # An infinite curvature or force would hide any residual.
+        dual = torch.where(force.isfinite(), largest(first.gradient + sum(pulls)) / force, torch.inf)
         span, push = size.unsqueeze(-1), force.unsqueeze(-1)
         steep_h, steep_g = _or_one(steep_h), _or_one(steep_g)
         g, mu_g = first.g / (steep_g * span), mu * steep_g / push

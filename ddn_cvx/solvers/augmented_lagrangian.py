@@ -50,7 +50,7 @@ class AugmentedLagrangian(NonlinearSolver):
     """Products that the last Newton step may cost (default 2000)."""
 
     def __post_init__(self) -> None:
-        check_positive(self, self.name, {name: value for name, value in vars(self).items() if name != "inner"})
+        check_positive(self.name, {name: value for name, value in vars(self).items() if name != "inner"})
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"

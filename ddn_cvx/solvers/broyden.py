@@ -33,7 +33,7 @@ class Broyden(RootSolver):
     """Largest entry of F relative to that of y, at which an element stops (default 1e-10)."""
 
     def __post_init__(self) -> None:
-        check_positive(self, self.name, dict(vars(self)))
+        check_positive(self.name, dict(vars(self)))
 
     def unsupported(self, program: RootProgram) -> str | None:
         if program.is_map or program.is_dense:

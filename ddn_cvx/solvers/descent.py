@@ -75,7 +75,7 @@ def unconstrained_only(program: NonlinearProgram) -> str | None:
     return None if program.n else "it needs at least one variable"
 
 
-def check_positive(solver: object, name: str, options: dict[str, object]) -> None:
+def check_positive(name: str, options: dict[str, object]) -> None:
     """Raise ``InputError`` unless each option is a number above zero."""
     for option, value in options.items():
         if not isinstance(value, int | float) or not value > 0:

@@ -33,7 +33,7 @@ class LBFGS(NonlinearSolver):
     """The same to be INACCURATE (default 1e-5)."""
 
     def __post_init__(self) -> None:
-        check_positive(self, self.name, dict(vars(self)))
+        check_positive(self.name, dict(vars(self)))
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return unconstrained_only(program)

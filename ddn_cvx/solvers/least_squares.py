@@ -21,7 +21,7 @@ from torch.linalg import cholesky_ex
 
 from ddn_cvx.errors import InputError
 from ddn_cvx.linalg.saddle_structured import Arrow
-from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.program.nonlinear import Loss, NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.descent import Goal, unconstrained_only
 from ddn_cvx.solvers.newton import Newton, NewtonKrylov
@@ -69,7 +69,7 @@ class LeastSquares(NonlinearSolver):
 
     residual: Callable[[Tensor, Theta], Tensor]
     """``y (B, n), theta -> r (B, k)``."""
-    loss: RobustLoss = _SQUARED
+    loss: Loss = _SQUARED
     """rho (default squared)."""
     max_iterations: int = 200
     """Steps after which an element is left to Newton's method (default 200)."""
@@ -109,7 +109,7 @@ class BundleAdjustment(NonlinearSolver):
     """Number of cameras."""
     points: int
     """Number of points."""
-    loss: RobustLoss = _SQUARED
+    loss: Loss = _SQUARED
     """rho (default squared)."""
     max_iterations: int = 200
     """Steps after which an element is left to Newton's method (default 200)."""
@@ -210,7 +210,7 @@ def _same_objective(program: NonlinearProgram, theta: Theta, y: Tensor, slope: T
 
 
 class _Dense(Model):
-    def __init__(self, n: int, residual: Callable[[Tensor, Theta], Tensor], loss: RobustLoss):
+    def __init__(self, n: int, residual: Callable[[Tensor, Theta], Tensor], loss: Loss):
         self.loss = loss
         self.jacobian = NonlinearProgram(n, 0, 0, lambda y, theta: (0 * y[:, 0], residual(y, theta), y[:, :0]))
 

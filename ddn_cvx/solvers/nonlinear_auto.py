@@ -13,6 +13,7 @@ from ddn_cvx.solution import Status
 from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
 from ddn_cvx.solvers.descent import check_positive, unconstrained_only
 from ddn_cvx.solvers.lbfgs import LBFGS
+from ddn_cvx.solvers.least_squares import LeastSquares
 from ddn_cvx.solvers.newton import Newton, NewtonKrylov
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
@@ -31,7 +32,7 @@ class NonlinearAuto(NonlinearSolver):
     """n + p + m up to which matrices are formed (default 1000)."""
 
     def __post_init__(self) -> None:
-        check_positive(self, self.name, dict(vars(self)))
+        check_positive(self.name, dict(vars(self)))
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"
@@ -60,6 +61,10 @@ class NonlinearAuto(NonlinearSolver):
     def _choice(self, program: NonlinearProgram) -> tuple[NonlinearSolver, NonlinearSolver, str]:
         small = program.n + program.p + program.m <= self.dense
         if unconstrained_only(program) is None:
+            if small and program.residuals is not None:
+                residual, loss = program.residuals
+                found = LeastSquares(residual) if loss is None else LeastSquares(residual, loss)
+                return found, Newton(), "no constraints, and an objective that is a sum of losses of residuals"
             if small:
                 return Newton(), LBFGS(), "no constraints, and few enough variables for Hessians"
             return NewtonKrylov(), LBFGS(), "no constraints, and too many variables for Hessians"

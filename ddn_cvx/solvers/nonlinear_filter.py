@@ -210,7 +210,7 @@ def _retry(
     theta = measures(trial, full.s, old.mu)[0]
     wanted = (theta >= test.theta) & theta.isfinite()
     h, violation = length * element.h + trial.h, length * (element.c + old.s) + trial.c + full.s
-    second = system.step(old.lam, old.mu, h, violation, refine=True)
+    second = system.step(old.lam, old.mu, h, violation, refine=torch.ones_like(length, dtype=torch.bool))
     second_length = longest(old.s, second.s, fraction)
     best, good, descent = full, torch.zeros_like(wanted), torch.zeros_like(wanted)
     for powers in _ROUNDS:

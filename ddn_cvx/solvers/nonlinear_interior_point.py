@@ -11,16 +11,16 @@ Equality-constrained and unconstrained programs are the special cases without ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddn_cvx.errors import InputError
 from ddn_cvx.linalg.saddle import CondensedFactor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, choose, put, take
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 from ddn_cvx.solvers.nonlinear_filter import Errors, Filter, Iterate, errors, measures, search
@@ -84,10 +84,7 @@ class NonlinearInteriorPoint(NonlinearSolver):
     """The same for a warm start (default 1e-3)."""
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if not isinstance(value, int | float) or not value > 0:
-                raise InputError(f"option '{option.name}' of {self.name} must be a number above 0, got {value!r}")
+        check_positive(self.name, dict(vars(self)))
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"
@@ -120,7 +117,8 @@ class _Run:
         at = form.first
         y, batch = form.start, len(start)
         s = (-at.c).clamp(min=1e-2)
-        mu = torch.full_like(y[:, :1], options.barrier if warm is None else options.warm_barrier)
+        barrier = options.barrier if warm is None else options.warm_barrier
+        mu = torch.full_like(y[:, :1], barrier if form.rows else 0.0)
         z = (mu / s).expand_as(s)
         if warm is None:
             lam = _least_squares_multipliers(form, at, z)
@@ -169,8 +167,7 @@ class _Run:
             iterate = iterate._replace(mu=mu)
             H = form.hessian(iterate.y, iterate.lam, iterate.z)
             system = NewtonSystem(form, at, H, iterate.s, iterate.z, state.shift, state.least)
-            refine = not at.c.shape[1] or bool((mu < _STIFF).any())
-            step = system.step(iterate.lam, mu, at.h, at.c + iterate.s, refine)
+            step = system.step(iterate.lam, mu, at.h, at.c + iterate.s, refine=mu < _STIFF)
             fraction = (1 - mu).clamp(min=0.99)
             before = iterate.y
             iterate, at, filter_, failed = search(form, system, iterate, at, step, fraction, filter_, error.at(mu))
@@ -270,7 +267,20 @@ class _Run:
         rows, moved = leave_saddle(form, y, lam, z, status == int(Status.SOLVED))
         if len(rows):
             point = self._restart(point, rows, moved)
-        return self._rescale(point) if form.scaled else point
+        if form.scaled:
+            point = self._rescale(point)
+        return self._elsewhere(point)
+
+    def _elsewhere(self, point: NonlinearPoint) -> NonlinearPoint:
+        """A second start where no feasible point was found: infeasibility is proved for a neighbourhood only."""
+        rows = torch.nonzero((point.status == int(Status.INFEASIBLE)) & ~self.whole.crossed).flatten()
+        if not len(rows):
+            return point
+        start, theta = self.whole.start[rows], self.whole.theta.take(rows)
+        order = torch.arange(1, start.shape[1] + 1, dtype=start.dtype, device=start.device)
+        aside = start + torch.sin(order**2) * start.abs().amax(-1, keepdim=True).clamp(min=1.0)
+        again = _Run(self.options, self.program, theta, aside, None, may_restart=False).result()
+        return self._keep(point, rows, again, again.status <= int(Status.INACCURATE))
 
     def _restart(self, point: NonlinearPoint, rows: Tensor, start: Tensor) -> NonlinearPoint:
         """Solve again from beside a saddle point, and keep what is better."""

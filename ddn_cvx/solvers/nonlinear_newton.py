@@ -22,6 +22,8 @@ from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
 
 _BEYOND = 2.0
 _FIRST_SHIFT = 1e-4
+_FLAT = 1e-13  # curvature below this, relative to the Hessian, is none
+_HEAVIER, _HEAVIEST = 100.0, 1e6  # steps and limit of the weights of equalities
 _LEAST_SHIFT = 1e-12
 _LARGEST_SHIFT = 1e20
 _DUAL_SHIFT = 1e-8
@@ -57,30 +59,41 @@ class NewtonSystem:
         return CondensedFactor(shifted, Jh, D, size + shift.unsqueeze(-1))
 
     def _correct(self, condensed: Tensor, last: Tensor) -> None:
-        """Raise delta for the elements that need it until they have the inertia of a minimum."""
-        growth = torch.where(last > 0, 8.0, 100.0)
-        first = torch.where(last > 0, (last / 3).clamp(_LEAST_SHIFT, _FIRST_SHIFT), _FIRST_SHIFT)
-        rows = torch.nonzero(~self.factor.correct_inertia).flatten()
-        if len(rows):
-            lowest = torch.linalg.eigvalsh(self.factor.augmented(rows, condensed[rows]).nan_to_num())[:, 0]
-            first = first.index_copy(0, rows, torch.maximum(_BEYOND * lowest.abs(), first[rows]))
-        while len(rows):
-            old, old_dual = self.shift[rows], self.dual_shift[rows]
-            dependent = self.factor.positive[rows] & ~self.factor.independent[rows]
-            raised = torch.where(old > 0, old * growth[rows], first[rows])
-            new = torch.where(dependent, old, raised)
-            raised = torch.where(old_dual > 0, 10 * old_dual, _DUAL_SHIFT)
-            new_dual = torch.where(dependent, raised, old_dual)
-            self.shift[rows], self.dual_shift[rows] = new, new_dual
-            D = new_dual.unsqueeze(-1).expand_as(self.at.h[rows])
-            self.factor.put(rows, self._factorise(condensed[rows], self.at.Jh[rows], new, D, self.size[rows]))
-            self.failed[rows] = ~((new < _LARGEST_SHIFT) & (new_dual < 1.0) & condensed[rows].sum((1, 2)).isfinite())
-            rows = torch.nonzero(~self.factor.correct_inertia & ~self.failed).flatten()
+        """Give the elements whose factorisation failed the inertia of a minimum.
 
-    def step(self, lam: Tensor, barrier: Tensor, h: Tensor, violation: Tensor, refine: bool) -> Step:
+        delta follows from the least curvature along the rows of Jh, so that the most negative one is turned into its
+        absolute value.  Where that is positive already, or still the factorisation fails, the weights of the rows are raised
+        first: the factorisation of a matrix of the right inertia succeeds once they are large enough.
+        """
+        rows = torch.nonzero(~self.factor.correct_inertia).flatten()
+        if not len(rows):
+            return
+        lowest = _tangent_curvature(condensed[rows], self.at.Jh[rows])
+        first = torch.where(last > 0, (last / 3).clamp(_LEAST_SHIFT, _FIRST_SHIFT), _FIRST_SHIFT)[rows]
+        flat = lowest <= _FLAT * self.size[rows].amax(-1)
+        needed = torch.maximum(_BEYOND * lowest.abs(), first)
+        self.shift[rows] = torch.where(flat, torch.maximum(needed, self.shift[rows]), self.shift[rows])
+        weight = torch.where(flat, 1.0, _HEAVIER)
+        finite = condensed[rows].sum((1, 2)).isfinite()
+        while len(rows):
+            dependent = self.factor.positive[rows] & ~self.factor.independent[rows]
+            new, old_dual = self.shift[rows], self.dual_shift[rows]
+            new_dual = torch.where(dependent, (10 * old_dual).clamp(min=_DUAL_SHIFT), old_dual)
+            self.dual_shift[rows] = new_dual
+            D, size = new_dual.unsqueeze(-1).expand_as(self.at.h[rows]), self.size[rows] * weight.unsqueeze(-1)
+            self.factor.put(rows, self._factorise(condensed[rows], self.at.Jh[rows], new, D, size))
+            self.failed[rows] = ~((new < _LARGEST_SHIFT) & (new_dual < 1.0) & finite)
+            left = ~self.factor.correct_inertia[rows] & ~self.failed[rows]
+            weak = ~self.factor.positive[rows] & left
+            heaviest = weak & (weight >= _HEAVIEST)
+            self.shift[rows] = torch.where(heaviest, 8 * new.clamp(min=_FIRST_SHIFT), new)
+            weight = torch.where(weak & ~heaviest, _HEAVIER * weight, weight)[left]
+            rows, finite = rows[left], finite[left]
+
+    def step(self, lam: Tensor, barrier: Tensor, h: Tensor, violation: Tensor, refine: Tensor) -> Step:
         """The step for the barrier parameter (B, 1), with ``h`` and ``violation = c + s`` of the linearised constraints.
 
-        Not worth refining as long as W spans few orders of magnitude.
+        Only the elements ``refine`` (B, 1) bool are refined: it is not worth it as long as W spans few orders of magnitude.
         """
         form, at, W = self.form, self.at, self.W
         slope = at.gradient + form.pull(at.Jg, self.z)
@@ -91,14 +104,14 @@ class NewtonSystem:
         dy, dlam = self._solve(top, -h)
         ds = -violation - form.push(at.Jg, dy)
         dz = target - W * ds
-        if not refine:
+        if not bool(refine.any()):
             return Step(dy, ds, dlam, dz)
         top = -slope - (dy.unsqueeze(1) @ self.H).squeeze(1) - self.shift.unsqueeze(-1) * dy - form.pull(at.Jg, dz)
         low = -h
         if at.h.shape[1]:
             top = top - (dlam.unsqueeze(1) @ at.Jh).squeeze(1)
             low = low - (at.Jh @ dy.unsqueeze(-1)).squeeze(-1) + self.dual_shift.unsqueeze(-1) * dlam
-        more, more_lam = self._solve(top, low)
+        more, more_lam = (torch.where(refine, t, 0.0) for t in self._solve(top, low))
         fewer = form.push(at.Jg, more)
         return Step(dy + more, ds - fewer, dlam + more_lam, dz + W * fewer)
 
@@ -114,3 +127,15 @@ class NewtonSystem:
         some.shift, some.dual_shift, some.failed = (t[rows] for t in (self.shift, self.dual_shift, self.failed))
         some.factor = self.factor.take(rows)
         return some
+
+
+def _tangent_curvature(H: Tensor, J: Tensor) -> Tensor:
+    """The least eigenvalue of H on the null space of J, ``(B,)``; infinite where that is nothing."""
+    p, n = J.shape[1:]
+    if p >= n:
+        return H.new_full((len(H),), torch.inf)
+    H, J = H.nan_to_num(), J.nan_to_num()
+    if p:
+        Z = torch.linalg.qr(J.mT, mode="complete").Q[..., p:]
+        H = Z.mT @ H @ Z
+    return torch.linalg.eigvalsh(H)[:, 0]

@@ -37,7 +37,7 @@ class RootNewton(RootSolver):
     """Largest entry of F, in units of y, relative to the largest of y, at which an element stops (default 1e-10)."""
 
     def __post_init__(self) -> None:
-        check_positive(self, self.name, dict(vars(self)))
+        check_positive(self.name, dict(vars(self)))
 
     def unsupported(self, program: RootProgram) -> str | None:
         return None if program.n else "it needs at least one unknown"

@@ -54,7 +54,7 @@ class Torchdiffeq:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
-        check_positive(self, "Torchdiffeq", {"rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps})
+        check_positive("Torchdiffeq", {"rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps})
 
     def integrate(self, field: Field, state: tuple[Tensor, ...], backwards: bool = False) -> tuple[Tensor, ...]:
         """The state at s = 1 from that at s = 0, or the other way round.

@@ -251,6 +251,20 @@ def test_saddle_points_may_be_asked_for() -> None:
 
 # ------------------------------------------------------------------ what is refused
 
+
+class Old(torch.autograd.Function):
+    """Written as before torch 2.0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2 * ctx.saved_tensors[0]
+
+
 REFUSED = {
     "objective of the wrong shape": (lambda: TorchProblem(2, lambda y, x: y - x), "objective must return a scalar"),
     "objective of a batch": (
@@ -261,6 +275,15 @@ REFUSED = {
         lambda: TorchProblem(2, lambda y, x: ((y - x) ** 2).sum(-1), lambda y, x: y.sum(), batched=True),
         r"equality must return shape \(2, ...\)",
     ),
+    "mixed inputs": (
+        lambda: TorchProblem(2, lambda y, x: ((y - x.mean(0)) ** 2).sum(-1), batched=True),
+        "objective mixes the elements of the batch",
+    ),
+    "mixed variables": (
+        lambda: TorchProblem(2, lambda y, x: ((y - x) ** 2).sum(-1), lambda y, x: y - y.mean(0), batched=True),
+        "equality mixes the elements of the batch",
+    ),
+    "old function": (lambda: TorchProblem(2, lambda y, x: Old.apply(y - x).sum(-1), batched=True), "needs setup_context"),
     "not a tensor": (lambda: TorchProblem(2, distance, lambda y, x: 0.0), "equality must return a torch.Tensor, got float"),
     "integers": (lambda: TorchProblem(2, distance, lambda y, x: y > 0), "equality must return real floating-point"),
     "constant": (lambda: TorchProblem(2, lambda y, x: x.sum()), "objective does not depend on the variable"),
@@ -344,3 +367,73 @@ def test_arguments_of_convex_problems_are_refused() -> None:
         DeclarativeLayer(TorchProblem(2, distance, on_sphere), solver="newton")(points(1, 2))
     with pytest.raises(DeclarationError, match="DiffcpAdjoint"):
         DeclarativeLayer(problem, adjoint=ddn.DiffcpAdjoint())(points(1, 2))
+
+
+# ------------------------------------------------------------------ least squares
+
+
+def test_residuals_are_a_least_squares_problem() -> None:
+    """Fit ``a exp(-b t)``; the derivative with respect to the data is that of the same objective written out."""
+    t = torch.linspace(0, 2, 7, dtype=f64)
+
+    def residual(v: dict[str, Tensor], data: Tensor) -> Tensor:
+        return v["a"] * torch.exp(-v["b"] * t) - data
+
+    shapes = {"a": (), "b": ()}
+    fit = DeclarativeLayer(TorchProblem(shapes, residual=residual, initial=1.0, parameters=[(7,)]))
+    same = DeclarativeLayer(
+        TorchProblem(shapes, lambda v, data: 0.5 * residual(v, data).square().sum(), initial=1.0, parameters=[(7,)])
+    )
+    data = (2 * torch.exp(-0.7 * t) + 0.05 * points(4, 7)).requires_grad_()
+    program = fit.node.program(fit.node.theta([data.detach()], data.device), fit.node.arguments.match([data], {})[2])
+    assert "LeastSquares" in ddn.NonlinearAuto().explain(program)
+    one, other = fit(data), same(data)
+    assert (one["a"] - 2).abs().max() < 0.2 and torch.allclose(fit.solve(data).value, same.solve(data).value)
+    for key in shapes:
+        assert torch.allclose(one[key], other[key])
+        gradients = [torch.autograd.grad(out[key].sum(), data, retain_graph=True)[0] for out in (one, other)]
+        assert torch.allclose(*gradients, atol=1e-10)
+
+
+def test_robust_residuals_ignore_outliers() -> None:
+    x = torch.tensor([[1.0, 1.1, 0.9, 50.0], [0.0, 0.1, -0.1, 0.0]], dtype=f64)
+    mean, welsch = (
+        DeclarativeLayer(TorchProblem((), residual=lambda y, x: y - x, loss=loss, initial=lambda x: x.median()))
+        for loss in (None, ddn.RobustLoss("welsch", width=1.0))
+    )
+    assert torch.allclose(mean(x), x.mean(-1))
+    assert torch.allclose(welsch(x), torch.tensor([1.0, 0.0], dtype=f64), atol=1e-6)
+    influence = torch.func.jacrev(lambda row: welsch(row.unsqueeze(0)).squeeze(0))(x[0])
+    assert abs(float(influence[3])) < 1e-12 and influence[:3].sum() == pytest.approx(1.0)
+
+
+def test_what_residuals_exclude() -> None:
+    residual = torch.sub
+    for options, message in (
+        ({}, "either an objective or a residual"),
+        ({"objective": distance, "residual": residual}, "either an objective or a residual"),
+        ({"objective": distance, "loss": ddn.RobustLoss()}, "loss is for residuals"),
+        ({"residual": residual, "maximise": True}, "drop maximise"),
+    ):
+        with pytest.raises(DeclarationError, match=message):
+            TorchProblem(2, **options)
+
+
+def test_functions_are_evaluated_inside_their_domain() -> None:
+    """log det needs a positive definite matrix; the start has one, and zero has not."""
+
+    def cost(Y: Tensor, S: Tensor) -> Tensor:
+        return (Y * S).sum() - 2 * torch.linalg.cholesky(Y).diagonal().log().sum()
+
+    def inverse(S: Tensor) -> Tensor:
+        return torch.cholesky_inverse(torch.linalg.cholesky(S))
+
+    node = TorchProblem(
+        (2, 2), cost, lambda Y, S: Y[0, 1] - Y[1, 0], initial=torch.eye(2), solve=inverse, parameters=[(2, 2)]
+    )
+    S = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=f64, requires_grad=True)
+    layer = DeclarativeLayer(node)
+    symmetric = lambda S: layer(S + S.T)  # noqa: E731  # one line of mathematics
+    assert torch.allclose(layer(S), inverse(S))
+    found = torch.autograd.functional.jacobian(symmetric, S / 2)
+    assert torch.allclose(found, torch.autograd.functional.jacobian(lambda S: inverse(S + S.T), S / 2), atol=1e-9)

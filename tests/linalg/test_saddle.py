@@ -147,3 +147,16 @@ def test_empty_batch_and_order_200() -> None:
     b = torch.ones(4, 200, 1, dtype=F64)
     z = torch.cat(kkt.solve(b[:, :150], b[:, 150:]), 1)
     np.testing.assert_allclose(dense(H, A, D) @ z.numpy(), b.numpy(), atol=1e-8)
+
+
+def test_right_inertia_that_the_weights_do_not_reveal() -> None:
+    """Curvature 1e-6 along the constraint and a coupling of 10 across it: only the exact factorisation sees a minimum."""
+    H = torch.tensor([[[0.0, 10.0], [10.0, 1e-6]], [[0.0, 10.0], [10.0, -1e-6]]], dtype=F64)
+    A = torch.tensor([[1.0, 0.0]], dtype=F64).repeat(2, 1, 1)
+    assert not CondensedFactor(H, A).correct_inertia.any()
+    kkt = SaddleKKT(H, A)
+    assert kkt.correct_inertia.tolist() == [True, False]
+    assert not kkt.singular.any.any()
+    z = torch.cat(kkt.solve(torch.ones(2, 2, 1, dtype=F64), torch.ones(2, 1, 1, dtype=F64)), 1)
+    K = dense(H, A, torch.zeros(2, 1, dtype=F64))
+    np.testing.assert_allclose(z.numpy(), np.linalg.solve(K, np.ones((2, 3, 1))), rtol=1e-8)

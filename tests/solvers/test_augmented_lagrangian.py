@@ -29,6 +29,15 @@ def test_published_optimum(number: int) -> None:
     assert float(optimality_error(node, theta, point)) < 1e-5
 
 
+def test_the_last_step_is_newton_s() -> None:
+    """From a loose tolerance to full accuracy, for equalities."""
+    problem = next(p for p in PROBLEMS if p.number == 79)
+    theta, start = problem.batch(5, torch.Generator().manual_seed(0))
+    node = problem.program()
+    point = AugmentedLagrangian(tolerance=1e-4).solve(node, theta, start)
+    assert float(optimality_error(node, theta, point).max()) < 1e-7
+
+
 def test_each_element_by_itself() -> None:
     """A feasible, an infeasible and an undefined element."""
 

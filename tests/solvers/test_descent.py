@@ -80,6 +80,16 @@ def test_newton_leaves_the_neighbourhood_of_a_saddle() -> None:
     assert point.iterations.item() < 30
 
 
+def test_newton_turns_away_from_saddles() -> None:
+    """Wells in ten dimensions from next to their centre: Newton's own direction would lead back to it."""
+    scales = torch.logspace(-2, 2, 10, dtype=F64)
+    wells = unconstrained(10, lambda y, t: (scales * (y**4 - y**2)).sum(-1))
+    start = 1e-2 * torch.cos(torch.arange(50, dtype=F64)).reshape(5, 10)
+    point = Newton().solve(wells, Theta((EMPTY.repeat(5, 1),), (True,)), start)
+    torch.testing.assert_close(point.y.abs(), torch.full((5, 10), 0.5**0.5, dtype=F64), rtol=1e-6, atol=0)
+    assert int(point.iterations.max()) < 25
+
+
 @pytest.mark.parametrize("solver", [NewtonKrylov(), LBFGS()], ids=lambda solver: solver.name)
 def test_one_hundred_thousand_variables(solver: NonlinearSolver) -> None:
     """A nonconvex chain; the answer is judged by its gradient."""

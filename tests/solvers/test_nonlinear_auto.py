@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.newton import Newton
 from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
 from tests.hock_schittkowski import PROBLEMS
 
@@ -38,3 +39,14 @@ def test_hock_schittkowski(number: int) -> None:
     problem = next(p for p in PROBLEMS if p.number == number)
     theta, start = problem.batch(32, torch.Generator().manual_seed(0))
     assert (NonlinearAuto().solve(problem.program(), theta, start).status == Status.SOLVED).all()
+
+
+def test_second_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first solver stops early the second one's answer counts."""
+    monkeypatch.setattr(NonlinearAuto, "_choice", lambda self, program: (Newton(max_iterations=2), Newton(), "test"))
+    problem = next(p for p in PROBLEMS if p.number == 38)
+    node = NonlinearProgram(4, 0, 0, lambda y, theta: problem.evaluate(y, theta.tensors[0]))
+    theta, start = problem.batch(6, torch.Generator().manual_seed(0))
+    point = NonlinearAuto().solve(node, theta, start)
+    assert point.status.tolist() == [Status.SOLVED] * 6
+    assert float(node.first(point.y, theta).gradient.abs().max()) < 1e-6

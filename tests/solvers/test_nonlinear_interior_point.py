@@ -167,6 +167,17 @@ def test_redundant_rows_fixed_variables_and_bounds_of_some_elements() -> None:
     assert point.z[1, 1] < 0  # a lower bound pushes up
 
 
+def test_second_order_correction() -> None:
+    """Maratos' example: near the solution on a circle full steps raise both objective and violation."""
+    node = program(
+        2, lambda y, t: 2 * (y.square().sum(-1) - 1) - y[:, 0], h=lambda y, t: [y.square().sum(-1) - 1]
+    )
+    angles = torch.linspace(0.1, 0.8, 20, dtype=F64)
+    point = solve(node, torch.stack((angles.cos(), angles.sin()), -1).tolist())
+    torch.testing.assert_close(point.y, torch.tensor([[1.0, 0.0]], dtype=F64).expand(20, 2), atol=1e-9, rtol=0)
+    assert int(point.iterations.max()) <= 6
+
+
 def test_saddle_points_are_left() -> None:
     """Both starts satisfy the first-order conditions and are no minima."""
     well = program(2, lambda y, t: y[:, 0] ** 4 - y[:, 0] ** 2 + y[:, 1] ** 2)
@@ -234,13 +245,19 @@ def test_warm_start_is_recognised_and_improved() -> None:
     assert (SOLVER.solve(node, far, start, warm=cold).status == Status.SOLVED).all()
 
 
-def test_float32() -> None:
-    node = program(2, lambda y, t: (y - 1).square().sum(-1), g=lambda y, t: [y.square().sum(-1) - 1])
-    theta = Theta((torch.ones(1, 4),), (True,))
-    point = SOLVER.solve(node, theta, torch.tensor([[0.1, 0.5]]))
-    assert point.y.dtype == torch.float32
-    assert point.status.item() <= Status.INACCURATE
-    torch.testing.assert_close(point.y, torch.full((1, 2), 0.5**0.5), atol=1e-4, rtol=0)
+@each_problem
+def test_float32(problem: Problem) -> None:
+    lower, upper = (bound.float() for bound in problem.bounds())
+    node = problem.program()
+    if node.has_bounds:
+        node = NonlinearProgram(
+            node.n, node.p, node.m, lambda y, theta: problem.evaluate(y, theta.tensors[0]), lambda theta: (lower, upper)
+        )
+    theta = Theta((torch.tensor([problem.nominal]),), (True,))
+    point = SOLVER.solve(node, theta, torch.tensor([problem.start], dtype=torch.float32))
+    assert point.y.dtype == point.lam.dtype == point.z.dtype == torch.float32
+    assert point.status.item() == Status.SOLVED
+    assert float(node.values(point.y, theta)[0]) == pytest.approx(problem.optimum, rel=2e-3, abs=2e-3)
 
 
 def test_iteration_limit_and_empty_batch() -> None:
@@ -262,9 +279,10 @@ def test_options_are_checked() -> None:
 def test_other_starts(problem: Problem, where: str) -> None:
     """From zero, which is where a layer starts, and from points of size three, most of them infeasible."""
     generator = torch.Generator().manual_seed(1)
-    theta, start = problem.batch(32, generator)
+    theta, start = problem.batch(16, generator)
     start = torch.zeros_like(start) if where == "zero" else 3 * torch.randn(start.shape, generator=generator, dtype=F64)
     point = SOLVER.solve(problem.program(), theta, start)
     solved = point.status == Status.SOLVED
-    assert solved.float().mean() >= 0.85
+    # the equations of HS77 have a valley of local infeasibility, a = 0 and d < 0, which ends some searches
+    assert solved.float().mean() >= (0.75 if problem.number == 77 else 0.9)
     assert float(optimality_error(problem.program(), theta.take(solved), point.take(solved)).max()) < 1e-7
