@@ -6,6 +6,8 @@ from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.adjoint.lpgd import LPGD
 from ddn_cvx.adjoint.smoothed import Smoothed
 from ddn_cvx.adjoint.unrolled import Unrolled
+from ddn_cvx.declare.fixed_point import FixedPoint, Root
+from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import (
     DeclarationError,
@@ -18,8 +20,10 @@ from ddn_cvx.errors import (
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.solution import Regularity, Solution, Status
 from ddn_cvx.solvers.active_set import ActiveSet
+from ddn_cvx.solvers.anderson import Anderson
 from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
 from ddn_cvx.solvers.auto import Auto
+from ddn_cvx.solvers.broyden import Broyden
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver
 from ddn_cvx.solvers.diffcp import Diffcp
@@ -33,7 +37,9 @@ from ddn_cvx.solvers.newton import Newton, NewtonKrylov
 from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 from ddn_cvx.solvers.robust_loss import RobustLoss
+from ddn_cvx.solvers.root_newton import RootNewton
 from ddn_cvx.solvers.scs import SCS
+from ddn_cvx.solvers.torchdiffeq import Torchdiffeq
 
 __version__ = "0.1.0"
 
@@ -41,11 +47,14 @@ __all__ = [
     "ECOS",
     "LBFGS",
     "LPGD",
+    "ODE",
     "SCS",
     "ActiveSet",
+    "Anderson",
     "Approximate",
     "AugmentedLagrangian",
     "Auto",
+    "Broyden",
     "BundleAdjustment",
     "Clarabel",
     "CvxpySolver",
@@ -56,6 +65,7 @@ __all__ = [
     "Diffcp",
     "DiffcpAdjoint",
     "DifferentiationError",
+    "FixedPoint",
     "Implicit",
     "InputError",
     "InteriorPoint",
@@ -68,11 +78,14 @@ __all__ = [
     "NonlinearInteriorPoint",
     "Regularity",
     "RobustLoss",
+    "Root",
+    "RootNewton",
     "Smoothed",
     "Solution",
     "SolverError",
     "Status",
     "TorchProblem",
+    "Torchdiffeq",
     "Unrolled",
     "__version__",
 ]

@@ -22,26 +22,36 @@ from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.call import Call
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Problem, Variable, declare
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
+from ddn_cvx.declare.fixed_point import FixedPoint, Root
+from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.inputs import Batch, gather
 from ddn_cvx.nonlinear_call import NonlinearRun
+from ddn_cvx.ode_call import OdeRun
+from ddn_cvx.root_call import RootRun
 from ddn_cvx.solution import Solution
 from ddn_cvx.solvers.base import Solver, Workspace
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
 from ddn_cvx.solvers.nonlinear_registry import resolve_nonlinear
 from ddn_cvx.solvers.registry import resolve
+from ddn_cvx.solvers.root_base import RootSolver
+from ddn_cvx.solvers.root_registry import resolve_root
+from ddn_cvx.solvers.torchdiffeq import Torchdiffeq, resolve_integrator
 
+Declared = TorchProblem | FixedPoint | Root | ODE
+"""Problems in torch functions, which say themselves what their parameters and variables are."""
+AnySolver = Solver | NonlinearSolver | RootSolver | Torchdiffeq
 
 class DeclarativeLayer(nn.Module):
     """An optimisation problem as a layer: ``layer(*parameters) -> optimal variables``.
 
     Parameters
     ----------
-    problem : cvxpy.Problem or TorchProblem
+    problem : cvxpy.Problem, TorchProblem, FixedPoint, Root or ODE
         Convex by cvxpy's rules (DCP; log-log convex with ``gp=True``), and expressions of parameters that are not DPP are
         rewritten; or not convex, for which a local minimum is found, from the ``value`` of each variable at this moment if
-        it has one. Or a problem in torch functions, convex or not, which says itself what its parameters and variables are.
+        it has one. Or a problem in torch functions, which says itself what its parameters and variables are.
     parameters : sequence of cvxpy.Parameter, optional
         All parameters of the problem, in the order of the layer's arguments. Default: ``problem.parameters()``.
     variables : cvxpy.Variable or sequence of cvxpy.Variable, optional
@@ -84,11 +94,11 @@ class DeclarativeLayer(nn.Module):
 
     def __init__(
         self,
-        problem: Problem | TorchProblem,
+        problem: Problem | Declared,
         parameters: Sequence[Parameter] | None = None,
         variables: Variable | Sequence[Variable] | None = None,
         *,
-        solver: str | Solver | NonlinearSolver | None = None,
+        solver: str | AnySolver | None = None,
         solver_options: Mapping[str, Any] | None = None,
         adjoint: Adjoint | None = None,
         gp: bool = False,
@@ -107,12 +117,14 @@ class DeclarativeLayer(nn.Module):
             raise InputError(f"polish_steps must not be negative, got {polish_steps!r}.")
         self.adjoint: Adjoint = Implicit() if adjoint is None else adjoint
         self.on_failure, self.tolerance, self.polish_steps = on_failure, float(tolerance), int(polish_steps)
-        self.node: ConvexProblem | NonconvexProblem | TorchProblem
-        self.solver: Solver | NonlinearSolver
-        if isinstance(problem, TorchProblem):
+        self.node: ConvexProblem | NonconvexProblem | Declared
+        self.solver: AnySolver
+        if isinstance(problem, Declared):
             if parameters is not None or variables is not None or gp:
-                raise DeclarationError("A TorchProblem declares its own parameters and variables; pass it alone.")
-            self.node, self.captured = problem, problem.captured
+                name = type(problem).__name__
+                raise DeclarationError(f"A {name} declares its own parameters and variables; pass it alone.")
+            self.node = problem
+            self.captured = problem.captured if isinstance(problem, TorchProblem) else problem.functions.captured
         else:
             self.node, self._bare = declare(problem, parameters, variables, gp)
         self.solver = _resolve(solver, solver_options, self.node)
@@ -141,10 +153,10 @@ class DeclarativeLayer(nn.Module):
             Some element has no solution and ``on_failure="raise"``.
         """
         if not isinstance(self.node, ConvexProblem):
-            found = self._nonlinear(self.node, self.on_failure).outputs(params, named)
-            if isinstance(self.node, TorchProblem):
-                return found["y"] if self.node.bare else found
-            return found["0"] if self._bare else tuple(found.values())
+            found: Any = self._declared(self.node, self.on_failure).outputs(params, named)
+            if isinstance(self.node, NonconvexProblem):
+                return found["0"] if self._bare else tuple(found.values())
+            return found["y"] if isinstance(self.node, TorchProblem) and self.node.bare else found
         batch = gather(self.node.parameters, params, named)
         outputs, _ = self._run(self.node, batch)
         return outputs[0] if self._bare else outputs
@@ -155,7 +167,7 @@ class DeclarativeLayer(nn.Module):
         Never raises for an element that has no solution: its status tells and its vectors are NaN.
         """
         if not isinstance(self.node, ConvexProblem):
-            return self._nonlinear(self.node, "nan").solution(params, named)
+            return self._declared(self.node, "nan").solution(params, named)
         batch = gather(self.node.parameters, params, named)
         outputs, call = self._run(self.node, batch, on_failure="nan")
         report = call.report
@@ -187,7 +199,7 @@ class DeclarativeLayer(nn.Module):
             dual=tuple(tuple(masked(d) for d in duals) for duals in dual),
         )
 
-    def with_solver(self, solver: str | Solver | NonlinearSolver | None, **options: Any) -> DeclarativeLayer:
+    def with_solver(self, solver: str | AnySolver | None, **options: Any) -> DeclarativeLayer:
         """The same layer with another forward solver; the problem is not read again, and everything else is shared.
 
         Raises
@@ -201,9 +213,15 @@ class DeclarativeLayer(nn.Module):
         other.solver = _resolve(solver, options, self.node)
         return other
 
-    def _nonlinear(self, node: TorchProblem | NonconvexProblem, on_failure: str) -> NonlinearRun:
-        assert isinstance(self.solver, NonlinearSolver)
-        return NonlinearRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps)
+    def _declared(self, node: NonconvexProblem | Declared, on_failure: str) -> NonlinearRun | RootRun | OdeRun:
+        if isinstance(node, TorchProblem | NonconvexProblem):
+            assert isinstance(self.solver, NonlinearSolver)
+            return NonlinearRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps)
+        if isinstance(node, ODE):
+            assert isinstance(self.solver, Torchdiffeq)
+            return OdeRun(node, self.solver, self.adjoint, on_failure)
+        assert isinstance(self.solver, RootSolver)
+        return RootRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps)
 
     def _run(self, node: ConvexProblem, batch: Batch, on_failure: str | None = None) -> tuple[tuple[Tensor, ...], Call]:
         values = batch.values
@@ -225,27 +243,32 @@ class DeclarativeLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes of the canonical program and the solver."""
-        if isinstance(self.node, TorchProblem):
-            return f"{self.node.shapes}, solver={self.solver}"
         if isinstance(self.node, NonconvexProblem):
             return f"not convex, n={self.node.n}, solver={self.solver}"
+        if isinstance(self.node, Declared):
+            shapes = self.node.shapes if isinstance(self.node, TorchProblem) else self.node.functions.shapes
+            return f"{shapes}, solver={self.solver}"
         program = self.node.program
         return f"n={program.n}, m={program.m}, cones={program.cones}, solver={self.solver}"
 
 
 def _resolve(
-    solver: str | Solver | NonlinearSolver | None,
+    solver: str | AnySolver | None,
     options: Mapping[str, Any] | None,
-    node: ConvexProblem | NonconvexProblem | TorchProblem,
-) -> Solver | NonlinearSolver:
-    if not isinstance(node, ConvexProblem):
+    node: ConvexProblem | NonconvexProblem | Declared,
+) -> AnySolver:
+    if isinstance(node, TorchProblem):
+        return resolve_nonlinear(solver, options)
+    if isinstance(node, NonconvexProblem):
         try:
             return resolve_nonlinear(solver, options)
         except InputError as error:
-            if isinstance(node, TorchProblem):
-                raise
             raise InputError(f"{error}. The problem needs a solver of nonlinear problems. {node.reason}") from error
-    if isinstance(solver, NonlinearSolver):
+    if isinstance(node, FixedPoint | Root):
+        return resolve_root(solver, options)
+    if isinstance(node, ODE):
+        return resolve_integrator(solver, options)
+    if isinstance(solver, NonlinearSolver | RootSolver | Torchdiffeq):
         raise InputError(f"{type(solver).__name__} is for nonlinear problems; this one is a cone program.")
     found = resolve(solver, options)
     reason = found.unsupported(node.program)

@@ -55,6 +55,8 @@ class Regularity(enum.IntFlag):
     """Active constraints are linearly dependent; the minimum-norm multiplier derivative is used."""
     WEAKLY_ACTIVE = 4
     """A constraint is active with a zero multiplier, a kink where one element of the generalised Jacobian is used."""
+    SINGULAR_JACOBIAN = 8
+    """The equations of a fixed point or root do not determine it to first order; the minimum-norm derivative is used."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ddn_cvx.cones import Cone, Product
-from ddn_cvx.declare.torch_problem import TorchProblem
-from ddn_cvx.layer import DeclarativeLayer
+from ddn_cvx.layer import DeclarativeLayer, Declared
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.instance import Instance
@@ -70,7 +69,8 @@ def _outputs(layer: DeclarativeLayer, *params: Tensor) -> tuple[Tensor, ...]:
 
 def _check_batch(layer: DeclarativeLayer, params: tuple[Tensor, ...]) -> None:
     """The batch gives what its elements give one by one."""
-    if isinstance(layer.node, TorchProblem) and layer.node.arguments.declared is None:
+    arguments = layer.node.arguments if isinstance(layer.node, Declared) else None
+    if arguments is not None and arguments.declared is None:
         shapes = [p.shape[1:] for p in params]  # dimension 0 is the batch
     else:
         shapes = [torch.Size(s.shape) for s in layer.node.parameters]

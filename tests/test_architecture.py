@@ -28,7 +28,8 @@ GROUND = {"errors", "solution"}
 # Compiled functions of numpy arrays: they know nothing of the package, and nothing but them knows numba.
 KERNELS = {"kernels"}
 CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
-LAYER = CORE | {"declare", "solvers", "adjoint", "inputs", "failure", "call", "nonlinear_call", "layer"}
+CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
+LAYER = CORE | CALLS | {"declare", "solvers", "adjoint", "inputs", "failure", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -44,6 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "failure": GROUND | {"program"},
     "call": CORE | {"solvers", "inputs"},
     "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
+    "ode_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
+    "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "layer": LAYER - {"layer"},
     "nodes": LAYER,
     "compat": LAYER,
@@ -57,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT_CVXPY = ("declare/*", "solvers/cvxpy_any.py", "compat/*", "__main__.py", "demo.py")
 
 # A solver package is imported by `solvers/NAME.py` alone, inside a function: none is needed at import.
-SOLVER_PACKAGES = ("clarabel", "cvxopt", "daqp", "diffcp", "ecos", "highspy", "osqp", "piqp", "qoco", "scs")
+SOLVER_PACKAGES = ("clarabel", "cvxopt", "daqp", "diffcp", "ecos", "highspy", "osqp", "piqp", "qoco", "scs", "torchdiffeq")
 ALSO_MAY_IMPORT = {"adjoint/diffcp.py": "diffcp", "compat/cvxpylayers.py": "diffcp"}
 
 # Batched LU on CPU returns garbage or hangs in some builds of torch; only linalg/ may call it, guarded.

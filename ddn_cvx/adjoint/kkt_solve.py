@@ -164,7 +164,7 @@ class LinearSolve(torch.autograd.Function):
         size, dims = info.batch_size, in_dims[1:]
         if all(d is None for d in dims[:-4]):
             # One factor, many right-hand sides: the mapped dimension becomes columns.
-            wide = [_to_columns(t, d, size) for t, d in zip(tensors[-4:], dims[-4:], strict=True)]
+            wide = [to_columns(t, d, size) for t, d in zip(tensors[-4:], dims[-4:], strict=True)]
             out = apply(LinearSolve, rule, *tensors[:-4], *wide)
             return tuple(o.unflatten(2, (o.shape[2] // max(size, 1), size)).movedim(-1, 0) for o in out), (0,) * 4
         own = (*rule.flags, *(True,) * 10)
@@ -182,7 +182,7 @@ def _split(rule: Rule, tensors: tuple[Tensor, ...]) -> tuple[Theta, tuple[Tensor
 def _third(rule: Rule, places: list[int], leaves: list[Tensor], first: Parts) -> Any:
     """``(a, values) -> Σ a' K b`` with ``b = first``; ``values`` take the places of some of ``leaves = (*θ, y, λ, μ)``."""
     columns = first[0].shape[-1]
-    b = tuple(_stacked(t) for t in first[:3])
+    b = tuple(stacked(t) for t in first[:3])
 
     def third(a: tuple[Tensor, ...], values: list[Tensor]) -> Tensor:
         new = list(leaves)
@@ -195,17 +195,17 @@ def _third(rule: Rule, places: list[int], leaves: list[Tensor], first: Parts) ->
         def along(at: tuple[Tensor, ...]) -> Tensor:
             return lagrangian_slope(rule.program, theta, at, b)
 
-        return cast(Tensor, sum((_stacked(s) * t).sum() for s, t in zip(a, grad(along)(at), strict=True)))
+        return cast(Tensor, sum((stacked(s) * t).sum() for s, t in zip(a, grad(along)(at), strict=True)))
 
     return third
 
 
-def _stacked(columns: Tensor) -> Tensor:
+def stacked(columns: Tensor) -> Tensor:
     """(B, n, k) -> (k * B, n)."""
     return columns.movedim(2, 0).flatten(0, 1)
 
 
-def _to_columns(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+def to_columns(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """(V, B, n, k) -> (B, n, k * V)."""
     moved = tensor.unsqueeze(-1).expand(*tensor.shape, size) if dim is None else tensor.movedim(dim, -1)
     return moved.flatten(2)

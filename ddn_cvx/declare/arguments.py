@@ -47,7 +47,12 @@ class Arguments:
             )
         values = list(parameters.values()) if isinstance(parameters, Mapping) else list(parameters)
         self.names = [self._name(k) for k in range(len(values))]
-        self.declared = [_shapes(name, tree) for name, tree in zip(self.names, values, strict=True)]
+        self.declared = [shapes_of(name, tree) for name, tree in zip(self.names, values, strict=True)]
+
+    @property
+    def specs(self) -> tuple[ParameterSpec, ...]:
+        """The declared inputs, flat; none if they were not declared."""
+        return tuple(spec for specs, _ in self.declared or () for spec in specs)
 
     def _name(self, k: int) -> str:
         return self.names[k] if k < len(self.names) else f"input{k}"
@@ -102,7 +107,7 @@ class Arguments:
         return function(*first, *trees.values())
 
 
-def _shapes(name: str, tree: Any) -> tuple[list[ParameterSpec], Any]:
+def shapes_of(name: str, tree: Any) -> tuple[list[ParameterSpec], Any]:
     """The shapes in a tree, and the tree with zeros in their place."""
     leaves, spec = pytree.tree_flatten(tree, is_leaf=is_shape)
     for leaf in leaves:

@@ -1,0 +1,335 @@
+"""The node classes of the DDN reference implementation (``ddn.pytorch.node``), ours underneath.
+
+A node is a class that says what is minimised and how it is solved. Names, signatures and shapes are those of the reference:
+every input and the output have one leading batch dimension, functions take the inputs first and the output as ``y=``.
+What the solver returns is polished, checked and differentiated as in a ``TorchProblem``, so that the gradient is right for
+linear and nonlinear constraints, active and inactive ones in one batch, redundant ones, and in single precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddn_cvx.declare.capture import Captured
+from ddn_cvx.declare.torch_problem import TorchProblem
+from ddn_cvx.errors import DeclarationError
+from ddn_cvx.layer import DeclarativeLayer as Layer
+
+TOLERANCE = 1e-6
+"""Accepted relative residual of the optimality conditions, or ``eps`` of the node where that is larger."""
+
+
+class AbstractNode:
+    """Anything with a solution and a vector-Jacobian product."""
+
+    def solve(self, *xs: Tensor) -> tuple[Tensor, Any]:
+        """The output ``(b, ...)`` and a context for ``gradient``, or None."""
+        raise NotImplementedError(f"{type(self).__name__} must define solve(*xs), which returns (y, ctx).")
+
+    def gradient(self, *xs: Tensor, y: Tensor | None = None, v: Tensor | None = None, ctx: Any = None) -> Any:
+        """The vector-Jacobian product with ``v`` (default ones), a tuple with one entry for each input."""
+        raise NotImplementedError(f"{type(self).__name__} must define gradient(*xs, y, v, ctx).")
+
+
+class AbstractDeclarativeNode(AbstractNode):
+    """``y in argmin f(x, y)``. Subclasses define ``objective`` and ``solve``.
+
+    Parameters
+    ----------
+    eps : float
+        Accepted violation of the optimality conditions, if above 1e-6. Active constraints are found by their multipliers,
+        not by this number.
+    gamma : float, optional
+        Damping: derivatives are taken with ``H + gamma I`` for the Hessian H.
+    chunk_size : int, optional
+        Accepted and without effect: no Jacobian is formed that would have to be cut.
+    """
+
+    def __init__(self, eps: float = 1e-12, gamma: float | None = None, chunk_size: int | None = None):
+        self.eps, self.gamma, self.chunk_size = eps, gamma, chunk_size
+
+    def objective(self, *xs: Tensor, y: Tensor) -> Tensor:
+        """``f``, ``(b,)``."""
+        raise DeclarationError(f"{type(self).__name__} must define objective(*xs, y).")
+
+    def gradient(
+        self, *xs: Tensor, y: Tensor | None = None, v: Tensor | None = None, ctx: Any = None
+    ) -> tuple[Tensor | None, ...]:
+        """The vector-Jacobian product with ``v`` (default ones) at ``y`` (default: solved for).
+
+        Returns
+        -------
+        tuple
+            One entry for each input: ``(b, ...)``, or None where it does not require grad.
+        """
+        out, leaves, wanted = self._traced(xs, y)
+        if not wanted:
+            return (None,) * len(xs)
+        found = torch.autograd.grad(out, [leaves[k] for k in wanted], torch.ones_like(out) if v is None else v.detach())
+        return _spread(found, wanted, len(xs))
+
+    def jacobian(self, *xs: Tensor, y: Tensor | None = None, ctx: Any = None) -> tuple[Tensor | None, ...]:
+        """The derivative of the output, ``(b, *y.shape[1:], *x.shape[1:])`` for each input that requires grad."""
+        out, leaves, wanted = self._traced(xs, y)
+        if not wanted:
+            return (None,) * len(xs)
+        columns = out.flatten(1).unbind(1)
+        rows = [
+            torch.autograd.grad(column.sum(), [leaves[k] for k in wanted], retain_graph=True, materialize_grads=True)
+            for column in columns
+        ]
+        found = [
+            torch.stack([row[i] for row in rows], 1).reshape(*out.shape, *leaves[k].shape[1:]) for i, k in enumerate(wanted)
+        ]
+        return _spread(found, wanted, len(xs))
+
+    def _traced(self, xs: Sequence[Any], y: Tensor | None) -> tuple[Tensor, list[Any], list[int]]:
+        """The output as a function of fresh leaves in the places ``wanted``."""
+        if y is None:
+            y = _answer(self, xs)
+        wanted = [k for k, x in enumerate(xs) if isinstance(x, Tensor) and x.requires_grad]
+        leaves = [x.detach().requires_grad_() if k in wanted else x for k, x in enumerate(xs)]
+        with torch.enable_grad():
+            return _Response(self, "raise", False)(leaves, y.detach()), leaves, wanted
+
+
+class EqConstDeclarativeNode(AbstractDeclarativeNode):
+    """``y in argmin f(x, y)  s.t.  h(x, y) = 0``. Subclasses define ``equality_constraints`` besides."""
+
+    def equality_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
+        """``h``, ``(b,)`` or ``(b, p)``."""
+        raise DeclarationError(f"{type(self).__name__} must define equality_constraints(*xs, y).")
+
+
+class IneqConstDeclarativeNode(EqConstDeclarativeNode):
+    """The same with ``g(x, y) <= 0``. Subclasses define ``inequality_constraints`` and, if any, ``equality_constraints``."""
+
+    def equality_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
+        """``h``, ``(b,)`` or ``(b, p)``; None if there are none."""
+        return None
+
+    def inequality_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
+        """``g``, ``(b,)`` or ``(b, q)``."""
+        raise DeclarationError(f"{type(self).__name__} must define inequality_constraints(*xs, y).")
+
+
+class LinEqConstDeclarativeNode(EqConstDeclarativeNode):
+    """``y in argmin f(x, y)  s.t.  A y = d``, independent of x. Subclasses define ``linear_constraint_parameters``."""
+
+    def linear_constraint_parameters(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """``A (p, m)`` and ``d (p,)``."""
+        raise DeclarationError(f"{type(self).__name__} must define linear_constraint_parameters(y).")
+
+    def equality_constraints(self, *xs: Tensor, y: Tensor) -> Tensor:
+        """``A y - d``, ``(b, p)``."""
+        A, d = self.linear_constraint_parameters(y)
+        return y.flatten(1) @ A.to(y.dtype).mT - d.to(y.dtype)
+
+
+class GeneralConstDeclarativeNode(IneqConstDeclarativeNode):
+    """Both kinds of constraints under the names of the reference's single-instance module, here for a batch of tensors."""
+
+    def eq_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
+        """``h``, ``(b,)`` or ``(b, p)``; None if there are none."""
+        return None
+
+    def ineq_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
+        """``g``, ``(b,)`` or ``(b, q)``; None if there are none."""
+        return None
+
+    def equality_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
+        """The same as ``eq_constraints``."""
+        return self.eq_constraints(*xs, y=y)
+
+    def inequality_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
+        """The same as ``ineq_constraints``."""
+        return self.ineq_constraints(*xs, y=y)
+
+
+class NonUniqueDeclarativeNode(AbstractDeclarativeNode):
+    """A node with a valley of solutions; the gradient is that of least norm (by the pseudo-inverse of the Hessian).
+
+    Every node here does so where the Hessian is singular; the class is for those who want to say it.
+    """
+
+
+class DeclarativeFunction:
+    """``DeclarativeFunction.apply(node, *inputs)`` is ``DeclarativeLayer(node)(*inputs)``."""
+
+    @staticmethod
+    def apply(problem: AbstractNode, *inputs: Any) -> Tensor:
+        """The output ``(b, ...)``."""
+        return DeclarativeLayer(problem)(*inputs)
+
+
+class DeclarativeLayer(nn.Module):
+    """A node as a module: ``layer(*xs)`` is the output ``(b, ...)``, differentiable in every input that requires grad.
+
+    A node that overrides ``gradient`` is differentiated by its own method, unchecked. Tensors that the functions of the node
+    refer to receive their gradients and are parameters of the layer.
+
+    Parameters
+    ----------
+    problem : AbstractNode
+    on_failure : "raise" or "nan"
+        What to do with elements whose answer violates the optimality conditions, even after polishing.
+    stationary : bool
+        Accept saddle points and maxima from ``solve``.
+
+    Raises
+    ------
+    SolverError
+        ``solve`` of the node returned something that is not a solution, and ``on_failure="raise"``.
+    """
+
+    def __init__(self, problem: AbstractNode, on_failure: str = "raise", stationary: bool = False):
+        super().__init__()
+        self.problem = problem
+        self._respond: _Response | None = None
+        if isinstance(problem, AbstractDeclarativeNode) and not _has_own_gradient(problem):
+            self._respond = _Response(problem, on_failure, stationary)
+            self.captured = Captured(_functions(problem))
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """The output ``(b, ...)``."""
+        if self._respond is None:
+            found: Tensor = _OwnGradient.apply(self.problem, *inputs)  # type: ignore[no-untyped-call]  # torch's
+            return found
+        return self._respond(inputs, _answer(self.problem, inputs))
+
+
+class _Response:
+    """``(xs, y) -> y`` with the derivative of the node's optimality conditions."""
+
+    def __init__(self, node: AbstractDeclarativeNode, on_failure: str, stationary: bool):
+        self.node, self.on_failure, self.stationary = node, on_failure, stationary
+        self.layers: dict[Any, Layer] = {}
+
+    def __call__(self, xs: Sequence[Any], y: Tensor) -> Tensor:
+        own = [k for k, x in enumerate(xs) if isinstance(x, Tensor) and x.ndim and len(x) == len(y)]
+        lost = [k for k, x in enumerate(xs) if isinstance(x, Tensor) and x.requires_grad and k not in own]
+        if lost:
+            raise DeclarationError(
+                f"Input {lost[0]} requires grad and has shape {tuple(xs[lost[0]].shape)}, without the batch of {len(y)} in "
+                "front; expand it to one row for each element."
+            )
+        others = {k: x for k, x in enumerate(xs) if k not in own}
+        whole = {k: xs[k] for k in own if not xs[k].is_floating_point()}
+        tensors = [xs[k].to(y.dtype) if k in whole else xs[k] for k in own]
+        gamma = getattr(self.node, "gamma", None)
+        if gamma:  # around an answer of the node itself, not of the damped one
+            with torch.no_grad():
+                y = self._layer(y, own, others, whole, 0.0)(*(t.detach() for t in tensors), y)
+        return self._layer(y, own, others, whole, gamma or 0.0)(*tensors, y)
+
+    def _layer(self, y: Tensor, own: list[int], others: dict[int, Any], whole: dict[int, Tensor], gamma: float) -> Layer:
+        key = (tuple(y.shape[1:]), tuple(own), gamma)
+        if others or whole or key not in self.layers:
+            problem = _problem(self.node, tuple(y.shape[1:]), own, others, whole, gamma, self.stationary)
+            layer = Layer(problem, on_failure=self.on_failure, tolerance=max(TOLERANCE, getattr(self.node, "eps", 0.0)))  # type: ignore[arg-type]  # checked there
+            if others or whole:  # they may be others next time
+                return layer
+            self.layers[key] = layer
+        return self.layers[key]
+
+
+def _problem(
+    node: AbstractDeclarativeNode,
+    shape: tuple[int, ...],
+    own: list[int],
+    others: dict[int, Any],
+    whole: dict[int, Tensor],
+    gamma: float,
+    stationary: bool,
+) -> TorchProblem:
+    """The node as a problem whose inputs are those with a batch, and then the answer of its solver."""
+
+    def arguments(tensors: Sequence[Tensor]) -> list[Any]:
+        found = {k: _like(whole[k], t) if k in whole else t for k, t in zip(own, tensors, strict=True)}
+        return [(found | others)[k] for k in range(len(own) + len(others))]
+
+    def objective(y: Tensor, *tensors: Tensor) -> Tensor:
+        value = node.objective(*arguments(tensors[:-1]), y=y)
+        return value + 0.5 * gamma * (y - tensors[-1]).square().flatten(1).sum(1).reshape(value.shape) if gamma else value
+
+    def equality(y: Tensor, *tensors: Tensor) -> Any:
+        return node.equality_constraints(*arguments(tensors[:-1]), y=y) if isinstance(node, EqConstDeclarativeNode) else None
+
+    def inequality(y: Tensor, *tensors: Tensor) -> Any:
+        if not isinstance(node, IneqConstDeclarativeNode):
+            return None
+        return node.inequality_constraints(*arguments(tensors[:-1]), y=y)
+
+    if not math.prod(shape):
+        raise DeclarationError(f"solve of {type(node).__name__} must return at least one number for each element.")
+    return TorchProblem(
+        variable=shape,
+        objective=objective,
+        equality=equality,
+        inequality=inequality,
+        solve=lambda *tensors: tensors[-1],
+        batched=True,
+        stationary=stationary,
+    )
+
+
+class _OwnGradient(torch.autograd.Function):
+    """A node with its own ``gradient``."""
+
+    @staticmethod
+    def forward(ctx: Any, node: AbstractNode, *inputs: Any) -> Tensor:
+        y, ctx.context = node.solve(*(x.detach() if isinstance(x, Tensor) else x for x in inputs))
+        ctx.node, ctx.places = node, [k for k, x in enumerate(inputs) if isinstance(x, Tensor)]
+        ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+        ctx.save_for_backward(y, *(inputs[k] for k in ctx.places))
+        return y.detach().clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        y, *tensors = ctx.saved_tensors
+        inputs = list(ctx.others)
+        for place, tensor in zip(ctx.places, tensors, strict=True):
+            inputs[place] = tensor
+        with torch.enable_grad():
+            found = ctx.node.gradient(*inputs, y=y.detach().requires_grad_(), v=v, ctx=ctx.context)
+        return (None, *found)
+
+
+def _answer(node: AbstractNode, xs: Sequence[Any]) -> Tensor:
+    with torch.no_grad():
+        found = node.solve(*(x.detach() if isinstance(x, Tensor) else x for x in xs))
+    y = found[0] if isinstance(found, tuple) else found
+    if not isinstance(y, Tensor) or not y.ndim:
+        name = type(node).__name__
+        raise DeclarationError(f"solve of {name} must return (y, ctx) with y of shape (b, ...), got {found!r}.")
+    return y.detach()
+
+
+def _like(whole: Tensor, values: Tensor) -> Tensor:
+    """Integers or truth values again, none of which was not among those given."""
+    if not whole.numel():
+        return values.to(whole.dtype)
+    given = whole.to(values.dtype)
+    return values.clamp(given.amin(), given.amax()).to(whole.dtype)
+
+
+def _functions(node: AbstractDeclarativeNode) -> dict[str, object]:
+    names = ("objective", "equality_constraints", "inequality_constraints", "linear_constraint_parameters")
+    return {name: getattr(node, name) for name in names if hasattr(node, name)}
+
+
+def _has_own_gradient(node: AbstractNode) -> bool:
+    return getattr(node.gradient, "__func__", None) is not AbstractDeclarativeNode.gradient
+
+
+def _spread(found: Sequence[Tensor], places: Sequence[int], count: int) -> tuple[Tensor | None, ...]:
+    out: list[Tensor | None] = [None] * count
+    for place, value in zip(places, found, strict=True):
+        out[place] = value
+    return tuple(out)

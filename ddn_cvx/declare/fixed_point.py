@@ -1,0 +1,149 @@
+"""Fixed points and roots, written as plain torch functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.declare.arguments import Shape
+from ddn_cvx.declare.functions import Function, Functions, Value
+from ddn_cvx.program.base import ParameterSpec
+from ddn_cvx.program.nonlinear import Theta
+from ddn_cvx.program.root import RootProgram
+
+
+class FixedPoint:
+    """``y = map(y, *inputs)``: the output of the layer is a fixed point of the map.
+
+    The map takes the variable first, then the inputs of the layer. It is written for one instance and vmapped, or with
+    ``batched=True`` for a whole batch. It may be an ``nn.Module`` (a deep equilibrium model; Bai, Kolter & Koltun 2019) and
+    may refer to other tensors: whatever requires grad becomes a parameter of the layer. The backward pass solves one linear
+    system; its memory does not depend on how many iterations the forward pass took.
+
+    Parameters
+    ----------
+    variable : tuple of int, int, or dict of name -> tuple
+        Shape of the variable, ``(*shape)`` without the batch. A dict declares several, which the map gets and returns as a
+        dict, and so does the layer.
+    map : callable
+        Returns the variable, ``(*shape)`` (batched: ``(B, *shape)``).
+    parameters : list or dict of shapes, optional
+        Shapes of one instance of each input, as for ``TorchProblem``. Default: dimension 0 of every input is the batch.
+    batched : bool
+        The map takes and returns a batch. Each element may only depend on its own row.
+    initial : number, tensor, dict, or callable of the inputs, optional
+        Where the iteration starts. Default: zero.
+    dtype : torch.dtype
+        In which the map is evaluated; ``torch.float32`` halves the cost of a large network, and its answers have five
+        digits. Default: ``torch.float64``.
+
+    Raises
+    ------
+    DeclarationError
+        An argument is not what it has to be.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> layer = ddn.DeclarativeLayer(ddn.FixedPoint((), lambda y, x: torch.cos(y) * x))
+    >>> layer(torch.tensor([0.0, 1.0]))
+    tensor([0.0000, 0.7391])
+    """
+
+    def __init__(
+        self,
+        variable: int | Shape | Mapping[str, Shape],
+        map: Function,
+        *,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        batched: bool = False,
+        initial: Value | None = None,
+        dtype: torch.dtype = torch.float64,
+    ):
+        self.functions = Functions(variable, {"map": map}, parameters, batched, dtype)
+        self.initial, self.arguments = initial, self.functions.arguments
+
+    @property
+    def parameters(self) -> tuple[ParameterSpec, ...]:
+        """The declared inputs, flat; none if they were not declared."""
+        return self.arguments.specs
+
+    def program(self, theta: Theta, layout: Any) -> RootProgram:
+        """The equations ``map(y) - y = 0`` for inputs nested in this way.
+
+        Raises
+        ------
+        DeclarationError
+            The map does not return what it has to.
+        """
+        functions = self.functions
+
+        def equations(y: Tensor, theta: Theta) -> Tensor:
+            return functions.evaluate("map", (), y, theta, layout, like_variable=True) - y
+
+        functions.probe("map", equations, theta, layout)
+        return RootProgram(functions.n, equations, is_map=True)
+
+
+class Root:
+    """``function(y, *inputs) = 0``: the output of the layer is a root of as many equations as there are unknowns.
+
+    Parameters
+    ----------
+    variable : tuple of int, int, or dict of name -> tuple
+        Shape of the unknown, ``(*shape)`` without the batch, or of several.
+    function : callable
+        ``function(y, *inputs)`` returns a tensor, or a list or dict of tensors, with as many numbers in all (batched:
+        leading dimension B). May be an ``nn.Module`` and may capture tensors.
+    parameters, batched, initial, dtype
+        As for ``FixedPoint``.
+
+    Raises
+    ------
+    DeclarationError
+        An argument is not what it has to be.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> layer = ddn.DeclarativeLayer(ddn.Root((), lambda y, x: y * y - x, initial=1.0))
+    >>> layer(torch.tensor([4.0, 9.0]))
+    tensor([2., 3.])
+    """
+
+    def __init__(
+        self,
+        variable: int | Shape | Mapping[str, Shape],
+        function: Function,
+        *,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        batched: bool = False,
+        initial: Value | None = None,
+        dtype: torch.dtype = torch.float64,
+    ):
+        self.functions = Functions(variable, {"function": function}, parameters, batched, dtype)
+        self.initial, self.arguments = initial, self.functions.arguments
+
+    @property
+    def parameters(self) -> tuple[ParameterSpec, ...]:
+        """The declared inputs, flat; none if they were not declared."""
+        return self.arguments.specs
+
+    def program(self, theta: Theta, layout: Any) -> RootProgram:
+        """The equations for inputs nested in this way.
+
+        Raises
+        ------
+        DeclarationError
+            The function does not return what it has to.
+        """
+        functions = self.functions
+
+        def equations(y: Tensor, theta: Theta) -> Tensor:
+            return functions.evaluate("function", (), y, theta, layout, like_variable=False)
+
+        functions.probe("function", equations, theta, layout)
+        return RootProgram(functions.n, equations, is_map=False)

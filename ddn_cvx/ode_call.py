@@ -1,0 +1,198 @@
+"""One call of a layer over an initial value problem: from each time to the next, with a status for each element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.adjoint.base import Adjoint
+from ddn_cvx.adjoint.implicit import Implicit
+from ddn_cvx.adjoint.ode import drift, stretch
+from ddn_cvx.adjoint.unrolled import Unrolled
+from ddn_cvx.declare.ode import ODE
+from ddn_cvx.errors import DeclarationError, DifferentiationError, InputError
+from ddn_cvx.failure import raise_failures
+from ddn_cvx.inputs import Batch, gather
+from ddn_cvx.program.base import ParameterSpec
+from ddn_cvx.program.nonlinear import Theta
+from ddn_cvx.solution import Solution, Status
+from ddn_cvx.solvers.torchdiffeq import Broken, Torchdiffeq
+
+
+class OdeCall:
+    """``y(0) -> y(1)`` between two times (``adjoint.ode.Flow``); the first two tensors of θ are the times."""
+
+    def __init__(self, node: ODE, solver: Torchdiffeq, layout: Any):
+        self.node, self.solver, self.layout = node, solver, layout
+        eps = 10 * torch.finfo(node.functions.dtype).eps
+        self.solver = replace(solver, rtol=max(solver.rtol, eps), atol=max(solver.atol, eps))
+        self.drift = drift(self.solver.rtol, self.solver.atol)
+        self.status: Tensor | None = None
+        self.evaluations = 0
+
+    def slope(self, s: Tensor, y: Tensor, theta: Theta) -> Tensor:
+        """``dy/ds``, s being the part of the time that is over."""
+        self.evaluations += 1
+        first, last = theta.tensors[:2]
+        length = last - first
+        inner = Theta(theta.tensors[2:], theta.batched[2:])
+        return length.unsqueeze(-1) * self.node.slope(first + s * length, y, inner, self.layout)
+
+    def forth(self, y: Tensor, ok: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:
+        """See ``adjoint.ode.Flow``."""
+        if self.status is None or len(self.status) != len(ok):
+            self._probe(Theta(theta.tensors[2:], theta.batched[2:]))
+            self.status = torch.where(ok, int(Status.SOLVED), int(Status.INVALID_DATA))
+        todo = torch.nonzero(ok).flatten()
+        some = theta.take(todo)
+        with torch.no_grad():
+            found = self.solver.integrate_each(lambda s, y, rows: self.slope(s, y, some.take(rows)), y[todo])
+        self.status = self.status.index_copy(0, todo, found.status)
+        end = torch.zeros_like(y).index_copy(0, todo[found.rows], found.y)
+        return end, ok & (self.status == int(Status.SOLVED))
+
+    def back(self, y: Tensor, g: Tensor, theta: Theta) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """See ``adjoint.ode.Flow``. Cotangents are integrated relative to their size."""
+        size = g.abs().amax(-1, keepdim=True)
+        size = torch.where(size > 0, size, 1.0)
+        n = y.shape[-1]
+
+        def field(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            point, a = state[0][:, :n], state[0][:, n:]
+            with torch.enable_grad():
+                leaves = [point.detach().requires_grad_(), *(t.detach().requires_grad_() for t in theta.tensors)]
+                slope = self.slope(s, leaves[0], Theta(tuple(leaves[1:]), theta.batched))
+                pulled = torch.autograd.grad(slope, leaves, -size * a, materialize_grads=True)
+            return (torch.cat((slope.detach(), pulled[0] / size), -1), *pulled[1:])
+
+        start = (torch.cat((y, g / size), -1), *(torch.zeros_like(t) for t in theta.tensors))
+        try:
+            with torch.no_grad():
+                first, *slopes = self.solver.integrate(field, start, backwards=True)
+        except Broken:
+            raise DifferentiationError(
+                "The adjoint equation could not be integrated back: the dynamics forget where they started. "
+                "Use adjoint=Unrolled(), or more times= in between."
+            ) from None
+        return first[:, :n], size * first[:, n:], tuple(slopes)
+
+    def unrolled(self, y: Tensor, ok: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:
+        """The same as ``adjoint.ode.stretch``, by the steps of the integrator as they are."""
+        if torch._C._functorch.get_interpreter_stack():
+            raise DifferentiationError(
+                "Unrolled() of an ODE works with torch.autograd alone, not inside torch.func transforms; "
+                "use adjoint=Implicit()."
+            )
+        _, good = stretch(self, y.detach(), ok, theta.detach())
+        rows = torch.nonzero(good).flatten()
+        some = theta.take(rows)
+        if not len(rows):
+            return torch.zeros_like(y), good
+        (end,) = self.solver.integrate(lambda s, state: (self.slope(s, state[0], some),), (y[rows],))
+        return torch.zeros_like(y).index_copy(0, rows, end), good
+
+
+    def _probe(self, theta: Theta) -> None:
+        """Look at the functions once, and at what they depend on."""
+        functions, node, layout = self.node.functions, self.node, self.layout
+
+        def slope(y: Tensor, theta: Theta) -> Tensor:
+            return node.slope(y.new_zeros(len(y)), y, theta, layout) + 0.0 * y  # a field may be constant
+
+        functions.probe("dynamics", slope, theta, layout)
+        device = theta.tensors[0].device if theta.tensors else None
+        few = theta.detach().take(torch.zeros(1, dtype=torch.int64, device=device))
+        with torch.enable_grad():
+            y, knots = node.start(few, layout, 1), node.knots(few, layout, 1)
+            F = node.slope(knots[:, 0].detach(), y.detach(), few, layout)
+        if any(t.requires_grad for t in (F, y, knots)):
+            raise DeclarationError(
+                "The functions use a tensor that requires grad and was not found among their inputs, closures, globals and "
+                "attributes, so that its gradient would be lost. Pass it as an input, or hold it in an nn.Module that is "
+                "the function."
+            )
+
+
+@dataclass(frozen=True)
+class OdeRun:
+    """How a layer over an ``ODE`` computes: all that does not change between calls."""
+
+    node: ODE
+    solver: Torchdiffeq
+    adjoint: Adjoint
+    on_failure: str
+
+    def outputs(self, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
+        """The state ``(*batch, *shape)``, or with ``times`` ``(*batch, K, *shape)``: a tensor, or a dict."""
+        y, _, batch = self._run(args, named)
+        found = {name: batch.restore(value) for name, value in self.node.functions.unpack(y).items()}
+        return next(iter(found.values())) if self.node.functions.bare else found
+
+    def solution(self, args: Sequence[Any], named: Mapping[str, Any]) -> Solution:
+        """The same with a status for each element; ``iterations`` are evaluations of the dynamics."""
+        y, call, batch = self._run(args, named)
+        status = torch.zeros(0, dtype=torch.int64) if call.status is None else call.status
+        if len(status) != math.prod(batch.shape):
+            raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
+        parts = self.node.functions.unpack(y)
+        zero = torch.zeros(batch.shape, dtype=batch.dtype, device=batch.device)
+        x = batch.restore(y.detach())
+        return Solution(
+            outputs=tuple(batch.restore(t) for t in parts.values()),
+            value=zero,
+            status=status.reshape(batch.shape),
+            iterations=torch.full_like(status, call.evaluations).reshape(batch.shape),
+            primal_residual=zero,
+            dual_residual=zero,
+            gap=zero,
+            regularity=torch.zeros_like(status).reshape(batch.shape),
+            x=x,
+            s=x[..., :0],
+            y=x[..., :0],
+            primal={name: batch.restore(t.detach()) for name, t in parts.items()},
+        )
+
+    def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, OdeCall, Batch]:
+        specs, tensors, layout = self.node.arguments.match(args, named)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self._solve([t.clone() for t in tensors], specs, layout)
+        return self._solve(tensors, specs, layout)
+
+    def _solve(
+        self, tensors: Sequence[Tensor], specs: Sequence[ParameterSpec], layout: Any
+    ) -> tuple[Tensor, OdeCall, Batch]:
+        if not isinstance(self.adjoint, Implicit | Unrolled):
+            name = type(self.adjoint).__name__
+            raise DeclarationError(f"{name} cannot differentiate an ODE; use adjoint=Implicit() or Unrolled().")
+        functions = self.node.functions
+        batch = gather(specs, tensors, {})
+        weights = functions.captured.current()
+        if not tensors and weights:
+            batch = replace(batch, dtype=weights[0].dtype, device=weights[0].device)
+        count = math.prod(batch.shape)
+        theta = functions.theta(batch.values, batch.device)
+        call = OdeCall(self.node, self.solver, layout)
+        if not count:
+            times = 1 if self.node.only_last or callable(self.node.times) else len(torch.as_tensor(self.node.times))
+            shape = (0, functions.n) if self.node.only_last else (0, times, functions.n)
+            none = torch.zeros(shape, dtype=functions.dtype, device=batch.device)
+            return none + sum(0.0 * t.sum() for t in theta.tensors), call, batch
+        y, knots = self.node.start(theta, layout, count), self.node.knots(theta, layout, count)
+        ok = torch.cat((y.isfinite(), knots.isfinite()), 1).all(-1)
+        for t, own in zip(theta.tensors, theta.batched, strict=True):
+            ok = ok & (t.reshape(count, -1).isfinite().all(-1) if own else ~t.isnan().any())
+        states = [y]
+        for first, last in zip(knots.unbind(1)[:-1], knots.unbind(1)[1:], strict=True):
+            wider = Theta((first, last, *theta.tensors), (True, True, *theta.batched))
+            y, ok = call.unrolled(y, ok, wider) if isinstance(self.adjoint, Unrolled) else stretch(call, y, ok, wider)
+            states.append(y)
+        if self.on_failure == "raise" and call.status is not None:
+            raise_failures(call.status, batch.shape, specs, batch.values)
+        found = torch.stack([torch.where(ok.unsqueeze(-1), y, torch.nan) for y in states], 1)
+        return (found[:, -1] if self.node.only_last else found), call, batch

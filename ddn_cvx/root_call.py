@@ -1,0 +1,250 @@
+"""One call of a layer over equations: start -> solve -> polish -> check -> report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.adjoint.base import Adjoint
+from ddn_cvx.adjoint.implicit import Implicit
+from ddn_cvx.adjoint.root import RootSolved, root_map
+from ddn_cvx.declare.fixed_point import FixedPoint, Root
+from ddn_cvx.errors import DeclarationError, InputError
+from ddn_cvx.failure import raise_failures
+from ddn_cvx.inputs import Batch, gather
+from ddn_cvx.linalg.general import GeneralFactor
+from ddn_cvx.linalg.gmres import gmres
+from ddn_cvx.program.base import ParameterSpec
+from ddn_cvx.program.nonlinear import Theta
+from ddn_cvx.program.root import RootProgram
+from ddn_cvx.solution import Regularity, Solution, Status
+from ddn_cvx.solvers.root_base import RootSolver, probes, units
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Where equations are satisfied, and how well; ``(B, ...)`` each."""
+
+    y: Tensor
+    error: Tensor
+    """Largest residual in units of y, relative to y, ``(B,)``."""
+    step: Tensor
+    """Length of Newton's step, relative to y, ``(B,)``; zero if the Jacobian is not formed."""
+    singular: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class _Report:
+    solved: RootSolved
+    status: Tensor
+    iterations: Tensor
+    error: Tensor
+    singular: Tensor
+
+
+class RootCall:
+    """The opaque forward computation (``adjoint.root.RootSolve``)."""
+
+    program: RootProgram
+
+    def __init__(self, run: RootRun, batch: Batch, specs: Sequence[ParameterSpec], layout: Any):
+        self.run, self.batch, self.specs, self.layout = run, batch, specs, layout
+        self.report: _Report | None = None
+        self.singular = 0
+
+    def __call__(self, theta: Theta, batch: int) -> RootSolved:
+        """Solve physical tensors; elements without a solution hold zeros."""
+        run = self.run
+        functions = run.node.functions
+        self.program = run.node.program(theta, self.layout)
+        reason = run.solver.unsupported(self.program)
+        if reason is not None:
+            raise DeclarationError(f"Solver {run.solver.name!r} cannot take these equations: {reason}.")
+        device = theta.tensors[0].device if theta.tensors else self.batch.device
+        finite = torch.ones(batch, dtype=torch.bool, device=device)
+        for t, own in zip(theta.tensors, theta.batched, strict=True):
+            finite &= t.reshape(batch, -1).isfinite().all(-1) if own else ~t.isnan().any()
+        status = torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA))
+        todo = torch.nonzero(finite).flatten()
+        some = theta if len(todo) == batch else theta.take(todo)
+        y = torch.zeros(batch, functions.n, dtype=functions.dtype, device=device)
+        error, scale = torch.full_like(y[:, 0], torch.nan), torch.ones_like(y)
+        iterations, singular = torch.zeros_like(status), torch.zeros_like(finite)
+        if len(todo):
+            start = functions.value(run.node.initial, "initial", some, self.layout, len(todo)).contiguous()
+            self._require_followed(start, some)
+            raw = run.solver.solve(self.program, some, start)
+            usable = raw.y.isfinite().all(-1)
+            point = self._checked(torch.where(usable.unsqueeze(-1), raw.y, start), some, start)
+            good = usable & self._accepted(point, start)
+            claims = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INACCURATE))
+            verdict = torch.where(claims, int(Status.INACCURATE), raw.status)
+            status = status.index_copy(0, todo, torch.where(good, int(Status.SOLVED), verdict))
+            y = y.index_copy(0, todo, torch.where(good.unsqueeze(-1), point.y, 0.0))
+            scale = scale.index_copy(0, todo, point.scale)
+            error, singular = error.index_copy(0, todo, point.error), singular.index_copy(0, todo, good & point.singular)
+            iterations = iterations.index_copy(0, todo, raw.iterations)
+        solved = RootSolved(y, scale, status == int(Status.SOLVED))
+        self.report = _Report(solved, status, iterations, error, singular)
+        if run.on_failure == "raise":
+            raise_failures(status, self.batch.shape, self.specs, self.batch.values)
+        return solved
+
+    def _accepted(self, point: _Point, start: Tensor) -> Tensor:
+        """A singular Jacobian makes a small residual meaningless; it then has to vanish to rounding, and not by escaping."""
+        eps = torch.finfo(point.y.dtype).eps
+        tolerance = max(self.run.tolerance, 100 * eps)
+        escaped = (1 + point.y.abs().amax(-1)) / (1 + start.abs().amax(-1))
+        strict = point.singular & (point.error * escaped <= min(tolerance, 1e3 * eps))
+        return torch.where(point.singular, strict, (point.error <= tolerance) & (point.step <= 10 * tolerance))
+
+    def _checked(self, y: Tensor, theta: Theta, start: Tensor) -> _Point:
+        """The point after Newton steps that improve it, as far as the Jacobian is formed."""
+        program = self.program
+        if not program.is_dense:
+            scale = torch.maximum(units(program, theta, start), units(program, theta, y)).unsqueeze(-1).expand_as(y)
+            error = _size(program.residual(y, theta) / scale, y)
+            return _Point(y, error, torch.zeros_like(error), torch.zeros_like(error, dtype=torch.bool), scale)
+        reference = program.linearise(start, theta).matrix().abs().amax(-1).nan_to_num(0.0, 0.0, 0.0)
+        if program.is_map:
+            reference = torch.ones_like(reference)
+        best, newton = self._judged(y, theta, reference)
+        for _ in range(self.run.polish_steps):
+            new, further = self._judged(best.y - newton, theta, reference)
+            better = new.error < 0.5 * best.error
+            pairs = ((getattr(new, f.name), getattr(best, f.name)) for f in fields(_Point))
+            best = _Point(*(torch.where(_like(better, a), a, b) for a, b in pairs))
+            if not bool((better & (best.error > torch.finfo(y.dtype).eps)).any()):
+                break
+            newton = torch.where(better.unsqueeze(-1), further, 0.0)
+        return best
+
+    def _judged(self, y: Tensor, theta: Theta, reference: Tensor) -> tuple[_Point, Tensor]:
+        """The point and Newton's step from it."""
+        linear = self.program.linearise(y, theta)
+        J = linear.matrix()
+        scale = torch.maximum(reference, J.abs().amax(-1).nan_to_num(0.0, 0.0, 0.0))
+        scale = torch.where(scale > 0, scale, 1.0)
+        factor = GeneralFactor(J, scale)
+        newton = factor.solve(linear.F.unsqueeze(-1)).squeeze(-1)
+        return _Point(y, _size(linear.F / scale, y), _size(newton, y), factor.singular, scale), newton
+
+    def _require_followed(self, y: Tensor, theta: Theta) -> None:
+        """A result that requires grad although no argument does depends on something that was not found."""
+        with torch.enable_grad():
+            F = self.program.residual(y.detach(), theta.detach())
+        if F.requires_grad:
+            raise DeclarationError(
+                "The function uses a tensor that requires grad and was not found among its inputs, closures, globals and "
+                "attributes, so that its gradient would be lost. Pass it as an input, or hold it in an nn.Module that is "
+                "the function."
+            )
+
+    def regularity(self, theta: Theta) -> Tensor:
+        """``Regularity`` flags, ``(B,)``."""
+        assert self.report is not None
+        y, scale, ok = self.report.solved
+        singular = self.report.singular
+        if not self.program.is_dense and bool(ok.any()):
+            rows = torch.nonzero(ok).flatten()
+            linear = self.program.linearise(y[rows], theta.detach().take(rows))
+            eps = torch.finfo(y.dtype).eps
+            right = probes(y[rows])[0] * scale[rows]
+            found = gmres(linear.push, right, 1e3 * eps)
+            bad = (found.residual > eps**0.4) | (found.x.abs().amax(-1) > 0.1 / eps**0.5)
+            singular = singular.index_copy(0, rows, bad)
+        return singular * int(Regularity.SINGULAR_JACOBIAN)
+
+
+@dataclass(frozen=True)
+class RootRun:
+    """How a layer over a ``FixedPoint`` or ``Root`` computes: all that does not change between calls."""
+
+    node: FixedPoint | Root
+    solver: RootSolver
+    adjoint: Adjoint
+    on_failure: str
+    tolerance: float
+    polish_steps: int
+
+    def outputs(self, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
+        """The variable ``(*batch, *shape)``: a tensor, or a dict if there is a dict of variables."""
+        y, _, batch, _ = self._run(args, named)
+        found = {name: batch.restore(value) for name, value in self.node.functions.unpack(y).items()}
+        return next(iter(found.values())) if self.node.functions.bare else found
+
+    def solution(self, args: Sequence[Any], named: Mapping[str, Any]) -> Solution:
+        """The same with everything that is known about it."""
+        y, call, batch, theta = self._run(args, named)
+        if not len(y):
+            none = y.detach()[:, 0]
+            solved = RootSolved(y.detach(), y.detach(), none.bool())
+            report = _Report(solved, none.to(torch.int64), none.to(torch.int64), none, none.bool())
+            flags = report.status
+        elif call.report is None or len(call.report.status) != math.prod(batch.shape):
+            raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
+        else:
+            report, flags = call.report, call.regularity(theta)
+        masked = batch.restore(torch.where(report.solved.ok.unsqueeze(-1), report.solved.y.detach(), torch.nan))
+        zero = torch.zeros_like(report.error)
+
+        def integers(t: Tensor) -> Tensor:
+            return t.reshape(batch.shape)
+
+        return Solution(
+            outputs=tuple(batch.restore(t) for t in self.node.functions.unpack(y).values()),
+            value=batch.restore(zero),
+            status=integers(report.status),
+            iterations=integers(report.iterations),
+            primal_residual=batch.restore(report.error),
+            dual_residual=batch.restore(zero),
+            gap=batch.restore(zero),
+            regularity=integers(flags),
+            x=masked,
+            s=masked[..., :0],
+            y=masked[..., :0],
+            primal=self.node.functions.unpack(masked),
+        )
+
+    def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, RootCall, Batch, Theta]:
+        specs, tensors, layout = self.node.functions.arguments.match(args, named)
+        if torch.is_inference_mode_enabled():
+            # Solving takes derivatives, which inference mode has not.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._solve([t.clone() for t in tensors], specs, layout)
+        return self._solve(tensors, specs, layout)
+
+    def _solve(
+        self, tensors: Sequence[Tensor], specs: Sequence[ParameterSpec], layout: Any
+    ) -> tuple[Tensor, RootCall, Batch, Theta]:
+        if not isinstance(self.adjoint, Implicit):
+            raise DeclarationError(
+                f"{type(self.adjoint).__name__} cannot differentiate a fixed point or root; use adjoint=Implicit()."
+            )
+        functions = self.node.functions
+        batch = gather(specs, tensors, {})
+        weights = functions.captured.current()
+        if not tensors and weights:
+            batch = replace(batch, dtype=weights[0].dtype, device=weights[0].device)
+        count = math.prod(batch.shape)
+        theta = functions.theta(batch.values, batch.device)
+        call = RootCall(self, batch, specs, layout)
+        if not count:
+            none = torch.zeros(0, functions.n, dtype=functions.dtype, device=batch.device)
+            return none + sum(0.0 * t.sum() for t in theta.tensors), call, batch, theta
+        solved = root_map(call, theta, count)
+        return torch.where(solved.ok.unsqueeze(-1), solved.y, torch.nan), call, batch, theta
+
+
+def _size(vector: Tensor, y: Tensor) -> Tensor:
+    return vector.abs().amax(-1) / (1 + y.abs().amax(-1))
+
+
+def _like(mask: Tensor, tensor: Tensor) -> Tensor:
+    return mask.reshape(-1, *(1,) * (tensor.ndim - 1))

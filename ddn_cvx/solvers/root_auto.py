@@ -1,0 +1,41 @@
+"""The default solver of equations: picks by their structure, never by their numbers or the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.program.nonlinear import Theta
+from ddn_cvx.program.root import RootProgram
+from ddn_cvx.solution import Status
+from ddn_cvx.solvers.anderson import Anderson
+from ddn_cvx.solvers.root_base import RootPoint, RootSolver
+from ddn_cvx.solvers.root_newton import RootNewton
+
+
+@dataclass(frozen=True)
+class RootAuto(RootSolver):
+    """``Anderson`` for a map, ``RootNewton`` for equations; elements that Anderson does not solve go to Newton."""
+
+    name: ClassVar[str] = "auto"
+
+    def unsupported(self, program: RootProgram) -> str | None:
+        return None if program.n else "it needs at least one unknown"
+
+    @torch.no_grad()
+    def solve(self, program: RootProgram, theta: Theta, start: Tensor) -> RootPoint:
+        if not program.is_map:
+            return RootNewton().solve(program, theta, start)
+        point = Anderson().solve(program, theta, start)
+        rows = torch.nonzero(point.status != int(Status.SOLVED)).flatten()
+        if not len(rows):
+            return point
+        again = RootNewton().solve(program, theta.take(rows), start[rows])
+        return RootPoint(
+            point.y.index_copy(0, rows, again.y),
+            point.status.index_copy(0, rows, again.status),
+            point.iterations.index_add(0, rows, again.iterations),
+        )
