@@ -136,7 +136,10 @@ class NonconvexProblem:
             first, second = (self._start(theta, like, choice) for choice in (0, 1))
         lam, mu = (like.new_ones(len(like), k) for k in (self._program.p, self._program.m))
         slope = self._program.gradient(first, theta.detach(), lam, mu)
-        return torch.where(torch.isfinite(slope).all(1, keepdim=True), first, second)
+        with torch.no_grad():
+            f, h, g = self._program.values(first, theta)
+        usable = torch.isfinite(torch.cat((f.unsqueeze(1), h, g, slope), 1)).all(1, keepdim=True)
+        return torch.where(usable, first, second)
 
     def recover(self, state: State, theta: Theta, ok: Tensor) -> dict[str, Tensor]:
         """The outputs ``(B, *shape)`` in order; differentiable."""
