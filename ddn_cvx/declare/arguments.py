@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -105,6 +106,41 @@ class Arguments:
         if self.by_name:
             return function(*first, **{name: trees[name] for name in _accepted(function, len(first), trees)})
         return function(*first, *trees.values())
+
+
+def variables_of(variable: Any) -> dict[str, Shape]:
+    """The shape of each variable by name; a single one is called "y".
+
+    Raises
+    ------
+    DeclarationError
+    """
+    given = variable if isinstance(variable, Mapping) else {"y": variable}
+    shapes = {str(k): (v,) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in given.items()}
+    for name, shape in shapes.items():
+        if not is_shape(shape):
+            raise DeclarationError(f"variable {name!r} must have a shape such as (3,) or (), got {shape!r}.")
+    if not sum(math.prod(s) for s in shapes.values()):
+        raise DeclarationError("variable must have at least one entry.")
+    return {k: tuple(s) for k, s in shapes.items()}
+
+
+def count_inputs(layout: Any) -> int:
+    """How many tensors the inputs have in all."""
+    return sum(tree.num_leaves for _, tree in layout)
+
+
+def require_tensor(value: Any, name: str) -> None:
+    """Refuse what a function of this name may not return.
+
+    Raises
+    ------
+    DeclarationError
+    """
+    if not isinstance(value, Tensor):
+        raise DeclarationError(f"{name} must return a torch.Tensor, got {type(value).__name__}.")
+    if value.is_complex() or not value.is_floating_point():
+        raise DeclarationError(f"{name} must return real floating-point numbers, got {value.dtype}.")
 
 
 def shapes_of(name: str, tree: Any) -> tuple[list[ParameterSpec], Any]:

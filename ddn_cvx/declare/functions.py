@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ddn_cvx.declare.arguments import Arguments, Shape
+from ddn_cvx.declare.arguments import Arguments, Shape, count_inputs, require_tensor, variables_of
 from ddn_cvx.declare.capture import Captured, Substitute
-from ddn_cvx.declare.torch_problem import _inputs, _require_tensor, _variables
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.nonlinear import Theta
 
@@ -63,7 +62,7 @@ class Functions:
         if dtype not in (torch.float32, torch.float64):
             raise DeclarationError(f"dtype must be torch.float64 or torch.float32, got {dtype}.")
         self.bare = not isinstance(variable, Mapping)
-        self.shapes = _variables(variable)
+        self.shapes = variables_of(variable)
         self.n = sum(math.prod(s) for s in self.shapes.values())
         first = next(iter(functions.values()))
         self.arguments = Arguments(parameters, getattr(first, "forward", first), skip)
@@ -188,14 +187,14 @@ class Functions:
 
     def call(self, function: Function, first: Sequence[Any], tensors: Sequence[Tensor], layout: Any) -> Any:
         """``function(*first, inputs)`` with the inputs as they were nested, without the hidden ones."""
-        own = tensors[_inputs(layout[: self.hidden]) : _inputs(layout)]
+        own = tensors[count_inputs(layout[: self.hidden]) : count_inputs(layout)]
         return self.arguments.call(function, first, own, layout[self.hidden :])
 
     def pack(self, value: Any, name: str, lead: tuple[int, ...]) -> Tensor:
         """A value with the names and shapes of the variable, flat."""
         parts = []
         for key, part in self._by_variable(value, name).items():
-            _require_tensor(part, name)
+            require_tensor(part, name)
             expected = (*lead, *self.shapes[key])
             if tuple(part.shape) != expected:
                 raise DeclarationError(f"{name} must return shape {expected}, like the variable, got {tuple(part.shape)}.")
@@ -205,7 +204,7 @@ class Functions:
     def _stack(self, value: Any, name: str, lead: tuple[int, ...]) -> Tensor:
         parts = []
         for leaf in pytree.tree_leaves(value):
-            _require_tensor(leaf, name)
+            require_tensor(leaf, name)
             if tuple(leaf.shape[: len(lead)]) != lead:
                 raise DeclarationError(f"{name} must return shape ({lead[0]}, ...) for a batch, got {tuple(leaf.shape)}.")
             parts.append(leaf.reshape(*lead, math.prod(leaf.shape[len(lead) :])).to(self.dtype))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ddn_cvx.declare.arguments import Arguments, Shape, is_shape
+from ddn_cvx.declare.arguments import Arguments, Shape, count_inputs, require_tensor, variables_of
 from ddn_cvx.declare.capture import Captured, Substitute
 from ddn_cvx.declare.probe import few, probe
 from ddn_cvx.declare.smooth import Smooth
@@ -120,7 +120,7 @@ class TorchProblem:
         if residual is not None and maximise:
             raise DeclarationError("A sum of losses of residuals is minimised; drop maximise=True or give an objective.")
         self.bare = not isinstance(variable, Mapping)
-        self.shapes = _variables(variable)
+        self.shapes = variables_of(variable)
         self.n = sum(math.prod(s) for s in self.shapes.values())
         self.arguments = Arguments(parameters, getattr(leading, "forward", leading))
         self.loss, self.batched, self.sign, self.stationary = loss, batched, -1.0 if maximise else 1.0, stationary
@@ -162,7 +162,7 @@ class TorchProblem:
 
     def solve(self, theta: Theta, layout: Any, like: Tensor) -> Tensor:
         """The answer of the user's own solver, ``(B, n)``."""
-        count = _inputs(layout)
+        count = count_inputs(layout)
         with torch.no_grad(), self._substitute(theta.tensors):
             answer = self.arguments.call(self.functions["solve"], (), theta.tensors[:count], layout)
         return self._pack(answer, "solve", like)
@@ -178,7 +178,7 @@ class TorchProblem:
         def one(y: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             variable = self.unpack(y)
             first = next(iter(variable.values())) if self.bare else variable
-            inputs = tensors[: _inputs(layout)]
+            inputs = tensors[: count_inputs(layout)]
             with self._substitute(tensors), self._rounding():
                 found = {
                     name: self.arguments.call(function, (first,), inputs, layout)
@@ -193,7 +193,7 @@ class TorchProblem:
             variable = self.unpack(y)
             first = next(iter(variable.values())) if self.bare else variable
             with self._substitute(tensors), self._rounding():
-                value = self.arguments.call(self.functions["residual"], (first,), tensors[: _inputs(layout)], layout)
+                value = self.arguments.call(self.functions["residual"], (first,), tensors[: count_inputs(layout)], layout)
                 return self._stack(value, "residual", y)
 
         def residual(y: Tensor, theta: Theta) -> Tensor:
@@ -235,7 +235,7 @@ class TorchProblem:
         return Substitute(self.captured.keys(current), tensors[len(tensors) - len(current) :])
 
     def _scalar(self, value: Any, y: Tensor) -> Tensor:
-        _require_tensor(value, "objective")
+        require_tensor(value, "objective")
         expected = tuple(y.shape[:-1])
         if value.numel() != math.prod(expected) or (self.batched and tuple(value.shape[:1]) != expected):
             what = f"shape {expected}, one number for each element" if self.batched else "a scalar"
@@ -257,7 +257,7 @@ class TorchProblem:
         for leaf in pytree.tree_leaves(value):
             if leaf is None:
                 continue
-            _require_tensor(leaf, name)
+            require_tensor(leaf, name)
             if tuple(leaf.shape[: len(lead)]) != lead:
                 raise DeclarationError(f"{name} must return shape ({lead[0]}, ...) for a batch, got {tuple(leaf.shape)}.")
             parts.append(leaf.reshape(*lead, math.prod(leaf.shape[len(lead) :])).to(torch.float64))
@@ -276,7 +276,7 @@ class TorchProblem:
 
         def one(*tensors: Tensor) -> Tensor:
             with self._substitute(tensors):
-                value = self.arguments.call(given, (), tensors[: _inputs(layout)], layout)
+                value = self.arguments.call(given, (), tensors[: count_inputs(layout)], layout)
                 if self.batched:
                     return self._pack_constant(value, name, otherwise, like.device, (len(tensors[0]),))
                 return self._pack_constant(value, name, otherwise, like.device)
@@ -329,25 +329,3 @@ class TorchProblem:
     def parameters(self) -> tuple[ParameterSpec, ...]:
         """The declared inputs, flat; none if they were not declared."""
         return tuple(spec for specs, _ in self.arguments.declared or () for spec in specs)
-
-
-def _variables(variable: Any) -> dict[str, Shape]:
-    given = variable if isinstance(variable, Mapping) else {"y": variable}
-    shapes = {str(k): (v,) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in given.items()}
-    for name, shape in shapes.items():
-        if not is_shape(shape):
-            raise DeclarationError(f"variable {name!r} must have a shape such as (3,) or (), got {shape!r}.")
-    if not sum(math.prod(s) for s in shapes.values()):
-        raise DeclarationError("variable must have at least one entry.")
-    return {k: tuple(s) for k, s in shapes.items()}
-
-
-def _inputs(layout: Any) -> int:
-    return sum(tree.num_leaves for _, tree in layout)
-
-
-def _require_tensor(value: Any, name: str) -> None:
-    if not isinstance(value, Tensor):
-        raise DeclarationError(f"{name} must return a torch.Tensor, got {type(value).__name__}.")
-    if value.is_complex() or not value.is_floating_point():
-        raise DeclarationError(f"{name} must return real floating-point numbers, got {value.dtype}.")
