@@ -23,7 +23,7 @@ from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch, gather, match
-from ddn_cvx.program.active_kkt import FLAT, ActiveKKT, Factors, ProductKKT, curvature, multipliers, polish, violated
+from ddn_cvx.program.active_kkt import ActiveKKT, Factors, ProductKKT, descends, multipliers, polish, violated
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State, judge
@@ -136,10 +136,10 @@ class NonlinearCall:
         claims = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INACCURATE))
         verdict = torch.where(usable, int(Status.INACCURATE), int(Status.NUMERICAL_ERROR))
         found = torch.where(ok, int(Status.SOLVED), torch.where(claims, verdict, raw.status))
-        doubtful = torch.nonzero(ok & ~kkt.minimum).flatten()
+        doubtful = torch.nonzero(ok & (~kkt.minimum | kkt.flat)).flatten()
         if len(doubtful) and not run.node.stationary:
-            bends = curvature(point.take(doubtful)) < -100 * FLAT
-            found = found.index_put((doubtful[bends],), found.new_tensor(int(Status.SADDLE_POINT)))
+            wrong = descends(program, some.take(doubtful), point.take(doubtful))
+            found = found.index_put((doubtful[wrong],), found.new_tensor(int(Status.SADDLE_POINT)))
             ok = found == int(Status.SOLVED)
         status = status.index_copy(0, todo, found)
         state = State(*(torch.where(ok.unsqueeze(-1), t, 0.0) for t in point.state))

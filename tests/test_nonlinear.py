@@ -446,3 +446,26 @@ def test_infinite_curvature_does_not_hide_a_slope() -> None:
     node = TorchProblem(1, lambda y, x: (y**1.5 + y).sum() + 0 * x.sum(), solve=torch.zeros_like)
     solution = DeclarativeLayer(node).solve(torch.ones(1, 1, dtype=f64))
     assert solution.statuses == [Status.INACCURATE]
+
+
+@pytest.mark.parametrize(
+    "objective, options",
+    [
+        (lambda y, x: y[0] ** 3 + y[1] ** 2 + 0 * x.sum(), {"initial": 1.0}),  # an inflection
+        (lambda y, x: y[0] ** 4 - y[1] ** 4 + 0 * x.sum(), {"lower": -1.0, "upper": 1.0}),  # flat, and falling
+        (lambda y, x: (y[0] + y[1]) ** 2 - (y[0] - y[1]) ** 4 + 0 * x.sum(), {"lower": -1.0, "upper": 1.0}),
+    ],
+)
+def test_what_falls_along_a_flat_direction_is_no_minimum(objective, options) -> None:
+    layer = DeclarativeLayer(TorchProblem((2,), objective, **options))
+    assert layer.solve(torch.zeros(1, 1, dtype=torch.float64)).statuses != [Status.SOLVED]
+
+
+def test_flat_minima_are_minima() -> None:
+    for objective in (
+        lambda y, x: y[0] ** 4 + y[1] ** 2 + 0 * x.sum(),
+        lambda y, x: (y[0] - x[0]) ** 2 + 0 * y[1],
+        lambda y, x: (y[0] + y[1] - x[0]) ** 2 + (y[0] - y[1]) ** 6,
+    ):
+        layer = DeclarativeLayer(TorchProblem((2,), objective, initial=0.7))
+        assert layer.solve(torch.ones(1, 1, dtype=torch.float64)).statuses == [Status.SOLVED]

@@ -189,6 +189,14 @@ class SaddleKKT:
             self.singular.primal[pick] = self._exact.primal
             self.singular.dual[pick] = self._exact.dual
 
+    @property
+    def growth(self) -> Tensor:
+        """About how much K's inverse can lengthen a vector, as K stands, ``(B,)``; infinite where it is singular."""
+        k = self._factor._parts.A.shape[1]
+        ones = self.correct_inertia.new_ones(len(self.correct_inertia), self.n + k, dtype=self._factor._parts.H.dtype)
+        grown = _growth(self._once, ones)
+        return torch.where(self.singular.primal | self.singular.dual, torch.inf, grown)
+
     def _once(self, right: Tensor) -> Tensor:
         return torch.cat(self._factor.solve(right[:, : self.n], right[:, self.n :], refinements=0), 1)
 
@@ -275,11 +283,15 @@ def _equilibrate(H: Tensor, A: Tensor, D: Tensor) -> Tensor:
     return torch.exp2((-0.5 * torch.log2(torch.where(size > 0, size, 1.0))).round())
 
 
-def _looks_regular(solve: Callable[[Tensor], Tensor], scale: Tensor) -> Tensor:
-    """One step of inverse iteration from a fixed vector, with the equilibrated matrix."""
-    order, eps = scale.shape[-1], torch.finfo(scale.dtype).eps
+def _growth(solve: Callable[[Tensor], Tensor], scale: Tensor) -> Tensor:
+    """The norm of the inverse of the scaled matrix, by one step of inverse iteration from a fixed vector, ``(B,)``."""
+    order = scale.shape[-1]
     probe = torch.cos(torch.arange(1, order + 1, dtype=scale.dtype, device=scale.device) ** 2)
     probe = probe / probe.norm().clamp(min=torch.finfo(scale.dtype).tiny)
     grown = (solve((probe / scale).unsqueeze(-1)).squeeze(-1) / scale).norm(dim=1)
     # a fixed vector meets the worst direction in about 1 / sqrt(order) of its length
-    return grown * (order**0.5 * max(SINGULAR, 30 * eps)) <= 1.0
+    return grown * order**0.5
+
+
+def _looks_regular(solve: Callable[[Tensor], Tensor], scale: Tensor) -> Tensor:
+    return _growth(solve, scale) * max(SINGULAR, 30 * torch.finfo(scale.dtype).eps) <= 1.0

@@ -40,6 +40,12 @@ PRODUCTS = 5000
 """Products that one may cost."""
 FLAT = 1e-9
 """Curvature, relative to the largest entry of the Hessian, that counts as none."""
+NEARLY_FLAT = 1e-5
+"""The same, of directions that are looked along for lower points."""
+DIRECTIONS = 8
+"""Of hardly any curvature, that are looked along at most."""
+FALL = 1e-10
+"""How much lower, relative, a point must be to count."""
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -79,6 +85,11 @@ class ActiveKKT:
         return self.saddle.correct_inertia
 
     @property
+    def flat(self) -> Tensor:
+        """Elements with a direction of hardly any curvature along the active constraints, ``(B,)`` bool."""
+        return ~(self.saddle.growth < 1.0 / NEARLY_FLAT)
+
+    @property
     def singular(self) -> NullSpace:
         """Which elements have a valley of solutions, or dependent active constraints."""
         return self.saddle.singular
@@ -115,7 +126,7 @@ class ProductKKT:
 
     def __init__(self, program: NonlinearProgram, theta: Theta, state: State, active: Active, ok: Tensor):
         self.program, self.theta, self.state, self.active, self.ok = program, theta, state, active, ok
-        self.minimum = ok
+        self.minimum, self.flat = ok, torch.zeros_like(ok)
         self.singular = NullSpace(torch.zeros_like(ok), torch.zeros_like(ok))
 
     @torch.no_grad()
@@ -304,8 +315,31 @@ def multipliers(program: NonlinearProgram, theta: Theta, y: Tensor, ok: Tensor) 
     return State(y, lam, mu.clamp(min=0), z)
 
 
-def curvature(point: Judged) -> Tensor:
-    """The least eigenvalue of H along all active constraints, relative to its largest entry, ``(B,)``; 0 if none is left."""
+def descends(program: NonlinearProgram, theta: Theta, point: Judged) -> Tensor:
+    """Whether a stationary point is no minimum, ``(B,)`` bool: the Lagrangian bends down along the active constraints, or is
+    flat in some direction and falls nearby, as at an inflection.
+
+    Curved constraints let a minimum fall by the fourth power of the step as well; there only a short one is tried.
+    """
+    bends, ways = _curvatures(point)
+    y, lam, mu, _ = point.state
+    straight = (point.active.all.g == 0).all(-1) if program.p == 0 else torch.zeros_like(bends[:, 0], dtype=torch.bool)
+    length = torch.where(straight, 3e-2, 1e-3) * (1.0 + largest(y))
+    falls = torch.zeros_like(straight)
+    with torch.no_grad():
+        here = program.lagrangian(y, theta, lam, mu)
+        for k in range(min(program.n, DIRECTIONS)):
+            for step in (length, -length):
+                end = y + step.unsqueeze(-1) * ways[..., k]
+                inside = ((end >= point.lower) & (end <= point.upper)).all(-1) & (bends[:, k] < NEARLY_FLAT)
+                there = program.lagrangian(end, theta, lam, mu)
+                falls = falls | (inside & (there < here - FALL * (1.0 + here.abs())))
+    return (bends[:, 0] < -100 * FLAT) | falls
+
+
+def _curvatures(point: Judged) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of H along all active constraints, ascending and relative to its largest entry, ``(B, n)``, and their
+    directions, the columns of ``(B, n, n)``; the last ones, normal to the constraints, are large."""
     active = point.active.all
     free = 1.0 - active.box.abs()
     A = torch.cat((point.first.Jh, point.first.Jg * active.g.unsqueeze(-1)), 1) * free.unsqueeze(-2)
@@ -313,8 +347,10 @@ def curvature(point: Judged) -> Tensor:
     A = A / torch.where(length > 0, length, 1.0)
     H = point.H * free.unsqueeze(-1) * free.unsqueeze(-2)
     values, vectors = torch.linalg.eigh(A.mT @ A + torch.diag_embed(1.0 - free))
-    normal = (values > FLAT).unsqueeze(-2)
-    tangent = torch.where(normal, 0.0, vectors)
-    scale = largest(H.flatten(1))
-    least = torch.linalg.eigvalsh(tangent.mT @ H @ tangent)[..., 0]
-    return least / torch.where(scale > 0, scale, 1.0)
+    normal = values > FLAT
+    tangent = torch.where(normal.unsqueeze(-2), 0.0, vectors)
+    scale = largest(H.flatten(1)).unsqueeze(-1)
+    scale = torch.where(scale > 0, scale, 1.0)
+    outside = torch.diag_embed(torch.where(normal, 2.0, 0.0))
+    bends, ways = torch.linalg.eigh(tangent.mT @ (H / scale.unsqueeze(-1)) @ tangent + outside)
+    return bends, tangent @ ways
