@@ -259,6 +259,15 @@ def test_maps_without_fixed_point(map: object, solver: str) -> None:
     assert all(s != Status.SOLVED for s in solution.statuses) and solution.outputs[0].isnan().all()
 
 
+def test_small_residuals_in_small_units_are_no_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(root_program, "DENSE_LIMIT", 0)
+    node = Root(2, lambda y, x: 1e-9 * (y**3 - x), initial=1.0)
+    x = torch.full((2, 2), 8.0, dtype=f64)
+    rough = DeclarativeLayer(node, solver=ddn.RootNewton(max_iterations=1)).solve(x)
+    assert rough.statuses == [Status.ITERATION_LIMIT] * 2
+    assert torch.allclose(DeclarativeLayer(node)(x), torch.full_like(x, 2.0), rtol=1e-8)
+
+
 def test_a_small_drift_is_no_fixed_point() -> None:
     solution = DeclarativeLayer(FixedPoint(1, lambda y, x: y + x)).solve(torch.full((1, 1), 1e-9, dtype=f64))
     assert solution.statuses != [Status.SOLVED]

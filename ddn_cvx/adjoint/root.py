@@ -42,6 +42,9 @@ class RootSolve(Protocol):
     def __call__(self, theta: Theta, batch: int) -> RootSolved:
         """Solve ``batch`` elements."""
 
+    def factor(self, y: Tensor) -> GeneralFactor | None:
+        """The factor of the Jacobian at ``y``, if it is still known."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -125,8 +128,9 @@ class _JacobianSolve(torch.autograd.Function):
         safe, at = _safe(rule, theta, y, ok)
         program, columns = rule.solve.program, right.shape[-1]
         if program.is_dense:
-            J = program.linearise(at, Theta(safe, rule.flags)).matrix()
-            factor = GeneralFactor(J, scale, ok)
+            factor = rule.solve.factor(y)
+            if factor is None:
+                factor = GeneralFactor(program.linearise(at, Theta(safe, rule.flags)).matrix(), scale, ok)
             rule.solve.singular = int(factor.singular.sum())
             return factor.solve(right, rule.transpose)
         linear = program.linearise(at.repeat(columns, 1), Theta(safe, rule.flags).tile(columns))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddn_cvx.program.nonlinear import Theta
 
-DENSE_LIMIT = 128
+DENSE_LIMIT = 64
 """Systems with at most this many equations are linearised as matrices, larger ones by products."""
 
 

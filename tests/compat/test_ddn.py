@@ -229,12 +229,13 @@ def test_inputs_that_are_no_batch_of_numbers() -> None:
         def solve(self, x, label, power, nothing, shared):
             return x + shared[label], None
 
-    x, label, shared = points(3, 2).requires_grad_(), torch.tensor([1, 0, 1]), points(4, 2, seed=1)
+    x, label, shared = points(3, 2).requires_grad_(), torch.tensor([20, 0, 7]), points(21, 2, seed=1)
     layer = DeclarativeLayer(Shifted())
     y = layer(x, label, 2, None, shared)
     assert torch.allclose(y, x + shared[label])
     (found,) = torch.autograd.grad(y.sum(), x)
     assert torch.allclose(found, torch.ones_like(x))
+    assert torch.allclose(layer(x, label, 2, None, 2 * shared), x + 2 * shared[label])
     with pytest.raises(DeclarationError, match="Input 4 requires grad"):
         layer(x, label, 2, None, shared.requires_grad_())
 
