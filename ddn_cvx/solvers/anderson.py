@@ -16,7 +16,7 @@ from ddn_cvx.solvers.root_base import Method, RootPoint, RootSolver, iterate, un
 
 @dataclass(frozen=True)
 class Anderson(RootSolver):
-    """Each iterate combines the last few so that their residuals nearly cancel. Needs a map; evaluates it and nothing else."""
+    """Each iterate combines the last few so that their residuals nearly cancel. Evaluates a map and nothing else."""
 
     name: ClassVar[str] = "anderson"
 
