@@ -25,6 +25,8 @@ from ddn_cvx.program.root import RootProgram
 from ddn_cvx.solution import Regularity, Solution, Status
 from ddn_cvx.solvers.root_base import RootSolver, probes, units
 
+_NEAR = 1e4  # points that are fewer roundings than this apart have the same Jacobian
+
 
 @dataclass(frozen=True)
 class _Point:
@@ -131,7 +133,8 @@ class RootCall:
             newton = torch.where(better.unsqueeze(-1), further, 0.0)
             if not bool(better.any()):
                 break
-            self._kept = (best.y, factor) if bool(better.all()) else None
+            here = better | (best.step <= _NEAR * torch.finfo(y.dtype).eps)
+            self._kept = (best.y, factor) if bool(here.all()) else None
         return best
 
     def _judged(self, y: Tensor, theta: Theta, reference: Tensor) -> tuple[_Point, Tensor, GeneralFactor]:

@@ -240,6 +240,21 @@ def test_inputs_that_are_no_batch_of_numbers() -> None:
         layer(x, label, 2, None, shared.requires_grad_())
 
 
+def test_optional_inputs() -> None:
+    class Scaled(AbstractDeclarativeNode):
+        def objective(self, x, scale=1.0, *, y):
+            return squared(scale * x, y)
+
+        def solve(self, x, scale=1.0):
+            return scale * x, None
+
+    layer, x = DeclarativeLayer(Scaled()), points(3, 2).requires_grad_()
+    for scale in (None, 3.0, 5.0):
+        y = layer(x) if scale is None else layer(x, scale)
+        (found,) = torch.autograd.grad(y.sum(), x)
+        assert torch.allclose(found, torch.full_like(x, 1.0 if scale is None else scale))
+
+
 def test_valleys_and_damping() -> None:
     """argmin (y_1 + y_2 - x)^2: the pseudo-inverse gives 1/2 for each, damping 2 / (4 + gamma)."""
 
