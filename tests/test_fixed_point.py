@@ -373,3 +373,10 @@ def test_refused_at_once() -> None:
         DeclarativeLayer(node, adjoint=ddn.LPGD())(points(1, 2))
     with pytest.raises(DeclarationError, match="it iterates a map"):
         DeclarativeLayer(Root(2, lambda y, x: y - x), solver="anderson")(points(1, 2))
+
+
+def test_large_jacobians_are_solved_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddn_cvx.adjoint.root._KRYLOV_NUMBERS", 600)
+    A = contraction(100, 0.5)
+    J = torch.func.jacrev(DeclarativeLayer(FixedPoint(100, lambda y, b: A @ y + b)))(points(2, 100))
+    assert torch.allclose(J[0, :, 0], torch.linalg.inv(torch.eye(100, dtype=f64) - A), atol=1e-9) and (J[0, :, 1] == 0).all()
