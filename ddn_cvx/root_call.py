@@ -25,6 +25,8 @@ from ddn_cvx.program.root import RootProgram
 from ddn_cvx.solution import Regularity, Solution, Status
 from ddn_cvx.solvers.root_base import RootSolver, probes, units
 
+_NEAR = 1e4  # points that are fewer roundings than this apart have the same Jacobian
+
 
 @dataclass(frozen=True)
 class _Point:
@@ -57,6 +59,7 @@ class RootCall:
         self.run, self.batch, self.specs, self.layout = run, batch, specs, layout
         self.report: _Report | None = None
         self.singular = 0
+        self._kept: tuple[Tensor, GeneralFactor] | None = None
 
     def __call__(self, theta: Theta, batch: int) -> RootSolved:
         """Solve physical tensors; elements without a solution hold zeros."""
@@ -76,6 +79,7 @@ class RootCall:
         y = torch.zeros(batch, functions.n, dtype=functions.dtype, device=device)
         error, scale = torch.full_like(y[:, 0], torch.nan), torch.ones_like(y)
         iterations, singular = torch.zeros_like(status), torch.zeros_like(finite)
+        self._kept = None
         if len(todo):
             start = functions.value(run.node.initial, "initial", some, self.layout, len(todo)).contiguous()
             self._require_followed(start, some)
@@ -86,7 +90,10 @@ class RootCall:
             claims = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INACCURATE))
             verdict = torch.where(claims, int(Status.INACCURATE), raw.status)
             status = status.index_copy(0, todo, torch.where(good, int(Status.SOLVED), verdict))
-            y = y.index_copy(0, todo, torch.where(good.unsqueeze(-1), point.y, 0.0))
+            if len(todo) == batch and bool(good.all()):
+                y = point.y
+            else:
+                y, self._kept = y.index_copy(0, todo, torch.where(good.unsqueeze(-1), point.y, 0.0)), None
             scale = scale.index_copy(0, todo, point.scale)
             error, singular = error.index_copy(0, todo, point.error), singular.index_copy(0, todo, good & point.singular)
             iterations = iterations.index_copy(0, todo, raw.iterations)
@@ -111,29 +118,40 @@ class RootCall:
             scale = torch.maximum(units(program, theta, start), units(program, theta, y)).unsqueeze(-1).expand_as(y)
             error = _size(program.residual(y, theta) / scale, y)
             return _Point(y, error, torch.zeros_like(error), torch.zeros_like(error, dtype=torch.bool), scale)
-        reference = program.linearise(start, theta).matrix().abs().amax(-1).nan_to_num(0.0, 0.0, 0.0)
-        if program.is_map:
-            reference = torch.ones_like(reference)
-        best, newton = self._judged(y, theta, reference)
+        reference = torch.ones_like(y)
+        if not program.is_map:  # that J has shrunk since the start may be the sign of a double root
+            reference = program.linearise(start, theta).matrix().abs().amax(-1).nan_to_num(0.0, 0.0, 0.0)
+        best, newton, factor = self._judged(y, theta, reference)
+        self._kept = (best.y, factor)
         for _ in range(self.run.polish_steps):
-            new, further = self._judged(best.y - newton, theta, reference)
+            if not bool((best.step > 10 * torch.finfo(y.dtype).eps).any()):
+                break
+            new, further, factor = self._judged(best.y - newton, theta, reference)
             better = new.error < 0.5 * best.error
             pairs = ((getattr(new, f.name), getattr(best, f.name)) for f in fields(_Point))
-            best = _Point(*(torch.where(_like(better, a), a, b) for a, b in pairs))
-            if not bool((better & (best.error > torch.finfo(y.dtype).eps)).any()):
-                break
+            best = _Point(*(torch.where(better.reshape(-1, *(1,) * (a.ndim - 1)), a, b) for a, b in pairs))
             newton = torch.where(better.unsqueeze(-1), further, 0.0)
+            if not bool(better.any()):
+                break
+            here = better | (best.step <= _NEAR * torch.finfo(y.dtype).eps)
+            self._kept = (best.y, factor) if bool(here.all()) else None
         return best
 
-    def _judged(self, y: Tensor, theta: Theta, reference: Tensor) -> tuple[_Point, Tensor]:
-        """The point and Newton's step from it."""
+    def _judged(self, y: Tensor, theta: Theta, reference: Tensor) -> tuple[_Point, Tensor, GeneralFactor]:
+        """The point, Newton's step from it, and the factor of its Jacobian."""
         linear = self.program.linearise(y, theta)
         J = linear.matrix()
         scale = torch.maximum(reference, J.abs().amax(-1).nan_to_num(0.0, 0.0, 0.0))
         scale = torch.where(scale > 0, scale, 1.0)
         factor = GeneralFactor(J, scale)
         newton = factor.solve(linear.F.unsqueeze(-1)).squeeze(-1)
-        return _Point(y, _size(linear.F / scale, y), _size(newton, y), factor.singular, scale), newton
+        return _Point(y, _size(linear.F / scale, y), _size(newton, y), factor.singular, scale), newton, factor
+
+    def factor(self, y: Tensor) -> GeneralFactor | None:
+        """The factor of the Jacobian at the answer ``y``, if ``y`` is the answer."""
+        if self._kept is None or self._kept[0].shape != y.shape or self._kept[0].data_ptr() != y.data_ptr():
+            return None
+        return self._kept[1]
 
     def _require_followed(self, y: Tensor, theta: Theta) -> None:
         """A result that requires grad although no argument does depends on something that was not found."""
@@ -244,7 +262,3 @@ class RootRun:
 
 def _size(vector: Tensor, y: Tensor) -> Tensor:
     return vector.abs().amax(-1) / (1 + y.abs().amax(-1))
-
-
-def _like(mask: Tensor, tensor: Tensor) -> Tensor:
-    return mask.reshape(-1, *(1,) * (tensor.ndim - 1))

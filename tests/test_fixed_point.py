@@ -190,6 +190,22 @@ def test_memory_does_not_depend_on_iterations() -> None:
     assert many > 2 * few and fast == slow
 
 
+def test_layers_inside_maps_and_maps_inside_problems() -> None:
+    inner = DeclarativeLayer(ddn.TorchProblem(2, lambda y, x: ((y - x) ** 2).sum() + 0.1 * (y**4).sum(), parameters=[(2,)]))
+    x = points(2, 2).requires_grad_()
+    layers = [
+        DeclarativeLayer(FixedPoint(2, lambda y, x: 0.5 * inner(y + x), batched=batched)) for batched in (False, True)
+    ]
+    assert torch.allclose(layers[0](x), layers[1](x))
+    for layer in layers:
+        torch.autograd.gradcheck(layer, x)
+    equilibrium = DeclarativeLayer(FixedPoint(2, lambda y, x: 0.5 * torch.tanh(y) + x, parameters=[(2,)]))
+    fitted = DeclarativeLayer(ddn.TorchProblem(2, lambda y, x: ((equilibrium(y) - x) ** 2).sum()))
+    y = fitted(x)
+    assert torch.allclose(y, x - 0.5 * torch.tanh(x), atol=1e-8)  # the input whose equilibrium is x
+    torch.autograd.gradcheck(fitted, x)
+
+
 # ------------------------------------------------------------------ batches
 
 
@@ -257,6 +273,15 @@ def test_maps_without_fixed_point(map: object, solver: str) -> None:
     layer = DeclarativeLayer(FixedPoint(1, map), solver=solver)
     solution = layer.solve(torch.ones(2, 1, dtype=f64))
     assert all(s != Status.SOLVED for s in solution.statuses) and solution.outputs[0].isnan().all()
+
+
+def test_small_residuals_in_small_units_are_no_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(root_program, "DENSE_LIMIT", 0)
+    node = Root(2, lambda y, x: 1e-9 * (y**3 - x), initial=1.0)
+    x = torch.full((2, 2), 8.0, dtype=f64)
+    rough = DeclarativeLayer(node, solver=ddn.RootNewton(max_iterations=1)).solve(x)
+    assert rough.statuses == [Status.ITERATION_LIMIT] * 2
+    assert torch.allclose(DeclarativeLayer(node)(x), torch.full_like(x, 2.0), rtol=1e-8)
 
 
 def test_a_small_drift_is_no_fixed_point() -> None:
@@ -348,3 +373,10 @@ def test_refused_at_once() -> None:
         DeclarativeLayer(node, adjoint=ddn.LPGD())(points(1, 2))
     with pytest.raises(DeclarationError, match="it iterates a map"):
         DeclarativeLayer(Root(2, lambda y, x: y - x), solver="anderson")(points(1, 2))
+
+
+def test_large_jacobians_are_solved_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddn_cvx.adjoint.root._KRYLOV_NUMBERS", 600)
+    A = contraction(100, 0.5)
+    J = torch.func.jacrev(DeclarativeLayer(FixedPoint(100, lambda y, b: A @ y + b)))(points(2, 100))
+    assert torch.allclose(J[0, :, 0], torch.linalg.inv(torch.eye(100, dtype=f64) - A), atol=1e-9) and (J[0, :, 1] == 0).all()

@@ -121,6 +121,8 @@ def test_function_transforms() -> None:
     for i in range(3):
         (alone,) = torch.autograd.grad((torch.matrix_exp(A) @ y0[i]).sum(), A)
         assert torch.allclose(next(iter(each.values()))[i], alone, atol=1e-6)
+    pairs = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, torch.stack([y0, y0.flip(0)]))
+    assert torch.allclose(next(iter(pairs.values())), sum(each.values()).sum(0).expand(2, 2, 2), atol=1e-6)
 
 
 class Field(nn.Module):
@@ -177,6 +179,7 @@ def test_errors_do_not_drown_in_a_large_batch() -> None:
     w = torch.cat([torch.zeros(500, dtype=f64), torch.tensor([50.0], dtype=f64)])
     y = layer(torch.zeros(501, dtype=f64), w)
     assert torch.allclose(y[-1], torch.sin(w[-1]), atol=1e-7)
+    assert torch.allclose(y[-1:], layer(torch.zeros(1, dtype=f64), w[-1:]), rtol=0.0, atol=1e-14)
 
 
 def test_failures_have_a_status_and_leave_the_others_alone() -> None:

@@ -22,6 +22,8 @@ from ddn_cvx.linalg.gmres import gmres
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
 
+_KRYLOV_NUMBERS = 2**22  # in as many right-hand sides as are solved at once; their Krylov spaces hold fifty times that
+
 
 class RootSolved(NamedTuple):
     """A solved batch; elements that are not ``ok`` hold zeros."""
@@ -41,6 +43,9 @@ class RootSolve(Protocol):
 
     def __call__(self, theta: Theta, batch: int) -> RootSolved:
         """Solve ``batch`` elements."""
+
+    def factor(self, y: Tensor) -> GeneralFactor | None:
+        """The factor of the Jacobian at ``y``, if it is still known."""
 
 
 @dataclass(frozen=True)
@@ -123,24 +128,16 @@ class _JacobianSolve(torch.autograd.Function):
     def forward(rule: Rule, *tensors: Tensor) -> Tensor:
         theta, y, scale, ok, right = _unpacked(rule, tuple(t.detach() for t in tensors))
         safe, at = _safe(rule, theta, y, ok)
-        program, columns = rule.solve.program, right.shape[-1]
+        program = rule.solve.program
         if program.is_dense:
-            J = program.linearise(at, Theta(safe, rule.flags)).matrix()
-            factor = GeneralFactor(J, scale, ok)
+            factor = rule.solve.factor(y)
+            if factor is None:
+                factor = GeneralFactor(program.linearise(at, Theta(safe, rule.flags)).matrix(), scale, ok)
             rule.solve.singular = int(factor.singular.sum())
             return factor.solve(right, rule.transpose)
-        linear = program.linearise(at.repeat(columns, 1), Theta(safe, rule.flags).tile(columns))
-        eps = torch.finfo(y.dtype).eps
-        found = gmres(linear.pull if rule.transpose else linear.push, stacked(right), 1e3 * eps)
-        poor = int(((found.residual > eps**0.4) & ok.repeat(columns)).sum())  # NaN does not occur: ok elements are finite
-        if poor:
-            raise DifferentiationError(
-                f"The linear system of the derivative could not be solved for {poor} batch element(s): the Jacobian of the "
-                "equations is singular or nearly so (see Solution.regularity). Make the map a contraction, or the root a "
-                'simple one; on_failure="nan" does not help, because the points themselves are solutions.'
-            )
         rule.solve.singular = 0
-        return found.x.unflatten(0, (columns, len(y))).movedim(0, -1)
+        width = max(1, _KRYLOV_NUMBERS // max(1, y.numel()))
+        return torch.cat([_by_products(rule, Theta(safe, rule.flags), at, ok, r) for r in right.split(width, -1)], -1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -200,6 +197,28 @@ def _solved(
 ) -> Tensor:
     found = apply(_JacobianSolve, Rule(rule.solve, rule.flags, transpose), *tensors, y, scale, ok, right.unsqueeze(-1))
     return _first(found).squeeze(-1)
+
+
+def _by_products(rule: Rule, theta: Theta, y: Tensor, ok: Tensor, right: Tensor) -> Tensor:
+    """``(B, n, k) -> (B, n, k)`` by GMRES.
+
+    Raises
+    ------
+    DifferentiationError
+        It does not converge.
+    """
+    columns = right.shape[-1]
+    linear = rule.solve.program.linearise(y.repeat(columns, 1), theta.tile(columns))
+    eps = torch.finfo(y.dtype).eps
+    found = gmres(linear.pull if rule.transpose else linear.push, stacked(right), 1e3 * eps)
+    poor = int((~(found.residual <= eps**0.4) & ok.repeat(columns)).sum())
+    if poor:
+        raise DifferentiationError(
+            f"The linear system of the derivative could not be solved for {poor} batch element(s): the Jacobian of the "
+            "equations is singular or nearly so (see Solution.regularity). Make the map a contraction, or the root a "
+            'simple one; on_failure="nan" does not help, because the points themselves are solutions.'
+        )
+    return found.x.unflatten(0, (columns, len(y))).movedim(0, -1)
 
 
 def _first(found: Any) -> Tensor:

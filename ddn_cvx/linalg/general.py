@@ -48,9 +48,7 @@ class GeneralFactor:
         right = torch.where(self.sound.reshape(-1, 1, 1), right, 0.0)
         x = self._apply(right, transpose)
         J = self.J.mT if transpose else self.J
-        again = x + self._apply(right - J @ x, transpose)
-        keep = self.singular.reshape(-1, 1, 1)
-        return torch.where(keep, x, again)
+        return x + self._apply(right - J @ x, transpose)
 
     def _apply(self, right: Tensor, transpose: bool) -> Tensor:
         row = self.row.unsqueeze(-1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddn_cvx.program.nonlinear import Theta
 
-DENSE_LIMIT = 128
+DENSE_LIMIT = 64
 """Systems with at most this many equations are linearised as matrices, larger ones by products."""
 
 
@@ -92,7 +92,4 @@ class Linearised:
         if not self._traced.requires_grad or not batch:
             return self.F.new_zeros(batch, n, n)
         rows = torch.eye(n, dtype=self.F.dtype, device=self.F.device).unsqueeze(1).expand(n, batch, n)
-        (J,) = torch.autograd.grad(
-            self._traced, self._point, rows, retain_graph=True, is_grads_batched=True, allow_unused=True
-        )
-        return self.F.new_zeros(batch, n, n) if J is None else J.transpose(0, 1)
+        return torch.vmap(self.pull)(rows).transpose(0, 1)

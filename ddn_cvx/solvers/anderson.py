@@ -16,10 +16,7 @@ from ddn_cvx.solvers.root_base import Method, RootPoint, RootSolver, iterate, un
 
 @dataclass(frozen=True)
 class Anderson(RootSolver):
-    """Each iterate combines the last few so that their residuals nearly cancel. Needs a map; evaluates it and nothing else.
-
-    An element whose residual grows starts its memory afresh from the best point of it.
-    """
+    """Each iterate combines the last few so that their residuals nearly cancel. Evaluates a map and nothing else."""
 
     name: ClassVar[str] = "anderson"
 
@@ -50,18 +47,14 @@ class _Mixing(Method):
         batch, n = start.shape
         self.dy, self.dF = start.new_zeros(batch, memory, n), start.new_zeros(batch, memory, n)
         self.old: tuple[Tensor, Tensor] | None = None
-        self.best = start.new_full((batch,), torch.inf)
         self.memory, self.mixing, self.count = memory, mixing, 0
 
     def step(self, y: Tensor, F: Tensor) -> Tensor:
-        size = F.norm(dim=-1)
         if self.old is not None:
             place = self.count % self.memory
             self.dy[:, place], self.dF[:, place] = y - self.old[0], F - self.old[1]
             self.count += 1
-            worse = (size > 10 * self.best).reshape(-1, 1, 1)
-            self.dy, self.dF = self.dy.masked_fill(worse, 0.0), self.dF.masked_fill(worse, 0.0)
-        self.old, self.best = (y, F), torch.minimum(self.best, size)
+        self.old = (y, F)
         length = self.dF.norm(dim=-1)
         unit = self.dF / torch.where(length > 0, length, 1.0).unsqueeze(-1)
         gram = unit @ unit.mT
@@ -73,6 +66,6 @@ class _Mixing(Method):
         return y + self.mixing * F - (weights.unsqueeze(1) @ moved).squeeze(1)
 
     def take(self, rows: Tensor) -> None:
-        self.dy, self.dF, self.best = self.dy[rows], self.dF[rows], self.best[rows]
+        self.dy, self.dF = self.dy[rows], self.dF[rows]
         if self.old is not None:
             self.old = (self.old[0][rows], self.old[1][rows])

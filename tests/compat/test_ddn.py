@@ -229,14 +229,30 @@ def test_inputs_that_are_no_batch_of_numbers() -> None:
         def solve(self, x, label, power, nothing, shared):
             return x + shared[label], None
 
-    x, label, shared = points(3, 2).requires_grad_(), torch.tensor([1, 0, 1]), points(4, 2, seed=1)
+    x, label, shared = points(3, 2).requires_grad_(), torch.tensor([20, 0, 7]), points(21, 2, seed=1)
     layer = DeclarativeLayer(Shifted())
     y = layer(x, label, 2, None, shared)
     assert torch.allclose(y, x + shared[label])
     (found,) = torch.autograd.grad(y.sum(), x)
     assert torch.allclose(found, torch.ones_like(x))
+    assert torch.allclose(layer(x, label, 2, None, 2 * shared), x + 2 * shared[label])
     with pytest.raises(DeclarationError, match="Input 4 requires grad"):
         layer(x, label, 2, None, shared.requires_grad_())
+
+
+def test_optional_inputs() -> None:
+    class Scaled(AbstractDeclarativeNode):
+        def objective(self, x, scale=1.0, *, y):
+            return squared(scale * x, y)
+
+        def solve(self, x, scale=1.0):
+            return scale * x, None
+
+    layer, x = DeclarativeLayer(Scaled()), points(3, 2).requires_grad_()
+    for scale in (None, 3.0, 5.0):
+        y = layer(x) if scale is None else layer(x, scale)
+        (found,) = torch.autograd.grad(y.sum(), x)
+        assert torch.allclose(found, torch.full_like(x, 1.0 if scale is None else scale))
 
 
 def test_valleys_and_damping() -> None:
