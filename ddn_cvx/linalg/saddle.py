@@ -62,11 +62,15 @@ class CondensedFactor:
     size : Tensor (B, n), optional
         Sizes of the rows of H that the weights w are to outweigh, by default the largest entries of H.  Where H has a large
         positive semidefinite part that part should not count, or the weights drown the rest of H in rounding.
+    sparing : bool
+        Use no weights where H is well positive definite by itself: a factorisation more, and better conditioned solutions.
     """
 
-    def __init__(self, H: Tensor, A: Tensor, D: Tensor | None = None, size: Tensor | None = None):
+    def __init__(
+        self, H: Tensor, A: Tensor, D: Tensor | None = None, size: Tensor | None = None, sparing: bool = False
+    ):
         D = torch.zeros_like(A[..., 0]) if D is None else D
-        self._set(_factorise(H, A, D, H.abs().amax(-1) if size is None and A.shape[1] else size))
+        self._set(_factorise(H, A, D, H.abs().amax(-1) if size is None and A.shape[1] else size, sparing))
 
     def _set(self, parts: _Factor) -> None:
         self._parts = parts
@@ -115,7 +119,7 @@ class CondensedFactor:
         return solve_triangular(p.L.mT, torch.baddbmm(t, p.V, omega, alpha=-1), upper=True), omega
 
 
-def _factorise(H: Tensor, A: Tensor, D: Tensor, size: Tensor | None) -> _Factor:
+def _factorise(H: Tensor, A: Tensor, D: Tensor, size: Tensor | None, sparing: bool) -> _Factor:
     k, eps = A.shape[1], torch.finfo(H.dtype).eps
     if not k or size is None:
         L, positive = _cholesky(H)
@@ -124,9 +128,13 @@ def _factorise(H: Tensor, A: Tensor, D: Tensor, size: Tensor | None) -> _Factor:
     size = torch.maximum(size, 1e-6 * torch.where(typical > 0, typical, 1.0))
     length = torch.einsum("bkn,bn->bk", A * A, size.reciprocal())
     w = eps**-0.25 / torch.where(length > 0, length, 1.0)
+    if sparing:
+        L, positive = _cholesky(H, eps**0.5)
+        w = torch.where(positive.unsqueeze(-1), 0.0, w)
     e = (1.0 + w * D).reciprocal()
     we = w * e
-    L, positive = _cholesky(torch.baddbmm(H, (A * we.unsqueeze(-1)).mT, A))
+    if not sparing or not bool(positive.all()):
+        L, positive = _cholesky(torch.baddbmm(H, (A * we.unsqueeze(-1)).mT, A))
     V = solve_triangular(L, (A * e.unsqueeze(-1)).mT, upper=False)
     S = torch.bmm(V.mT, V)
     S.diagonal(dim1=1, dim2=2).add_(e * D)
@@ -134,13 +142,13 @@ def _factorise(H: Tensor, A: Tensor, D: Tensor, size: Tensor | None) -> _Factor:
     return _Factor(H, A, D, e, we, L, V, C, positive, independent)
 
 
-def _cholesky(M: Tensor) -> tuple[Tensor, Tensor]:
-    """The factor, and whether it exists with pivots above rounding (next to the diagonal: scale-free)."""
+def _cholesky(M: Tensor, tolerance: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The factor, and whether it exists with pivots above rounding and tolerance (next to the diagonal: scale-free)."""
     if not M.shape[-1]:
         return M, M.new_ones(len(M), dtype=torch.bool)
     L, info = cholesky_ex(M)
     least = (L.diagonal(dim1=1, dim2=2).square() / M.diagonal(dim1=1, dim2=2)).amin(-1)
-    return L, (info == 0) & (least > M.shape[-1] * torch.finfo(M.dtype).eps)
+    return L, (info == 0) & (least > max(tolerance, M.shape[-1] * torch.finfo(M.dtype).eps))
 
 
 class SaddleKKT:
@@ -175,7 +183,7 @@ class SaddleKKT:
             H = torch.where(row, H, torch.eye(H.shape[-1], dtype=H.dtype, device=H.device))
             A, D = torch.where(row, A, 0.0), torch.where(row[..., 0], D, 1.0)
         self.n = H.shape[-1]
-        self._factor = CondensedFactor(H, A, D)
+        self._factor = CondensedFactor(H, A, D, sparing=True)
         scale = _equilibrate(H, A, D)
         regular = self._factor.correct_inertia & _looks_regular(self._once, scale)
         self.correct_inertia = regular & ok
