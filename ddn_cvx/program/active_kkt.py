@@ -64,12 +64,13 @@ class ActiveKKT:
     """
 
     def __init__(self, H: Tensor, Jh: Tensor, Jg: Tensor, active: Active, ok: Tensor):
-        self.H, self.p, self.on = H, Jh.shape[1], active.g
+        self.p, self.on = Jh.shape[1], active.g
         self.A = torch.cat((Jh, Jg * active.g.unsqueeze(-1)), 1)
         self.fixed = active.box.abs()
         self.any_fixed = bool(active.box.any())
         masked, rows = H, self.A
         if self.any_fixed:
+            self.H = H
             free = 1.0 - self.fixed
             masked, rows = H * free.unsqueeze(-1) * free.unsqueeze(-2), self.A * free.unsqueeze(-2)
         self.unit, self.row_unit = _power_of_two(largest(masked.flatten(1))), _power_of_two(largest(rows))

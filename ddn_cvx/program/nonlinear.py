@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-TOGETHER = 2**20
+TOGETHER = 2**18
 """Numbers that the rows of a Jacobian which are computed together may read."""
 DENSE_LIMIT = 1000
 """Programs with n + p + m at most this many variables and constraints are handled with matrices, others by products."""
@@ -179,7 +179,7 @@ class NonlinearProgram:
             point = _leaf(y, keep)
             slope = _grad(self.lagrangian(point, theta, lam, mu).sum(), point, create=True)
             H = _rows(slope, point, keep, _size(y, theta))
-            return 0.5 * (H + H.mT)
+        return 0.5 * (H + H.mT) if keep else (H + H.mT).mul_(0.5)
 
     def hvp(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor, v: Tensor) -> Tensor:
         """Hessian of the Lagrangian times ``v`` (B, n), without forming it."""
