@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddn_cvx.errors import SolverError
+from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch
 from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
@@ -73,7 +73,8 @@ class Call:
         clean = asked = data
         if not bool(finite.all()):
             if self.on_failure == "raise":
-                self._raise(torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA)))
+                status = torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA))
+                raise_failures(status, self.batch.shape, self.node.parameters, self.batch.values)
             clean, asked = _keep(finite, data, 0.0), _keep(finite, data, torch.nan)
         instance = Instance(self.program, clean)
         if finite.shape[0]:
@@ -90,7 +91,7 @@ class Call:
             status = torch.where(ok, int(Status.SOLVED), _failure(raw.status, usable))
             status = torch.where(finite, status, int(Status.INVALID_DATA))
             if self.on_failure == "raise":
-                self._raise(status)
+                raise_failures(status, self.batch.shape, self.node.parameters, self.batch.values)
             x, v = (torch.where(ok.unsqueeze(-1), t, 0.0) for t in (x, v))
         if factor is not None and (complete or bool((ok == usable).all())):
             self.factors.keep(data.P, data.A, v, ok, factor)
@@ -145,30 +146,6 @@ class Call:
             flags = flags + weak * int(Regularity.WEAKLY_ACTIVE)
         return torch.where(ok, flags, 0)
 
-    def _raise(self, status: Tensor) -> None:
-        failed = torch.nonzero(status != int(Status.SOLVED)).flatten().tolist()
-        codes = [Status(int(status[i])) for i in failed]
-        total = status.shape[0]
-        shape = self.batch.shape if torch.Size(self.batch.shape).numel() == total else (total,)
-        indices = tuple(_unravel(i, shape) for i in failed)
-        lines = [f"{len(failed)} of {total} batch elements have no solution."]
-        for code in sorted(set(codes)):
-            where = [str(index) for index, c in zip(indices, codes, strict=True) if c == code]
-            listed = ", ".join(where[:8]) + (f" and {len(where) - 8} more" if len(where) > 8 else "")
-            lines.append(f"  {code.name} at {listed or '()'}: {code.remedy}.")
-        if Status.INVALID_DATA in codes:
-            lines += self._culprits()
-        lines.append('Pass on_failure="nan" to get NaN for just these elements, or call layer.solve() for the details.')
-        raise SolverError("\n".join(lines), tuple(codes), indices)
-
-    def _culprits(self) -> list[str]:
-        """Which parameters hold non-finite values."""
-        found = []
-        for spec, value in zip(self.node.parameters, self.batch.values, strict=True):
-            if value.numel() and not bool(torch.isfinite(value).all()):
-                found.append(f"  Parameter {spec.name!r} holds NaN or infinity.")
-        return found
-
 
 def _failure(status: Tensor, usable: Tensor) -> Tensor:
     """The status of an element that is not solved: the solver's own verdict, unless that was a success or an opinion on
@@ -179,11 +156,3 @@ def _failure(status: Tensor, usable: Tensor) -> Tensor:
 
 def _keep(rows: Tensor, data: ConicData, otherwise: float) -> ConicData:
     return ConicData(*(torch.where(rows.unsqueeze(-1), part, otherwise) for part in data))
-
-
-def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    out: list[int] = []
-    for size in reversed(shape):
-        out.append(index % size)
-        index //= size
-    return tuple(reversed(out))

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adjoint": CORE,
     "inputs": GROUND | {"program"},
     "failure": GROUND | {"program"},
-    "call": CORE | {"solvers", "inputs"},
+    "call": CORE | {"solvers", "inputs", "failure"},
     "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "ode_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
