@@ -80,7 +80,8 @@ class _CompiledMap(torch.autograd.Function):
         ctx.save_for_backward(x, v, ok, *pieces)
         ctx.mark_non_differentiable(ok)
         ctx.differentiated = False
-        return x, v, ok
+        # New tensors: what the solve remembers must not refer to this node, which refers to the solve.
+        return x.detach(), v.detach(), ok.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

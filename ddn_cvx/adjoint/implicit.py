@@ -78,7 +78,9 @@ class _SolutionMap(torch.autograd.Function):
     @staticmethod
     def forward(solve: Solve, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tensors = tuple(t.detach() for t in tensors)
-        return solve(ConicData(*tensors[:4]), *tensors[4:])
+        x, v, ok = solve(ConicData(*tensors[:4]), *tensors[4:])
+        # New tensors: what the solve remembers must not refer to this node, which refers to the solve.
+        return x.detach(), v.detach(), ok.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

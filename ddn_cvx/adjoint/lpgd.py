@@ -116,7 +116,8 @@ class _Map(torch.autograd.Function):
     @staticmethod
     def forward(kind: Any, adjoint: LPGD, flags: Flags, carrier: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = kind(tuple(t.detach() for t in tensors), flags, len(carrier))
-        return found
+        # New tensors: what the solve remembers must not refer to this node, which refers to the solve.
+        return tuple(t.detach() for t in found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -55,7 +55,8 @@ class _SolutionMap(torch.autograd.Function):
     def forward(rule: Rule, carrier: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         solved = rule.solve(Theta(tuple(t.detach() for t in tensors), rule.flags), len(carrier))
         further = () if rule.solve.inexact is None else tuple(t.clone() for t in solved.state)
-        return (*solved.answer, *solved.active, solved.ok, *further)
+        # New tensors: what the solve remembers must not refer to this node, which refers to the solve.
+        return tuple(t.detach() for t in (*solved.answer, *solved.active, solved.ok, *further))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -69,7 +69,9 @@ class _RootMap(torch.autograd.Function):
 
     @staticmethod
     def forward(rule: Rule, carrier: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(rule.solve(Theta(tuple(t.detach() for t in tensors), rule.flags), len(carrier)))
+        solved = rule.solve(Theta(tuple(t.detach() for t in tensors), rule.flags), len(carrier))
+        # New tensors: what the solve remembers must not refer to this node, which refers to the solve.
+        return tuple(t.detach() for t in solved)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
