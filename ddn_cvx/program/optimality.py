@@ -20,6 +20,8 @@ WEAK = 1e-7
 
 NOISE = 1e-10
 """Added to forces before they are compared: what is of the size of rounding next to one may be left unbalanced."""
+ROUNDING = 1e-14
+"""Curvature times length, next to the largest force, that is none."""
 
 
 class State(NamedTuple):
@@ -125,6 +127,10 @@ def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = Tr
             bend = largest(program.hvp(y, theta, lam, mu, _probe(y)))
             steep_h, steep_g = (t.abs() for t in program.jvp(y, theta, _probe(y)))
         forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
+        # Where the curvatures of objective and constraints cancel, what is left is rounding, and not a small Hessian.
+        cancelled = bend * size <= ROUNDING * forces
+        if program.is_dense and bent:
+            H = torch.where(cancelled[:, None, None], 0.0, H)
         force = forces + bend * size + NOISE
         # An infinite curvature or force would hide any residual.
         dual = torch.where(force.isfinite(), largest(first.gradient + sum(pulls)) / force, torch.inf)
