@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.func import vjp
 from zoo import Entry
 
-from ddn_cvx import DeclarativeLayer
+from ddn_cvx import DeclarativeLayer, Regularity
 from ddn_cvx.program.instance import Instance
 
 POLYHEDRAL = [entry for entry in REGULAR if layer_for(entry).node.compiled is not None]
@@ -66,3 +67,25 @@ def test_measures_are_those_of_torch(entry: Entry, scale: float) -> None:
         pairs += [(one.residuals.table, other.residuals.table), (compiled.hidden(one), plain.hidden(other))]
         for found, expected in pairs:
             assert torch.allclose(found[:-1], expected[:-1], rtol=1e-10, atol=1e-13)
+
+
+def test_a_gradient_does_not_depend_on_degenerate_batch_mates() -> None:
+    """An element whose equalities are dependent is differentiated elsewhere; the other one keeps its bits."""
+    x, A, q = cp.Variable(3), cp.Parameter((2, 3)), cp.Parameter(3)
+    layer = DeclarativeLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - q)), [A @ x == 1, x >= -5]), [A, q], x)
+    regular = torch.tensor([[1.0, 2.0, 3.0], [0.5, -1.0, 0.3]], dtype=torch.float64)
+    matrices = torch.stack([regular, regular[:1].expand(2, 3)])
+    point = torch.tensor([0.3, 0.7, -0.2], dtype=torch.float64)
+
+    def gradients(count: int) -> list[Tensor]:
+        given = [matrices[:count].clone().requires_grad_(), point.expand(count, 3).clone().requires_grad_()]
+        y = layer(*given)
+        cotangent = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64).expand(count, 3)
+        first = torch.autograd.grad(y, given, cotangent, retain_graph=True)
+        again = torch.autograd.grad(y, given, cotangent)  # by factors that are kept
+        assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(first, again, strict=True))
+        return [g[0] for g in first]
+
+    assert layer.solve(matrices, point).regularities[1] & Regularity.RANK_DEFICIENT
+    for together, alone in zip(gradients(2), gradients(1), strict=True):
+        assert torch.equal(together, alone)

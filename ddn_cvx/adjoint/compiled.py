@@ -65,8 +65,8 @@ class _Known:
 
 
 class _CompiledMap(torch.autograd.Function):
-    """``pieces -> (x, v, ok)``. Without ``setup_context``, which costs a fifth of a small call; arrays are numpy's, for
-    torch would start threads for large ones that then stand in the way of the kernels'."""
+    """``pieces -> (x, v, ok)``. Without ``setup_context``, for which torch binds the arguments of every call anew; arrays
+    are numpy's, for torch would start threads for large ones that then stand in the way of the kernels'."""
 
     @staticmethod
     def forward(
@@ -137,6 +137,10 @@ def _solve_once(
         spread(kkt.reverse_once, gx.shape[0], work, structure, *values, *cotangent, g, h, healthy)
         if healthy.all():
             return g, h
+    else:
+        g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.zeros(gx.shape[0], np.bool_)
     found = ctx.solve.factors.at(*key).reverse(gx.unsqueeze(-1), gv.unsqueeze(-1))
-    first, second = (t.squeeze(-1).contiguous().numpy() for t in found)
-    return first, second
+    # An element's gradient must not depend on whether others are healthy.
+    for out, other in zip((g, h), found, strict=True):
+        out[~healthy] = other.squeeze(-1).numpy()[~healthy]
+    return g, h

@@ -1,4 +1,5 @@
-"""Functions of a variable and of the inputs of a layer: what fixed points, roots and differential equations have alike."""
+"""Functions of a variable and of the inputs of a layer: what fixed points, roots and differential equations have alike, and
+below it what they share with ``TorchProblem``."""
 
 from __future__ import annotations
 
@@ -78,8 +79,7 @@ class Functions:
 
     def unpack(self, y: Tensor) -> dict[str, Tensor]:
         """``(*batch, n)`` -> ``(*batch, *shape)`` by name."""
-        parts = y.split([math.prod(s) for s in self.shapes.values()], dim=-1)
-        return {k: p.reshape((*y.shape[:-1], *s)) for (k, s), p in zip(self.shapes.items(), parts, strict=True)}
+        return unpack(self.shapes, y)
 
     def given(self, y: Tensor) -> Any:
         """The variable as the functions get it."""
@@ -151,22 +151,12 @@ class Functions:
 
     def over_batch(self, function: Function, tensors: Sequence[Tensor], own: Sequence[bool]) -> Tensor:
         """``function`` of a batch, of which some tensors are shared."""
-        if not self.batched:
-            return torch.vmap(function, tuple(0 if b else None for b in own))(*tensors) if any(own) else function(*tensors)
-        shared = len(self.captured.current())
-        if any(own[len(own) - shared :]):
-            raise DeclarationError(
-                "Captured weights with a batch dimension (torch.func.vmap over them) need functions of one instance; "
-                "drop batched=True."
-            )
-        return function(*tensors)
+        found: Tensor = over_batch(function, tensors, own, self.captured, self.batched)
+        return found
 
     def substitute(self, tensors: Sequence[Tensor]) -> Any:
         """While this context lasts, the last of ``tensors`` stand for what the functions capture."""
-        current = self.captured.current()
-        if not current:
-            return nullcontext()
-        return Substitute(self.captured.keys(current), tensors[len(tensors) - len(current) :])
+        return substitute(self.captured, tensors)
 
     def value(self, given: Value | None, name: str, theta: Theta, layout: Any, batch: int) -> Tensor:
         """A number, a tensor, a dict or a function of the inputs, as the variable of each element, ``(B, n)``."""
@@ -202,12 +192,7 @@ class Functions:
         return torch.cat(parts, -1)
 
     def _stack(self, value: Any, name: str, lead: tuple[int, ...]) -> Tensor:
-        parts = []
-        for leaf in pytree.tree_leaves(value):
-            require_tensor(leaf, name)
-            if tuple(leaf.shape[: len(lead)]) != lead:
-                raise DeclarationError(f"{name} must return shape ({lead[0]}, ...) for a batch, got {tuple(leaf.shape)}.")
-            parts.append(leaf.reshape(*lead, math.prod(leaf.shape[len(lead) :])).to(self.dtype))
+        parts = flat(pytree.tree_leaves(value), name, lead, self.dtype)
         count = sum(p.shape[-1] for p in parts)
         if count != self.n:
             raise DeclarationError(f"{name} must return as many equations as there are unknowns, {self.n}, got {count}.")
@@ -216,16 +201,7 @@ class Functions:
     def _broadcast(self, value: Any, name: str, device: torch.device | None, lead: tuple[int, ...]) -> Tensor:
         if not self.bare and not isinstance(value, Mapping | Tensor):
             value = dict.fromkeys(self.shapes, value)
-        parts = []
-        for key, part in self._by_variable(value, name).items():
-            shape = (*lead, *self.shapes[key])
-            tensor = torch.as_tensor(part, device=device).to(self.dtype)
-            try:
-                parts.append(tensor.expand(shape).reshape(*lead, math.prod(self.shapes[key])))
-            except RuntimeError:
-                got = tuple(tensor.shape)
-                raise DeclarationError(f"{name} must broadcast to shape {shape} of the variable, got {got}.") from None
-        return torch.cat(parts, -1)
+        return broadcast(self._by_variable(value, name), self.shapes, name, lead, self.dtype, device)
 
     def _by_variable(self, value: Any, name: str) -> dict[str, Any]:
         if self.bare:
@@ -234,3 +210,79 @@ class Functions:
             got = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
             raise DeclarationError(f"{name} must be a dict with the variables {', '.join(self.shapes)}; got {got}.")
         return {k: value[k] for k in self.shapes}
+
+
+def unpack(shapes: Mapping[str, Shape], y: Tensor) -> dict[str, Tensor]:
+    """``(*batch, n)`` -> ``(*batch, *shape)`` by name."""
+    parts = y.split([math.prod(s) for s in shapes.values()], dim=-1)
+    return {k: p.reshape((*y.shape[:-1], *s)) for (k, s), p in zip(shapes.items(), parts, strict=True)}
+
+
+def over_batch(
+    function: Function, tensors: Sequence[Tensor], own: Sequence[bool], captured: Captured, batched: bool
+) -> Any:
+    """``function`` of a batch, of which some tensors are shared; the last of them are what was captured.
+
+    Raises
+    ------
+    DeclarationError
+        A function of a batch captures something that has a batch dimension itself.
+    """
+    if not batched:
+        return torch.vmap(function, tuple(0 if b else None for b in own))(*tensors) if any(own) else function(*tensors)
+    if any(own[len(own) - len(captured.current()) :]):
+        raise DeclarationError(
+            "Captured weights with a batch dimension (torch.func.vmap over them) need functions of one instance; "
+            "drop batched=True."
+        )
+    return function(*tensors)
+
+
+def substitute(captured: Captured, tensors: Sequence[Tensor]) -> Any:
+    """While this context lasts, the last of ``tensors`` stand for what the functions capture."""
+    current = captured.current()
+    return Substitute(captured.keys(current), tensors[len(tensors) - len(current) :]) if current else nullcontext()
+
+
+def flat(leaves: Sequence[Any], name: str, lead: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """What a function returned, ``(*lead, k)`` each.
+
+    Raises
+    ------
+    DeclarationError
+        Something else than tensors with these leading dimensions.
+    """
+    parts = []
+    for leaf in leaves:
+        require_tensor(leaf, name)
+        if tuple(leaf.shape[: len(lead)]) != lead:
+            raise DeclarationError(f"{name} must return shape ({lead[0]}, ...) for a batch, got {tuple(leaf.shape)}.")
+        parts.append(leaf.reshape(*lead, math.prod(leaf.shape[len(lead) :])).to(dtype))
+    return parts
+
+
+def broadcast(
+    values: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    name: str,
+    lead: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device | None,
+) -> Tensor:
+    """A value for each variable, broadcast to its shape, ``(*lead, n)``.
+
+    Raises
+    ------
+    DeclarationError
+        One does not broadcast.
+    """
+    parts = []
+    for key, part in values.items():
+        shape = (*lead, *shapes[key])
+        tensor = torch.as_tensor(part, device=device).to(dtype)
+        try:
+            parts.append(tensor.expand(shape).reshape(*lead, math.prod(shapes[key])))
+        except RuntimeError:
+            got = tuple(tensor.shape)
+            raise DeclarationError(f"{name} must broadcast to shape {shape} of the variable, got {got}.") from None
+    return torch.cat(parts, -1)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ddn_cvx.declare.arguments import Arguments, Shape, count_inputs, require_tensor, variables_of
-from ddn_cvx.declare.capture import Captured, Substitute
+from ddn_cvx.declare.capture import Captured
+from ddn_cvx.declare.functions import broadcast, flat, over_batch, substitute, unpack
 from ddn_cvx.declare.probe import few, probe
 from ddn_cvx.declare.smooth import Smooth
 from ddn_cvx.errors import DeclarationError
@@ -163,14 +164,13 @@ class TorchProblem:
     def solve(self, theta: Theta, layout: Any, like: Tensor) -> Tensor:
         """The answer of the user's own solver, ``(B, n)``."""
         count = count_inputs(layout)
-        with torch.no_grad(), self._substitute(theta.tensors):
+        with torch.no_grad(), substitute(self.captured, theta.tensors):
             answer = self.arguments.call(self.functions["solve"], (), theta.tensors[:count], layout)
         return self._pack(answer, "solve", like)
 
     def unpack(self, y: Tensor) -> dict[str, Tensor]:
         """``(*batch, n)`` -> ``(*batch, *shape)`` by name."""
-        parts = y.split([math.prod(s) for s in self.shapes.values()], dim=-1)
-        return {k: p.reshape((*y.shape[:-1], *s)) for (k, s), p in zip(self.shapes.items(), parts, strict=True)}
+        return unpack(self.shapes, y)
 
     # ---------------------------------------------------------------- plain torch
 
@@ -179,7 +179,7 @@ class TorchProblem:
             variable = self.unpack(y)
             first = next(iter(variable.values())) if self.bare else variable
             inputs = tensors[: count_inputs(layout)]
-            with self._substitute(tensors), self._rounding():
+            with substitute(self.captured, tensors), self._rounding():
                 found = {
                     name: self.arguments.call(function, (first,), inputs, layout)
                     for name, function in self.functions.items()
@@ -192,7 +192,7 @@ class TorchProblem:
         def one_residual(y: Tensor, *tensors: Tensor) -> Tensor:
             variable = self.unpack(y)
             first = next(iter(variable.values())) if self.bare else variable
-            with self._substitute(tensors), self._rounding():
+            with substitute(self.captured, tensors), self._rounding():
                 value = self.arguments.call(self.functions["residual"], (first,), tensors[: count_inputs(layout)], layout)
                 return self._stack(value, "residual", y)
 
@@ -218,21 +218,7 @@ class TorchProblem:
         return NonlinearProgram(self.n, h.shape[1], g.shape[1], evaluate, box if bounded else None, residuals)
 
     def _over_batch(self, function: Function, tensors: Sequence[Tensor], own: Sequence[bool]) -> Any:
-        if not self.batched:
-            return torch.vmap(function, tuple(0 if b else None for b in own))(*tensors)
-        count = len(tensors) - len(self.captured.current())
-        if any(own[count:]):
-            raise DeclarationError(
-                "Captured weights with a batch dimension (torch.func.vmap over them) need functions of one instance; "
-                "drop batched=True."
-            )
-        return function(*tensors)
-
-    def _substitute(self, tensors: Sequence[Tensor]) -> Any:
-        current = self.captured.current()
-        if not current:
-            return nullcontext()
-        return Substitute(self.captured.keys(current), tensors[len(tensors) - len(current) :])
+        return over_batch(function, tensors, own, self.captured, self.batched)
 
     def _scalar(self, value: Any, y: Tensor) -> Tensor:
         require_tensor(value, "objective")
@@ -253,17 +239,8 @@ class TorchProblem:
     def _stack(self, value: Any, name: str, y: Tensor) -> Tensor:
         """Whatever a constraint returns, as ``(r,)``, or ``(B, r)`` when batched."""
         lead = tuple(y.shape[:-1])
-        parts = []
-        for leaf in pytree.tree_leaves(value):
-            if leaf is None:
-                continue
-            require_tensor(leaf, name)
-            if tuple(leaf.shape[: len(lead)]) != lead:
-                raise DeclarationError(f"{name} must return shape ({lead[0]}, ...) for a batch, got {tuple(leaf.shape)}.")
-            parts.append(leaf.reshape(*lead, math.prod(leaf.shape[len(lead) :])).to(torch.float64))
-        if not parts:
-            return y.new_zeros(*lead, 0)
-        return torch.cat(parts, -1)
+        leaves = [leaf for leaf in pytree.tree_leaves(value) if leaf is not None]
+        return torch.cat(flat(leaves, name, lead, torch.float64), -1) if leaves else y.new_zeros(*lead, 0)
 
     def _field(self, name: str, otherwise: float, theta: Theta, layout: Any, like: Tensor) -> Tensor:
         """A bound or the initial point, ``(n,)`` or ``(B, n)``."""
@@ -271,33 +248,25 @@ class TorchProblem:
         if given is None:
             return torch.full((self.n,), otherwise, dtype=torch.float64, device=like.device)
         if not callable(given):
-            with self._substitute(theta.tensors):
+            with substitute(self.captured, theta.tensors):
                 return self._pack_constant(given, name, otherwise, like.device)
 
         def one(*tensors: Tensor) -> Tensor:
-            with self._substitute(tensors):
+            with substitute(self.captured, tensors):
                 value = self.arguments.call(given, (), tensors[: count_inputs(layout)], layout)
                 if self.batched:
                     return self._pack_constant(value, name, otherwise, like.device, (len(tensors[0]),))
                 return self._pack_constant(value, name, otherwise, like.device)
 
-        found: Tensor = self._over_batch(one, theta.tensors, theta.batched) if any(theta.batched) else one(*theta.tensors)
+        found: Tensor = self._over_batch(one, theta.tensors, theta.batched)
         return found
 
     def _pack_constant(
         self, value: Any, name: str, otherwise: float, device: torch.device, lead: tuple[int, ...] = ()
     ) -> Tensor:
         """A value for each variable, broadcast to its shape; ``otherwise`` for variables without one."""
-        parts = []
-        for key, part in self._by_variable(value, name, otherwise).items():
-            shape = (*lead, *self.shapes[key])
-            tensor = torch.as_tensor(part, dtype=torch.float64, device=device)
-            try:
-                parts.append(tensor.expand(shape).reshape(*lead, math.prod(self.shapes[key])))
-            except RuntimeError:
-                got = tuple(tensor.shape)
-                raise DeclarationError(f"{name} must broadcast to shape {shape} of the variable, got {got}.") from None
-        return torch.cat(parts, -1)
+        values = self._by_variable(value, name, otherwise)
+        return broadcast(values, self.shapes, name, lead, torch.float64, device)
 
     def _pack(self, value: Any, name: str, like: Tensor) -> Tensor:
         """What ``solve`` returned, ``(B, n)``."""
@@ -328,4 +297,4 @@ class TorchProblem:
     @property
     def parameters(self) -> tuple[ParameterSpec, ...]:
         """The declared inputs, flat; none if they were not declared."""
-        return tuple(spec for specs, _ in self.arguments.declared or () for spec in specs)
+        return self.arguments.specs

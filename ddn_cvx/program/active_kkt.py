@@ -20,7 +20,7 @@ from ddn_cvx.linalg.iterative import minres
 from ddn_cvx.linalg.kkt import NullSpace
 from ddn_cvx.linalg.saddle import SaddleKKT
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
-from ddn_cvx.program.optimality import Active, Judged, State, judge, largest
+from ddn_cvx.program.optimality import Active, Judged, State, curvature, judge, largest
 
 GOAL = 1e-14
 """Relative residual at which nothing is left to gain."""
@@ -186,7 +186,7 @@ def kkt_at(program: NonlinearProgram, theta: Theta, state: State, active: Active
         return ProductKKT(program, theta, state, active, ok)
     with torch.no_grad():
         first = program.first(state.y, theta)
-        return ActiveKKT(program.hessian(state.y, theta, state.lam, state.mu), first.Jh, first.Jg, active, ok)
+        return ActiveKKT(curvature(program, theta, state, first), first.Jh, first.Jg, active, ok)
 
 
 class Factors:

@@ -93,8 +93,11 @@ class SparseLinear:
         key = (like.device, like.dtype)
         if key not in self._tensors:
             m = self.matrix
-            plain = torch._C._DisableFuncTorch()
-            with torch.sparse.check_sparse_tensor_invariants(enable=False), torch.inference_mode(False), plain:
+            with (
+                torch.sparse.check_sparse_tensor_invariants(enable=False),
+                torch.inference_mode(False),
+                torch._C._DisableFuncTorch(),
+            ):
                 self._tensors[key] = torch.sparse_csr_tensor(
                     torch.as_tensor(m.indptr, dtype=torch.int64),
                     torch.as_tensor(m.indices, dtype=torch.int64),

@@ -118,8 +118,8 @@ def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = Tr
         lower, upper = program.bounds(theta, y)
         size = 1.0 + largest(y)
         if program.is_dense:
-            H = program.hessian(y, theta, lam, mu) if bent else y.new_zeros(len(y), 0, 0)
-            pulls = [(lam.unsqueeze(-2) @ first.Jh).squeeze(-2), (mu.unsqueeze(-2) @ first.Jg).squeeze(-2), z]
+            H = curvature(program, theta, state, first) if bent else y.new_zeros(len(y), 0, 0)
+            pulls = _pulls(state, first)
             bend, steep_h, steep_g = largest(H.flatten(1)), largest(first.Jh), largest(first.Jg)
         else:
             H = y.new_zeros(len(y), 0, 0)
@@ -127,10 +127,6 @@ def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = Tr
             bend = largest(program.hvp(y, theta, lam, mu, _probe(y)))
             steep_h, steep_g = (t.abs() for t in program.jvp(y, theta, _probe(y)))
         forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
-        # Where the curvatures of objective and constraints cancel, what is left is rounding, and not a small Hessian.
-        cancelled = bend * size <= ROUNDING * forces
-        if program.is_dense and bent:
-            H = torch.where(cancelled[:, None, None], 0.0, H)
         force = forces + bend * size + NOISE
         # An infinite curvature or force would hide any residual.
         dual = torch.where(force.isfinite(), largest(first.gradient + sum(pulls)) / force, torch.inf)
@@ -143,6 +139,21 @@ def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = Tr
         gap = torch.stack([largest(torch.minimum(f, -v)) for f, v in pairs]).amax(0)
         active = _classify(g, mu_g, above, below, force_z, lower >= upper)
         return Judged(state, first, H, active, primal.clamp(min=0), dual, gap, lower, upper)
+
+
+def curvature(program: NonlinearProgram, theta: Theta, state: State, first: First) -> Tensor:
+    """The Hessian of the Lagrangian ``(B, n, n)``. Where the curvatures of objective and constraints cancel it is zero:
+    what is left is rounding, and not a small Hessian."""
+    H = program.hessian(state.y, theta, state.lam, state.mu)
+    forces = torch.stack([largest(t) for t in (first.gradient, *_pulls(state, first))]).amax(0)
+    cancelled = largest(H.flatten(1)) * (1.0 + largest(state.y)) <= ROUNDING * forces
+    return torch.where(cancelled[:, None, None], 0.0, H)
+
+
+def _pulls(state: State, first: First) -> list[Tensor]:
+    """What constraints and bounds add to the gradient, ``(B, n)`` each."""
+    pull_h = (state.lam.unsqueeze(-2) @ first.Jh).squeeze(-2)
+    return [pull_h, (state.mu.unsqueeze(-2) @ first.Jg).squeeze(-2), state.z]
 
 
 def _without_matrices(program: NonlinearProgram, theta: Theta, y: Tensor) -> First:

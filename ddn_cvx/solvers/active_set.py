@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from ddn_cvx.kernels import active_set
-from ddn_cvx.kernels.jit import spread
-from ddn_cvx.program.conic import COMPILED_LIMIT, ConicData, ConicProgram
+from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.compiled import solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
 
@@ -33,10 +32,9 @@ class ActiveSet(Solver):
         require_positive(self, *([] if self.threads is None else ["threads"]))
 
     def unsupported(self, program: ConicProgram) -> str | None:
-        if not program.cones.is_polyhedral:
-            return "it takes equalities and inequalities only, and the program has other cones"
-        if program.structure is None:
-            return f"it needs a variable, and takes n + m up to {COMPILED_LIMIT}"
+        reason = unsupported(program)
+        if reason is not None:
+            return reason
         if len(np.unique(program.P.rows[program.P.rows == program.P.cols])) < program.n:
             return "its objective must be strictly convex: a variable has no quadratic term"
         return None
@@ -45,12 +43,7 @@ class ActiveSet(Solver):
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch. The methods start from the minimiser without constraints: ``warm`` is not used."""
-        structure, n = program.structure, program.n
-        assert structure is not None
-        batch, m = data.q.shape[0], program.m
-        arrays = (t.contiguous().numpy() for t in data)
-        vectors = (np.full((batch, size), np.nan) for size in (n, m, m))
-        out = (*vectors, np.zeros(batch, np.int64), np.zeros(batch, np.int64))
-        work = n**3 / 3 + (n if structure.separable else n * n) * (n + m)
-        spread(active_set.solve, batch, work, structure, *arrays, *out, threads=self.threads)
-        return RawSolution(*map(torch.from_numpy, out))
+        assert program.structure is not None
+        n = program.n
+        work = n**3 / 3 + (n if program.structure.separable else n * n) * (n + program.m)
+        return solve_batch(active_set.solve, program, data, work, self.threads)

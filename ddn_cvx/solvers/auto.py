@@ -30,8 +30,6 @@ class Auto(Solver):
     name: ClassVar[str] = "auto"
     minds_units: ClassVar[bool] = False  # it takes them out for the solvers that do
 
-    least: int = 40
-    """n + m below which Clarabel is as fast (default 40)."""
     most: int = 600
     """n + m above which dense factors, one for each element, take too much memory and time (default 600)."""
     density: float = 0.3
@@ -40,7 +38,7 @@ class Auto(Solver):
     """Threads that share a batch; None is one a processor (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "least", "most", "density", *([] if self.threads is None else ["threads"]))
+        require_positive(self, "most", "density", *([] if self.threads is None else ["threads"]))
 
     def unsupported(self, program: ConicProgram) -> str | None:
         return self._choice(program)[0].unsupported(program)
@@ -81,8 +79,8 @@ class Auto(Solver):
             return ActiveSet(self.threads), "a small strictly convex quadratic program is solved exactly by active sets"
         if Mehrotra().unsupported(program) is None:
             return Mehrotra(self.threads), "a small linear or quadratic program is solved in compiled code"
-        if not n or not self.least <= n + m <= self.most:
-            return self._clarabel, f"n + m = {n + m} is not between {self.least} and {self.most}"
+        if not n or n + m > self.most:
+            return self._clarabel, f"n + m = {n + m} is above {self.most}" if n else "it has no variables"
         density = (2 * program.P.nnz + program.A.nnz) / (n * (n + 1) + m * n)
         if density < self.density:
             return self._clarabel, f"only {density:.0%} of the entries of P and A are stored"

@@ -1,0 +1,56 @@
+"""From a name or an object, and options, to a solver: what all registries have alike."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from ddn_cvx.errors import InputError
+
+T = TypeVar("T")
+
+
+def find(solver: object, options: Mapping[str, Any] | None, kinds: Mapping[str, type[T]], base: type[T], what: str) -> T:
+    """The solver for a name in any case, an object of type ``base``, or None (which is "auto"); ``what`` is solved.
+
+    Raises
+    ------
+    InputError
+        An unknown name or option, or options next to a solver object, which has its own.
+    """
+    given = own(solver, options, base)
+    if given is not None:
+        return given
+    name, known = "auto" if solver is None else solver, ", ".join(kinds)
+    if not isinstance(name, str):
+        raise InputError(f"solver of a {what} must be a name ({known}) or a {base.__name__} object, got {solver!r}")
+    if name.lower() not in kinds:
+        raise InputError(f"no solver '{name}' for a {what} is known{hint(name, kinds)}. Known: {known}")
+    return build(kinds[name.lower()], name.lower(), options)
+
+
+def own(solver: object, options: Mapping[str, Any] | None, base: type[T]) -> T | None:
+    """The solver if it is an object already, which may have no further options."""
+    if not isinstance(solver, base):
+        return None
+    if options:
+        raise InputError(f"options {sorted(options)} belong into the solver object: {type(solver).__name__}(...)")
+    return solver
+
+
+def build(kind: type[T], name: str, options: Mapping[str, Any] | None) -> T:
+    """A solver with options, which are the fields of its class."""
+    known = [option.name for option in fields(kind)]  # type: ignore[arg-type]  # every solver is a dataclass
+    for option in options or {}:
+        if option not in known:
+            listed = ", ".join(known) or "none"
+            raise InputError(f"solver '{name}' has no option '{option}'{hint(option, known)}. It has: {listed}")
+    return kind(**(options or {}))
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """What may have been meant."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
