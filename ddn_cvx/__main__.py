@@ -1,13 +1,17 @@
-"""``python -m ddn_cvx demo``: train a model with an optimisation layer inside and watch the loss fall."""
+"""``python -m ddn_cvx demo`` trains a model with an optimisation layer inside; ``gallery`` lists the ready-made nodes."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
 from ddn_cvx.demo import run
+from ddn_cvx.errors import InputError
+from ddn_cvx.gallery import listing
+from ddn_cvx.gallery import run as run_example
 
 
 def main() -> None:
@@ -18,9 +22,24 @@ def main() -> None:
     demo.add_argument("--steps", type=int, default=150, help="training steps (default 150)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the data and of the network (default 0)")
     demo.add_argument("--plot", type=Path, default=Path("ddn_cvx_demo.png"), help="where to save the plot")
+    gallery = commands.add_parser("gallery", help="list the ready-made nodes, or run the example of one")
+    gallery.add_argument("name", nargs="?", help="the node whose example to run")
+    gallery.add_argument("rest", nargs=argparse.REMAINDER, help="arguments of the example, such as --quick or --help")
     arguments = parser.parse_args()
+    if arguments.command == "gallery" and arguments.name is None:
+        print(listing())
+        return
+    if arguments.command == "gallery":
+        sys.exit(_example(parser, arguments.name, arguments.rest))
     torch.set_num_threads(1)  # the demo's tensors are small: threads would only wait for each other
     run(arguments.steps, arguments.seed, arguments.plot)
+
+
+def _example(parser: argparse.ArgumentParser, name: str, rest: list[str]) -> int:
+    try:
+        return run_example(name, rest)
+    except InputError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ under test did not produce: the optimality conditions, finite differences, one e
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ddn_cvx.cones import Cone, Product
@@ -82,6 +82,57 @@ def _check_batch(layer: DeclarativeLayer, params: tuple[Tensor, ...]) -> None:
         for one, many in zip(single, whole, strict=True):
             other = many.reshape((leading.numel(), *one.shape[1:]))[i]
             assert torch.allclose(one[0], other, rtol=1e-7, atol=1e-9), f"element {i} differs from its solve alone"
+
+
+def check_node(
+    node: nn.Module,
+    *inputs: Tensor,
+    reference: Tensor | tuple[Tensor, ...] | None = None,
+    tolerance: float = 1e-7,
+    second_order: bool = True,
+    eps: float = 1e-5,
+) -> None:
+    """Like ``check_layer`` for a module that has layers inside: answers, derivatives, dtype, batches of 0, 1 and N.
+
+    Parameters
+    ----------
+    node : torch.nn.Module
+    *inputs : Tensor
+        Float64, dimension 0 is the batch; at a point where the node is differentiable.
+    reference : Tensor or tuple of Tensor, optional
+        The right outputs.
+    tolerance : float
+        Accepted difference from the reference, relative to 1 and the output.
+    second_order : bool
+        Also run ``gradgradcheck``.
+    eps : float
+        Step of the finite differences.
+
+    Raises
+    ------
+    AssertionError
+        Names the check that failed.
+    """
+
+    def outputs(*args: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree_leaves(node(*args)))
+
+    whole = [out.detach() for out in outputs(*inputs)]
+    expected = whole if reference is None else tree_leaves(reference)
+    assert len(whole) == len(expected), f"{len(whole)} outputs, and {len(expected)} in the reference"
+    for out, right in zip(whole, expected, strict=True):
+        worst = float(((out - right).abs() / (1 + right.abs())).max())
+        assert worst <= tolerance, f"differs from the reference by {worst:.1e}"
+    for count in (0, 1):
+        for out, right in zip(outputs(*(t[:count] for t in inputs)), whole, strict=True):
+            assert torch.allclose(out, right[:count], rtol=1e-6, atol=1e-8), f"a batch of {count} differs from the whole"
+    for out, right in zip(outputs(*(t.float() for t in inputs)), whole, strict=True):
+        assert out.dtype == torch.float32, f"float32 inputs give {out.dtype}"
+        assert torch.allclose(out.double(), right, rtol=1e-3, atol=1e-4), "float32 inputs give another answer"
+    variables = tuple(t.detach().clone().requires_grad_() for t in inputs)
+    torch.autograd.gradcheck(outputs, variables, eps=eps, atol=1e-5, rtol=1e-4)
+    if second_order:
+        torch.autograd.gradgradcheck(outputs, variables, eps=eps, atol=1e-4, rtol=1e-3)
 
 
 def check_cone(cone: Cone, v: Tensor, tolerance: float = 1e-6) -> None:

@@ -48,16 +48,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ode_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "layer": LAYER - {"layer"},
-    "nodes": LAYER,
+    "nodes": {"__init__"},  # ready-made nodes use what users use
+    "gallery": {"nodes", "errors"},
     "compat": LAYER,
     "testing": LAYER,
     "__init__": OUTSIDE - {"__init__"},
-    "__main__": OUTSIDE | {"demo"},
+    "__main__": OUTSIDE | {"demo", "gallery"},
     "demo": OUTSIDE,
 }
 
 # cvxpy declares problems; behind the waist only the adapter of cvxpy's own solver interfaces knows it.
-MAY_IMPORT_CVXPY = ("declare/*", "solvers/cvxpy_any.py", "compat/*", "__main__.py", "demo.py")
+MAY_IMPORT_CVXPY = ("declare/*", "solvers/cvxpy_any.py", "compat/*", "nodes/*", "__main__.py", "demo.py")
 
 # A solver package is imported by `solvers/NAME.py` alone, inside a function: none is needed at import.
 SOLVER_PACKAGES = ("clarabel", "cvxopt", "daqp", "diffcp", "ecos", "highspy", "osqp", "piqp", "qoco", "scs", "torchdiffeq")
@@ -220,7 +221,7 @@ EXAMPLES = [
     (wrong_direction, "adjoint/a.py", "from ddn_cvx import layer", "from ddn_cvx import errors"),
     (wrong_direction, "cones/a.py", "import ddn_cvx", "import torch"),
     (wrong_direction, "cones/a.py", "def f():\n    import ddn_cvx.program", "import ddn_cvx.errors"),
-    (wrong_direction, "nodes/a.py", "from ddn_cvx.compat import CvxpyLayer", "from ddn_cvx.layer import X"),
+    (wrong_direction, "nodes/a.py", "from ddn_cvx.layer import X", "from ddn_cvx import DeclarativeLayer"),
     (wrong_direction, "elsewhere.py", "", None),
     (misplaced_cvxpy, "layer.py", "from cvxpy import Problem", "import numpy"),
     (misplaced_cvxpy, "solvers/scs.py", "def f():\n    import cvxpy.settings as s", "import scipy"),

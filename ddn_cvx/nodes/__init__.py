@@ -1,0 +1,7 @@
+"""Ready-made nodes, built from the public layer API alone."""
+
+from ddn_cvx.nodes.catalogue import CATALOGUE
+from ddn_cvx.nodes.entry import Entry
+from ddn_cvx.nodes.projections import LpBall, LpSphere
+
+__all__ = ["CATALOGUE", "Entry", "LpBall", "LpSphere"]

@@ -1,0 +1,10 @@
+"""Every ready-made node: a new one is a file beside this one, and a line here."""
+
+from __future__ import annotations
+
+from ddn_cvx.nodes import projections
+from ddn_cvx.nodes.entry import Entry
+
+ENTRIES: tuple[Entry, ...] = (*projections.ENTRIES,)
+CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
+"""By name, in the order of the gallery."""

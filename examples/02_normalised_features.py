@@ -1,0 +1,133 @@
+"""Projections as feature normalisation: a small residual network on handwritten digits.
+
+The features of a residual network (with batch normalisation, 300 training pictures) go through a projection onto an Lp
+ball or sphere before the linear classifier, as in section 6 of Gould, Hartley & Campbell (TPAMI 2022). Projection bounds what a
+single odd picture can do to the classifier. Baseline: the same network without projection. Fails if the best projection is
+less accurate than the baseline, in the mean over seeds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from figure import options, over_seeds, require, table
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from ddn_cvx.nodes import LpBall, LpSphere
+
+FEATURES, TRAIN, EPOCHS = 32, 300, 25
+VARIANTS = {
+    "batch norm only": None,
+    "L1 ball": (LpBall, 1.0),
+    "L2 ball": (LpBall, 2.0),
+    "Linf ball": (LpBall, torch.inf),
+    "L1 sphere": (LpSphere, 1.0),
+    "L2 sphere": (LpSphere, 2.0),
+    "Linf sphere": (LpSphere, torch.inf),
+}
+RADIUS = {1.0: 12.0, 2.0: 3.0, torch.inf: 1.0}
+
+
+class Residual(nn.Module):
+    """``x + f(x)``, with two convolutions."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+class Classifier(nn.Module):
+    """Pictures (B, 1, 8, 8) -> logits (B, 10)."""
+
+    def __init__(self, variant: tuple[type[LpBall] | type[LpSphere], float] | None):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), Residual(16),
+            nn.Conv2d(16, FEATURES, 3, stride=2, padding=1), nn.BatchNorm2d(FEATURES), nn.ReLU(), Residual(FEATURES),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(FEATURES, FEATURES),
+        )  # fmt: skip
+        self.project = None if variant is None else variant[0](FEATURES, variant[1])
+        self.radius = 0.0 if variant is None else RADIUS[variant[1]]
+        self.classify = nn.Linear(FEATURES, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        if self.project is not None:
+            features = self.project(features, features.new_tensor(self.radius))
+        return self.classify(features)
+
+
+def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, generator: torch.Generator) -> None:
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, epochs=epochs, steps_per_epoch=len(x) // 50)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=generator).view(-1, 50):
+            loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+
+
+def main() -> None:
+    arguments = options(__doc__, "normalised_features")
+    pictures, labels = load_digits(return_X_y=True)
+    x = torch.tensor(pictures, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    y = torch.tensor(labels)
+    epochs = 1 if arguments.quick else EPOCHS
+
+    def run(seed: int) -> dict[str, float]:
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
+        seen, unseen = order[:TRAIN], order[TRAIN:]
+        accuracy = {}
+        for name, variant in VARIANTS.items():
+            torch.manual_seed(seed)
+            model = Classifier(variant)
+            train(model, x[seen], y[seen], epochs, torch.Generator().manual_seed(seed))
+            model.eval()
+            with torch.no_grad():
+                accuracy[name] = 100 * (model(x[unseen]).argmax(1) == y[unseen]).double().mean().item()
+        return accuracy
+
+    figures = over_seeds(run, arguments.seeds)
+    print(f"accuracy on {len(x) - TRAIN} unseen digits, per cent, after {TRAIN} training pictures")
+    table(figures)
+    plot(figures, arguments.plot)
+    mean = {name: sum(values) / len(values) for name, values in figures.items()}
+    baseline = mean.pop("batch norm only")
+    best = max(mean, key=lambda name: mean[name])
+    claim = f"the best projection ({best}, {mean[best]:.2f}) is as accurate as batch normalisation only ({baseline:.2f})"
+    require(claim, mean[best] >= baseline, arguments.quick)
+
+
+def plot(figures: dict[str, list[float]], path: object) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    names = list(figures)[::-1]
+    for row, name in enumerate(names):
+        colour = "tab:orange" if name == "batch norm only" else "tab:blue"
+        axes.plot(figures[name], [row] * len(figures[name]), "o", color=colour, alpha=0.5)
+        axes.plot(sum(figures[name]) / len(figures[name]), row, "|", color=colour, markersize=22, markeredgewidth=3)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(
+        xlabel="accuracy on unseen digits, per cent (dots: seeds, bars: means)",
+        title="features projected before the classifier",
+    )
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

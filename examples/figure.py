@@ -1,0 +1,61 @@
+"""What the examples have alike: their command line, seeds, and how a figure is held against its target."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of an example."""
+
+    seeds: int
+    quick: bool
+    plot: Path
+
+
+def options(description: str | None, name: str) -> Options:
+    """``--seeds``, ``--quick`` and ``--plot``; one torch thread, for small tensors do not profit from more."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="runs with different data and weights (default 3)")
+    parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs; no target is checked")
+    parser.add_argument("--plot", type=Path, default=Path(f"{name}.png"), help="where to save the plot")
+    found = parser.parse_args()
+    torch.set_num_threads(1)
+    return Options(1 if found.quick else found.seeds, found.quick, found.plot)
+
+
+def over_seeds(run: Callable[[int], dict[str, float]], seeds: int) -> dict[str, list[float]]:
+    """What ``run(seed)`` returns, collected over seeds, with a progress bar."""
+    runs = [run(seed) for seed in tqdm(range(seeds), desc="seeds")]
+    return {name: [one[name] for one in runs] for name in runs[0]}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{statistics.fmean(values):.4g} ± {statistics.pstdev(values):.2g}"
+
+
+def table(figures: dict[str, list[float]]) -> None:
+    """Print mean and spread of each figure."""
+    width = max(map(len, figures))
+    for name, values in figures.items():
+        print(f"{name:{width}}  {spread(values)}   (seeds: {', '.join(f'{v:.4g}' for v in values)})")
+
+
+def require(claim: str, holds: bool, quick: bool) -> None:
+    """Say whether the target is met, and fail if it is not."""
+    if quick:
+        print(f"not checked in a quick run: {claim}")
+        return
+    print(f"{'met' if holds else 'MISSED'}: {claim}")
+    if not holds:
+        sys.exit(1)
