@@ -1,9 +1,9 @@
 """Projections as feature normalisation: a small residual network on handwritten digits.
 
 The features of a residual network (with batch normalisation, 300 training pictures) go through a projection onto an Lp
-ball or sphere before the linear classifier, as in section 6 of Gould, Hartley & Campbell (TPAMI 2022). Projection bounds what a
-single odd picture can do to the classifier. Baseline: the same network without projection. Fails if the best projection is
-less accurate than the baseline, in the mean over seeds.
+ball or sphere before the linear classifier, as in section 6 of Gould, Hartley & Campbell (TPAMI 2022). Projection bounds
+what a single odd picture can do to the classifier. Baseline: the same network without projection. Fails if the best
+projection is less accurate than the baseline, in the mean over seeds.
 """
 
 from __future__ import annotations
