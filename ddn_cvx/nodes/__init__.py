@@ -3,5 +3,6 @@
 from ddn_cvx.nodes.catalogue import CATALOGUE
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.projections import LpBall, LpSphere
+from ddn_cvx.nodes.robust_pooling import RobustPooling
 
-__all__ = ["CATALOGUE", "Entry", "LpBall", "LpSphere"]
+__all__ = ["CATALOGUE", "Entry", "LpBall", "LpSphere", "RobustPooling"]

@@ -41,4 +41,4 @@ class Entry:
     positive: tuple[int, ...] = ()
     """The inputs that must be positive: never perturbed to below zero by the checks."""
     tags: frozenset[str] = frozenset()
-    """Words to choose entries by."""
+    """Words to choose entries by; ``any size`` if the inputs may have any."""

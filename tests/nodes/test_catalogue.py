@@ -60,7 +60,7 @@ def test_nan_stays_in_its_row(entry: Entry) -> None:
         assert torch.allclose(out[[0, 2]], good[[0, 2]], rtol=1e-6, atol=1e-8)
 
 
-@every_node
+@pytest.mark.parametrize("entry", [e for e in CATALOGUE.values() if "any size" not in e.tags], ids=lambda entry: entry.name)
 def test_wrong_shapes_are_refused(entry: Entry) -> None:
     node, inputs = build(entry), sample(entry)
     wrong = torch.cat((inputs[0], inputs[0]), -1) if inputs[0].ndim > 1 else inputs[0].unsqueeze(-1).expand(-1, 7)
