@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import torch
+
 from benchmarks import report
 from benchmarks.peers import installed
-from benchmarks.problems import SUITES
 from benchmarks.runner import run
+from benchmarks.suites import SUITES, USUAL_PEERS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure.add_argument("--rounds", type=int, default=7, help="interleaved repetitions (default 7)")
     measure.add_argument("--only", action="append", metavar="NAME", help="rows by name, wildcards allowed; may be repeated")
     measure.add_argument("--peers", action="append", metavar="NAME", help="peers by name, likewise")
+    measure.add_argument("--budget", type=float, default=420.0, help="seconds for the whole suite, about (default 420)")
+    measure.add_argument("--device", default="cpu", help="where those peers work that can: cpu or cuda (default cpu)")
     measure.add_argument("--seed", type=int, default=0, help="seed of the problem data (default 0)")
     measure.add_argument("--out", type=Path, metavar="FILE.json", help="save here, with the table (.md) and a plot (.png)")
     show = commands.add_parser("report", help="print the table of a saved run and draw its plot again")
@@ -35,16 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if options.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")
+    if not options.budget > 0:
+        parser.error(f"--budget must be positive, got {options.budget}")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no graphics processor here")
     rows = [row for row in SUITES[options.suite] if _wanted(row.name, options.only)]
     if not rows:
         parser.error(f"--only matches no row of {options.suite!r}: " + "; ".join(row.name for row in SUITES[options.suite]))
     found, skipped = installed()
     for line in skipped:
         print(line)
-    peers = [peer for peer in found if _wanted(peer.name, options.peers)]
+    peers = [peer for peer in found if _wanted(peer.name, options.peers or USUAL_PEERS.get(options.suite))]
     if not peers:
         parser.error("--peers matches none of: " + "; ".join(peer.name for peer in found))
-    results = run(options.suite, rows, peers, options.rounds, options.seed)
+    results = run(options.suite, rows, peers, options.rounds, options.seed, options.budget, options.device)
     print(report.markdown(results))
     if options.out is not None:
         for path in report.save(results, options.out):

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from benchmarks.__main__ import main
 from benchmarks.peers import Layer, Peer, installed
-from benchmarks.problems import SUITES, Declaration, Row, dense_parameter, qp, simplex
+from benchmarks.problems import Declaration, Row, dense_parameter, qp, simplex
 from benchmarks.reference import Answer, Array, project_simplex, quadratic_program
 from benchmarks.report import markdown
 from benchmarks.runner import run
+from benchmarks.suites import SUITES
 
 SPREAD = {"median", "q1", "q3", "min", "max"}
 
