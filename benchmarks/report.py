@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def save(results: Results, path: Path) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     table, figure = path.with_suffix(".md"), path.with_suffix(".png")
     path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    table.write_text(markdown(results))
+    table.write_text(markdown(results, figure.name))
     (curves.plot if curves.of(results) else plot)(results, figure)
     return [path, table, figure]
 
@@ -27,8 +28,8 @@ def load(path: Path) -> Results:
     return results
 
 
-def markdown(results: Results) -> str:
-    """What was measured where, the targets, and one line a problem and peer.
+def markdown(results: Results, figure: str | None = None) -> str:
+    """What was measured where, the targets, and one line a problem and peer; with the plot, if its file is named.
 
     Times are medians over the rounds, with quartiles; the ratio is the peer's time over that of the first peer in the same
     round, median with least and largest; the processor's time is that of all threads; errors are those of the worst element
@@ -48,6 +49,7 @@ def markdown(results: Results) -> str:
         "",
         *targets.markdown(results),
         *curves.markdown(results),
+        *([f"![Times of all peers]({figure})", ""] if figure else []),
         "## All peers",
         "",
         f"| problem | peer | time, ms (quartiles) | forward | backward | time / {base} (range) "
@@ -57,7 +59,8 @@ def markdown(results: Results) -> str:
     for row in results["rows"]:
         for name, found in row["results"].items():
             if "skipped" not in found:
-                lines.append("| " + " | ".join([row["name"], name, *_cells(found)]) + " |")
+                who = f"{name}: {found['note']}" if "note" in found else name
+                lines.append("| " + " | ".join([row["name"], who, *_cells(found)]) + " |")
     return "\n".join([*lines, "", *_settings(results)])
 
 
@@ -92,33 +95,41 @@ def _ms(seconds: float) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Median time of each peer, a panel a problem, shortest first; logarithmic, with quartiles and ratios to ours."""
+    """Median time of each peer, a panel a problem, shortest on top; logarithmic, with quartiles and ratios to ours."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import NullFormatter
 
-    rows, colours = results["rows"], {"ours": "tab:green", "cvxpylayers": "tab:blue", "other": "tab:orange"}
-    names = list(results["peers"])
-    columns = min(4, len(rows))
+    rows = results["rows"]
+    colours = {"ours": "tab:green", "cvxpylayers": "tab:blue", "other": "tab:orange"}
+    family = {name: peer.get("family", "other") for name, peer in results["peers"].items()}
+    columns = min(3 if len(rows) > 4 else 2, len(rows))
     lines = -(-len(rows) // columns)
-    height = 0.7 + 0.19 * max(len([f for f in row["results"].values() if "seconds" in f]) for row in rows)
-    figure = Figure(figsize=(4.2 * columns, height * lines), layout="constrained")
+    bars = max(sum("seconds" in found for found in row["results"].values()) for row in rows)
+    figure = Figure(figsize=(4.8 * columns, (0.9 + 0.19 * bars) * lines + 0.4), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in panels[len(rows) :]:
         axes.set_visible(False)
     for axes, row in zip(panels, rows, strict=False):
-        found = {name: row["results"][name] for name in names if "seconds" in row["results"][name]}
+        found = {name: it for name, it in row["results"].items() if "seconds" in it}
         order = sorted(found, key=lambda name: -found[name]["seconds"]["median"])
         for place, name in enumerate(order):
             time = {key: 1e3 * value for key, value in found[name]["seconds"].items()}
-            family = results["peers"][name].get("family", "other")
             spread = [[time["median"] - time["q1"]], [time["q3"] - time["median"]]]
-            axes.barh(place, time["median"], color=colours[family], xerr=spread, error_kw={"linewidth": 0.8})
+            axes.barh(place, time["median"], color=colours[family[name]], xerr=spread, error_kw={"linewidth": 0.8})
             ratio = found[name].get("ratio", {}).get("median")
-            axes.text(time["q3"], place, "" if ratio is None else f"  {ratio:.3g}x", va="center", fontsize=6)
+            axes.text(time["q3"], place, "" if ratio is None else f"  {ratio:.3g}×", va="center", fontsize=6.5)
         axes.set_yticks(range(len(order)), order, fontsize=6.5)
         axes.set_xscale("log")
-        axes.margins(x=0.25)
+        if found:  # from the power of ten below the shortest bar, so that there is something to read off
+            times = [1e3 * it["seconds"]["median"] for it in found.values()]
+            axes.set_xlim(10.0 ** math.floor(math.log10(min(times)) - 0.1), 3 * max(times))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(row["name"], fontsize=9)
         axes.tick_params(axis="x", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("forward + backward (or construction), ms", fontsize=9)
-    figure.savefig(path, dpi=120)
+    present = [kind for kind in colours if kind in family.values()]
+    handles = [Patch(color=colours[kind], label={"other": "others"}.get(kind, kind)) for kind in present]
+    figure.supxlabel("forward + backward (or construction), ms; ratio to ours", fontsize=9)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)

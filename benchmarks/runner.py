@@ -5,7 +5,8 @@ garbage collector off. Each sample of a round has fresh numbers, so nothing can 
 from the first, untimed call, of at most ``CHECKED`` elements of the batch.
 
 Each row gets an equal share of what is left of the budget, and in it each peer an equal share: a slow peer makes fewer
-rounds, at least one. Along a curve a peer stops at the first point that it is expected to take longer than ``PATIENCE`` for.
+rounds, at least one. Along a curve a peer stops at the first point that it is expected to take longer than ``PATIENCE`` for,
+or than all peers together should.
 
 Besides the time on the clock, the processor time of all threads is recorded: on a machine that does other work too, it is
 the steadier of the two.
@@ -92,7 +93,7 @@ class Trial:
         if self.open:
             start = perf_counter()
             try:
-                with _collector_off():
+                with collector_off():
                     step(*arguments)
             except Unsuitable as reason:
                 self.skipped = str(reason)
@@ -172,7 +173,7 @@ def run(
             share = max(0.0, end - perf_counter()) / (len(rows) - index)
             trials = [Trial(peer, row, torch.device(device), share / len(peers)) for peer in peers]
             for trial in trials:
-                trial.skipped = _stop(trial, results, stopped)
+                trial.skipped = _stop(trial, min(PATIENCE, max(share, SHORT / 2)), results, stopped)
             start = perf_counter()
             answers = _start(trials, row, seed)
             left = max(0.0, share - (perf_counter() - start)) / max(1, sum(trial.open for trial in trials))
@@ -222,8 +223,8 @@ def _round(trials: Sequence[Trial], row: Row, seed: list[int]) -> None:
             trial.attempt(trial.time, stream)
 
 
-def _stop(trial: Trial, results: Sequence[dict[str, Any]], stopped: dict[tuple[str, str], str]) -> str | None:
-    """Why a peer does not go on along a curve: at the rate of its last point it would take too long."""
+def _stop(trial: Trial, most: float, results: Sequence[dict[str, Any]], stopped: dict[tuple[str, str], str]) -> str | None:
+    """Why a peer does not go on along a curve: at the rate of its last point a call would take over ``most`` seconds."""
     curve = trial.row.curve
     if curve is None:
         return None
@@ -231,8 +232,8 @@ def _stop(trial: Trial, results: Sequence[dict[str, Any]], stopped: dict[tuple[s
     last = next((r for r in reversed(results) if r["curve"] and r["curve"]["name"] == curve.name), None)
     if key not in stopped and last is not None and "seconds" in (found := last["results"][trial.peer.name]):
         expected = found["seconds"]["median"] * curve.value / last["curve"]["value"]
-        if expected > min(PATIENCE, trial.allowance):
-            stopped[key] = f"stopped after {curve.axis} = {last['curve']['value']}: {expected:.0f} s a call expected"
+        if expected > most:
+            stopped[key] = f"stopped after {curve.axis} = {last['curve']['value']}: {expected:.2g} s a call expected"
     return stopped.get(key)
 
 
@@ -265,20 +266,20 @@ def _summarise(
             results[trial.peer.name] = {"skipped": trial.skipped} if trial.skipped else {"error": trial.error}
             continue
         found = results[trial.peer.name] = {
-            "seconds": _spread(trial.rounds()),
-            "construction": _spread(trial.construction),
+            "seconds": spread(trial.rounds()),
+            "construction": spread(trial.construction),
             **trial.accuracy,
         }
         if base is not None:
-            found["ratio"] = _spread(_ratios(trial.rounds(), base.rounds()))
+            found["ratio"] = spread(_ratios(trial.rounds(), base.rounds()))
         if row.draw is not None:
             samples = [sample for round_samples in trial.samples for sample in round_samples]
             found["samples"] = len(samples)
-            found["forward"] = _spread([s.forward for s in samples])
-            found["backward"] = _spread([s.backward for s in samples])
-            found["cpu_seconds"] = _spread(trial.cpu_rounds())
+            found["forward"] = spread([s.forward for s in samples])
+            found["backward"] = spread([s.backward for s in samples])
+            found["cpu_seconds"] = spread(trial.cpu_rounds())
             if base is not None:
-                found["cpu_ratio"] = _spread(_ratios(trial.cpu_rounds(), base.cpu_rounds()))
+                found["cpu_ratio"] = spread(_ratios(trial.cpu_rounds(), base.cpu_rounds()))
     margins = [answer.margin for answer in answers if np.isfinite(answer.margin)]
     curve = row.curve
     return {
@@ -299,7 +300,8 @@ def _ratios(rounds: Sequence[float], base: Sequence[float]) -> list[float]:
     return np.divide(rounds[:common], base[:common]).tolist()
 
 
-def _spread(samples: Sequence[float]) -> dict[str, float]:
+def spread(samples: Sequence[float]) -> dict[str, float]:
+    """Median, quartiles and range."""
     low, q1, median, q3, high = np.percentile(samples, [0, 25, 50, 75, 100])
     return {"median": float(median), "q1": float(q1), "q3": float(q3), "min": float(low), "max": float(high)}
 
@@ -310,7 +312,8 @@ def _wait(device: torch.device) -> None:
 
 
 @contextmanager
-def _collector_off() -> Iterator[None]:
+def collector_off() -> Iterator[None]:
+    """Collect now, and not in the block."""
     gc.collect()
     gc.disable()
     try:

@@ -13,6 +13,7 @@ ACCURATE = 1e-6
 """Gradient error, of the worst element, up to which a peer counts."""
 FAMILIES = {"cvxpylayers": "cvxpylayers", "others": "other"}
 """Key of the target, and the family of the peers that it is about."""
+_OF_A_PEER = ["against", "ms", "gradient error"]
 COLUMNS = [
     "problem",
     "ours, ms",
@@ -92,8 +93,9 @@ def markdown(results: dict[str, Any]) -> list[str]:
         lines.append("| " + " | ".join(_cells(verdict)) + " |")
     met = sum(verdict.met for verdict in found)
     rule = (
-        f"{met} of {len(found)} met. Against each family of peers counts its fastest member whose gradient error is at most "
-        f"{ACCURATE:.0e} or at most ours; * marks that none is, so that the fastest counts. A faster but less accurate one is in the last column."
+        f"{met} of {len(found)} met. Of each family counts the fastest peer whose gradient error is at most {ACCURATE:.0e} "
+        "or at most ours; * marks that there is none, so that the fastest counts. The last column names a faster one that "
+        "does not count."
     )
     return [*lines, "", rule, ""]
 
