@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-PACKAGES = ("torch", "cvxpy", "numpy", "scipy", "clarabel", "scs", "ecos", "diffcp")
+PACKAGES = ("torch", "cvxpy", "numpy", "scipy", "numba", "clarabel", "scs", "ecos", "diffcp", "moreau")
 
 
-def describe() -> dict[str, Any]:
-    """Processor, cores, threads, load, versions and date (UTC)."""
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """Processor, cores, threads, load, versions and date (UTC), and the name of the graphics processor if one is used."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
+        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "cores": os.cpu_count(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "torch_threads": torch.get_num_threads(),

@@ -44,6 +44,30 @@ def project_simplex(p: Array, g: Array) -> Answer:
     return Answer(x, [gradient], float(np.abs(p - threshold).min()))
 
 
+def project_orthant(p: Array, g: Array) -> Answer:
+    """``min |x - p|^2`` over ``x >= 0``."""
+    return Answer(np.maximum(p, 0.0), [np.where(p > 0, g, 0.0)], float(np.abs(p).min()))
+
+
+def linear_program(values: list[Array], g: Array) -> Answer:
+    """``min c'x  s.t.  Gx <= h, |x| <= 1``, for ``values = [c, G, h]``: a quadratic program without curvature.
+
+    Raises
+    ------
+    ArithmeticError
+        The solution is not a vertex.
+    """
+    c, G, h = values
+    n, k = c.size, h.size
+    rows, sides = np.concatenate([G, np.eye(n), -np.eye(n)]), np.concatenate([h, np.ones(2 * n)])
+    try:
+        answer = quadratic_program([np.zeros((n, n)), c, rows, sides], g, 0, k + 2 * n)
+    except np.linalg.LinAlgError as error:
+        raise ArithmeticError("the solution of the linear program is not a vertex; draw another instance") from error
+    _, grad_c, grad_G, grad_h = answer.gradients
+    return Answer(answer.x, [grad_c, grad_G[:k], grad_h[:k]], answer.margin)
+
+
 def quadratic_program(values: list[Array], g: Array, equalities: int, inequalities: int) -> Answer:
     """``min 1/2 |Q x|^2 + p'x  s.t.  Ax = b, Gx <= h``, for ``values = [Q, p, (A, b), (G, h)]``.
 

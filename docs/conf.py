@@ -1,5 +1,6 @@
 """Sphinx configuration: MyST pages, the furo theme, and the API from the docstrings."""
 
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -23,3 +24,6 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
+
+# The saved benchmark results become pages; nothing is measured when the documentation is built.
+shutil.copytree(Path(__file__).parents[1] / "benchmarks" / "results", Path(__file__).parent / "_results", dirs_exist_ok=True)

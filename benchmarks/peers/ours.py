@@ -13,4 +13,4 @@ def peers() -> list[Peer]:
     def build(declared: Declaration) -> Layer:
         return DeclarativeLayer(declared.problem, declared.parameters, declared.variable)
 
-    return [Peer("ddn_cvx", "ddn_cvx", __version__, "default", build)]
+    return [Peer("ddn_cvx", "ddn_cvx", __version__, "default", build, "ours", compiles=True, cuda=True)]
