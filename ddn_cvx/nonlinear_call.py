@@ -133,7 +133,7 @@ class NonlinearCall:
             ok = ok & (run.node.violation(point.state.y, point.first.f, some, run.tolerance) <= run.tolerance)
         strong = point.active.strong
         if program.is_dense:
-            kkt: ActiveKKT | ProductKKT = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok)
+            kkt: ActiveKKT | ProductKKT = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok, program.visible)
         else:
             kkt = ProductKKT(program, some, point.state, strong, ok)
         claims = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INACCURATE))

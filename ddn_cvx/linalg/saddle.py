@@ -164,17 +164,26 @@ class SaddleKKT:
     ok : Tensor (B,) bool, optional
         Elements without a solution are False.  Their system, and that of elements with numbers that are not finite, is
         replaced by a harmless one.
+    visible : Tensor (n,) bool, optional
+        The entries of u whose uniqueness matters; all if not given.
 
     Attributes
     ----------
     correct_inertia : Tensor (B,) bool
         K has n positive and k negative eigenvalues; False for elements that are not ``ok``.
     singular : NullSpace
-        ``primal``: a null vector of K has a part in u, there is a valley of solutions; ``dual``: null vectors in omega
-        alone exist, rows of A are dependent.
+        ``primal``: a null vector of K has a visible part in u, there is a valley of solutions; ``dual``: null vectors in
+        omega alone exist, rows of A are dependent.
     """
 
-    def __init__(self, H: Tensor, A: Tensor, D: Tensor | None = None, ok: Tensor | None = None):
+    def __init__(
+        self,
+        H: Tensor,
+        A: Tensor,
+        D: Tensor | None = None,
+        ok: Tensor | None = None,
+        visible: Tensor | None = None,
+    ):
         D = torch.zeros_like(A[..., 0]) if D is None else D
         finite = H.sum(tuple(range(1, H.ndim))).isfinite() & A.sum((1, 2)).isfinite() & D.sum(1).isfinite()
         ok = finite if ok is None else ok & finite
@@ -194,7 +203,7 @@ class SaddleKKT:
             pick = self._others
             # What is positive definite only along the constraints is left to a factorisation of the whole.
             whole = to_dense(H[pick]), A[pick], D[pick]
-            self._exact = _Indefinite(*whole, scale[pick]) if is_dense(H) else SaddleKKT(*whole)
+            self._exact = _Indefinite(*whole, scale[pick], visible) if is_dense(H) else SaddleKKT(*whole, visible=visible)
             self.correct_inertia[pick] = self._exact.correct_inertia
             self.singular.primal[pick] = self._exact.singular.primal
             self.singular.dual[pick] = self._exact.singular.dual
@@ -244,7 +253,7 @@ def _largest(top: Tensor, low: Tensor) -> Tensor:
 class _Indefinite:
     """``K = LDL'`` for a few elements, and spectral decompositions of those that are singular."""
 
-    def __init__(self, H: Tensor, A: Tensor, D: Tensor, scale: Tensor):
+    def __init__(self, H: Tensor, A: Tensor, D: Tensor, scale: Tensor, visible: Tensor | None):
         n = self.n = H.shape[-1]
         K = _assemble(H, A, D)
         self.scale = scale.unsqueeze(-1)
@@ -263,7 +272,8 @@ class _Indefinite:
             zero = size <= cutoff * size.amax(-1, keepdim=True)
             self.inverse = torch.where(zero, 0.0, 1.0 / torch.where(zero, 1.0, values)).unsqueeze(-1)
             null = self.vectors * zero.unsqueeze(-2)
-            self.singular.primal[self.pick] = null[:, :n].square().sum((1, 2)) > VISIBLE
+            seen = null[:, :n] if visible is None else null[:, :n] * visible.to(null.device).unsqueeze(-1)
+            self.singular.primal[self.pick] = seen.square().sum((1, 2)) > VISIBLE
             if n < K.shape[-1]:  # a null vector of unit length without a part in u
                 gram = null[:, n:] @ null[:, n:].mT
                 self.singular.dual[self.pick] = torch.linalg.eigvalsh(gram)[:, -1] > 1.0 - VISIBLE

@@ -63,9 +63,11 @@ class ActiveKKT:
     active : Active
     ok : Tensor (B,) bool
         Elements without a solution are False and get a harmless system.
+    visible : Tensor (n,) bool, optional
+        The variables whose uniqueness matters.
     """
 
-    def __init__(self, H: Tensor, Jh: Tensor, Jg: Tensor, active: Active, ok: Tensor):
+    def __init__(self, H: Tensor, Jh: Tensor, Jg: Tensor, active: Active, ok: Tensor, visible: Tensor | None = None):
         self.p, self.on = Jh.shape[1], active.g
         self.A = torch.cat((Jh, Jg * active.g.unsqueeze(-1)), 1)
         self.fixed = active.box.abs()
@@ -80,7 +82,7 @@ class ActiveKKT:
         masked.div_(per_element(self.unit, masked))
         if self.any_fixed:
             add_to_diagonal(masked, self.fixed)
-        self.saddle = SaddleKKT(masked, rows / self.row_unit.unsqueeze(-1), off, ok)
+        self.saddle = SaddleKKT(masked, rows / self.row_unit.unsqueeze(-1), off, ok, visible)
 
     @property
     def minimum(self) -> Tensor:
@@ -191,7 +193,8 @@ def kkt_at(program: NonlinearProgram, theta: Theta, state: State, active: Active
         return ProductKKT(program, theta, state, active, ok)
     with torch.no_grad():
         first = program.first(state.y, theta)
-        return ActiveKKT(curvature(program, theta, state, first), first.Jh, first.Jg, active, ok)
+        H = curvature(program, theta, state, first)
+        return ActiveKKT(H, first.Jh, first.Jg, active, ok, program.visible)
 
 
 class Factors:

@@ -121,12 +121,21 @@ class NonlinearProgram:
         ``θ -> lower, upper``, infinite where there is no bound.
     residuals : Residuals, optional
         Of what the objective is the sum, if it is one.
+    visible : Tensor (n,) bool, optional
+        The variables that somebody declared, all by default; the others are auxiliary (epigraphs), and need not be unique.
     """
 
     def __init__(
-        self, n: int, p: int, m: int, evaluate: Evaluate, box: Box | None = None, residuals: Residuals | None = None
+        self,
+        n: int,
+        p: int,
+        m: int,
+        evaluate: Evaluate,
+        box: Box | None = None,
+        residuals: Residuals | None = None,
+        visible: Tensor | None = None,
     ):
-        self.n, self.p, self.m, self.residuals = n, p, m, residuals
+        self.n, self.p, self.m, self.residuals, self.visible = n, p, m, residuals, visible
         self.has_bounds = box is not None
         self._evaluate, self._box = evaluate, box
         self._block: int | None = None
