@@ -18,9 +18,6 @@ from ddn_cvx.solution import Regularity, Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.polish import GOAL, polish
 
-WEAK = 1e-7
-"""A constraint this close (relative) to the kink of its projection counts as weakly active."""
-
 
 class Report(NamedTuple):
     """What is known about a batch of solves; vectors of elements without a solution are not meaningful."""
@@ -140,10 +137,7 @@ class Call:
             return flags
         kkt = self.factors.at(P, A, v, ok)
         flags = flags + kkt.null.primal * int(Regularity.SINGULAR_HESSIAN) + kkt.null.dual * int(Regularity.RANK_DEFICIENT)
-        margin = self.program.cones.dual_margin(v)
-        if margin.shape[-1]:
-            weak = margin.amin(-1) <= WEAK * (1 + v.abs().amax(-1))
-            flags = flags + weak * int(Regularity.WEAKLY_ACTIVE)
+        flags = flags + self.program.cones.dual_weak(v).any(-1) * int(Regularity.WEAKLY_ACTIVE)
         return torch.where(ok, flags, 0)
 
 

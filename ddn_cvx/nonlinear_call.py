@@ -25,7 +25,7 @@ from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch, gather, match
 from ddn_cvx.program.active_kkt import ActiveKKT, Factors, ProductKKT, descends, multipliers, polish, violated
 from ddn_cvx.program.base import ParameterSpec
-from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State, judge
 from ddn_cvx.solution import Regularity, Solution, Status
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
@@ -104,33 +104,36 @@ class NonlinearCall:
         if not bool(sensible.all()):
             todo, start = todo[sensible], start[sensible]
             some = theta.take(todo)
-        return self._check(theta, some, self._point(some, start), status, todo)
+        return self._check(theta, some, *self._point(some, start), status, todo)
 
-    def _point(self, theta: Theta, start: Tensor) -> NonlinearPoint:
+    def _point(self, theta: Theta, start: Tensor) -> tuple[NonlinearPoint, First | None]:
+        """What the solver found, and the derivatives there if they are known already."""
         node, program = self.run.node, self.program
         if not len(start):
-            return NonlinearPoint.blank(program, start)
+            return NonlinearPoint.blank(program, start), None
         if not (isinstance(node, TorchProblem) and _own_solver(node)):
-            return self.run.solver.solve(program, theta, start)
+            return self.run.solver.solve(program, theta, start), None
         y = node.solve(theta, self.layout, start)
         usable = torch.isfinite(y).all(-1)
-        _, lam, mu, z = multipliers(program, theta, torch.where(usable.unsqueeze(-1), y, start), usable)
+        (_, lam, mu, z), first = multipliers(program, theta, torch.where(usable.unsqueeze(-1), y, start), usable)
         status = torch.where(usable, int(Status.SOLVED), int(Status.NUMERICAL_ERROR))
-        return NonlinearPoint(y, lam, mu, z, status, torch.zeros_like(status))
+        return NonlinearPoint(y, lam, mu, z, status, torch.zeros_like(status)), first
 
-    def _check(self, theta: Theta, some: Theta, raw: NonlinearPoint, status: Tensor, todo: Tensor) -> Solved:
+    def _check(
+        self, theta: Theta, some: Theta, raw: NonlinearPoint, first: First | None, status: Tensor, todo: Tensor
+    ) -> Solved:
         program, run, whole = self.program, self.run, len(todo) == len(status)
         vectors = (raw.y, raw.lam, raw.mu, raw.z)
         usable = torch.isfinite(torch.cat(vectors, 1)).all(-1)
         start = State(*(torch.where(usable.unsqueeze(-1), v, 0.0) for v in vectors))
-        point = polish(program, some, judge(program, some, start), usable, run.polish_steps)
+        point = polish(program, some, judge(program, some, start, first=first), usable, run.polish_steps)
         ok = usable & (point.worst <= run.tolerance) & torch.isfinite(point.first.f)
         ok = ok & ~violated(program, some, point, ok, run.tolerance)
         if isinstance(run.node, NonconvexProblem):
             ok = ok & (run.node.violation(point.state.y, point.first.f, some, run.tolerance) <= run.tolerance)
         strong = point.active.strong
         if program.is_dense:
-            kkt: ActiveKKT | ProductKKT = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok)
+            kkt: ActiveKKT | ProductKKT = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok, program.visible)
         else:
             kkt = ProductKKT(program, some, point.state, strong, ok)
         claims = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INACCURATE))

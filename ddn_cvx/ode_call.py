@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.implicit import Implicit
-from ddn_cvx.adjoint.ode import drift, stretch
+from ddn_cvx.adjoint.ode import Rates, drift, stretch
 from ddn_cvx.adjoint.unrolled import Unrolled
 from ddn_cvx.declare.ode import ODE
 from ddn_cvx.errors import DeclarationError, DifferentiationError, InputError
@@ -56,30 +56,16 @@ class OdeCall:
         end = torch.zeros_like(y).index_copy(0, todo[found.rows], found.y)
         return end, ok & (self.status == int(Status.SOLVED))
 
-    def back(self, y: Tensor, g: Tensor, theta: Theta) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """See ``adjoint.ode.Flow``. Cotangents are integrated relative to their size."""
-        size = g.abs().amax(-1, keepdim=True)
-        size = torch.where(size > 0, size, 1.0)
-        n = y.shape[-1]
-
-        def field(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            point, a = state[0][:, :n], state[0][:, n:]
-            with torch.enable_grad():
-                leaves = [point.detach().requires_grad_(), *(t.detach().requires_grad_() for t in theta.tensors)]
-                slope = self.slope(s, leaves[0], Theta(tuple(leaves[1:]), theta.batched))
-                pulled = torch.autograd.grad(slope, leaves, -size * a, materialize_grads=True)
-            return (torch.cat((slope.detach(), pulled[0] / size), -1), *pulled[1:])
-
-        start = (torch.cat((y, g / size), -1), *(torch.zeros_like(t) for t in theta.tensors))
+    def integrate(self, rates: Rates, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See ``adjoint.ode.Flow``."""
         try:
             with torch.no_grad():
-                first, *slopes = self.solver.integrate(field, start, backwards=True)
+                return self.solver.integrate(rates, state)
         except Broken:
             raise DifferentiationError(
-                "The adjoint equation could not be integrated back: the dynamics forget where they started. "
-                "Use adjoint=Unrolled(), or more times= in between."
+                "The equations of the derivative could not be integrated: the dynamics forget where they started, or they "
+                "blow up. Use adjoint=Unrolled(), or more times= in between."
             ) from None
-        return first[:, :n], size * first[:, n:], tuple(slopes)
 
     def unrolled(self, y: Tensor, ok: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:
         """The same as ``adjoint.ode.stretch``, by the steps of the integrator as they are."""
@@ -95,7 +81,6 @@ class OdeCall:
             return torch.zeros_like(y), good
         (end,) = self.solver.integrate(lambda s, state: (self.slope(s, state[0], some),), (y[rows],))
         return torch.zeros_like(y).index_copy(0, rows, end), good
-
 
     def _probe(self, theta: Theta) -> None:
         """Look at the functions once, and at what they depend on."""

@@ -95,14 +95,72 @@ def test_second_derivatives_by_the_steps() -> None:
         torch.func.jvp(lambda y: layer(y, r.detach()), (y0.detach(),), (torch.ones(2, dtype=f64),))
 
 
-def test_what_the_adjoint_equation_cannot_do_is_an_error() -> None:
-    layer = DeclarativeLayer(ODE((), lambda t, y: -y * y, span=(0.0, 1.0)))
-    y0 = torch.tensor([0.5], dtype=f64, requires_grad=True)
-    (slope,) = torch.autograd.grad(layer(y0).sum(), y0, create_graph=True)
-    with pytest.raises(DifferentiationError, match=r"second derivative of an ODE.*Unrolled"):
-        slope.sum().backward()
-    with pytest.raises(DifferentiationError, match="Forward mode of an ODE"):
-        torch.func.jvp(layer, (y0.detach(),), (torch.ones(1, dtype=f64),))
+def test_forward_mode_and_second_derivatives() -> None:
+    """Against the matrix exponential: initial state, end time and captured matrix, in every mixture of the modes."""
+    A = 0.7 * points(2, 2)
+    captured = A.clone().requires_grad_()
+    layer = DeclarativeLayer(ODE(2, lambda t, y, T: captured @ y, span=lambda T: (0.0, T), parameters=[()]))
+    name, y0, T, v = (
+        next(iter(dict(layer.named_parameters()))),
+        points(3, 2, seed=1),
+        torch.tensor([0.5, 1.0, -1.0]),
+        points(3, 2, seed=2),
+    )
+    T = T.to(f64)
+
+    def ours(y0: Tensor, T: Tensor, A: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, {name: A}, (y0, T))
+
+    def exact(y0: Tensor, T: Tensor, A: Tensor) -> Tensor:
+        return flow(A, T, y0)
+
+    inputs, motion = (y0, T, A), (points(3, 2, seed=3), points(3, seed=4), points(2, 2, seed=5))
+    pushed, expected = (torch.func.jvp(f, inputs, motion)[1] for f in (ours, exact))
+    assert torch.allclose(pushed, expected, atol=1e-6)
+
+    def slopes(f: object) -> object:
+        return torch.func.grad(lambda *x: (f(*x).sin() * v).sum(), (0, 1, 2))
+
+    def change(f: object) -> object:
+        return lambda *x: torch.func.jvp(f, x, motion)[1].sin().sum()
+
+    for second in (
+        lambda f: torch.func.jvp(slopes(f), inputs, motion)[1],
+        lambda f: torch.func.vjp(slopes(f), *inputs)[1](motion),
+        lambda f: torch.func.grad(change(f), (0, 1, 2))(*inputs),
+    ):
+        for a, b in zip(second(ours), second(exact), strict=True):
+            assert torch.allclose(a, b, atol=1e-5), (a - b).abs().max()
+
+
+def test_derivatives_of_third_order_and_mapped_ones() -> None:
+    """The logistic function has a closed form; the third derivative is the adjoint of the adjoint of the adjoint."""
+
+    def logistic(y0: Tensor, r: Tensor) -> Tensor:
+        return 1 / (1 + (1 / y0 - 1) * torch.exp(-r))
+
+    layer = DeclarativeLayer(ODE((), lambda t, y, r: r * y * (1 - y), span=(0.0, 1.0), parameters=[()]))
+    y0, r = torch.tensor([0.2, 0.6], dtype=f64), torch.tensor([1.0, 2.0], dtype=f64)
+
+    def third(f: object, y: Tensor, r: Tensor) -> Tensor:
+        y, r = y.clone().requires_grad_(), r.clone().requires_grad_()
+        (one,) = torch.autograd.grad(f(y, r).sum(), r, create_graph=True)
+        (two,) = torch.autograd.grad(one.sum(), y, create_graph=True)
+        return torch.stack(torch.autograd.grad(two.sum(), (y, r)))
+
+    assert torch.allclose(third(layer, y0, r), third(logistic, y0, r), atol=1e-5)
+    bend, expected = (torch.func.vmap(torch.func.hessian(f))(y0, r) for f in (layer, logistic))
+    assert torch.allclose(bend, expected, atol=1e-6)
+
+
+def test_no_derivatives_of_higher_order_where_there_is_no_end() -> None:
+    """The others have theirs."""
+    node = ODE((), lambda t, y: y * y, span=(0.0, 1.0))
+    layer = DeclarativeLayer(node, on_failure="nan", solver_options={"max_steps": 300})
+    y0 = torch.tensor([0.5, 2.0], dtype=f64, requires_grad=True)  # y0 / (1 - y0), infinite on the way for the second
+    (slope,) = torch.autograd.grad(layer(y0).nansum(), y0, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), y0)
+    assert torch.allclose(bend, torch.tensor([16.0, 0.0], dtype=f64), atol=1e-5)
 
 
 def test_function_transforms() -> None:

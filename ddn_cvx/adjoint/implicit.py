@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.transforms import refuse_nested_forward_mode
-from ddn_cvx.errors import DeclarationError, DifferentiationError, InputError
+from ddn_cvx.errors import DifferentiationError, InputError
 from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
@@ -39,22 +39,40 @@ class Implicit(Adjoint):
     where the KKT system is singular raises ``DifferentiationError``: the minimum-norm formula is not a derivative of
     itself.
 
-    Where an inequality is active without a force (a kink), cone programs treat it as inactive; for nonlinear programs the
-    choice is an option.
+    Where a constraint is active without a force (a kink) there are several derivatives, and the choice is an option.
     """
 
     weakly_active: WeaklyActive = "descent"
-    """At a kink of a nonlinear program: "inactive", "active", the "average" of the two, or the one-sided derivative towards
-    which the loss descends (default "descent")."""
+    """Of constraints that are active without a force: "inactive", "active", the "average" of the two, or "descent", the
+    default: for nonlinear programs the one-sided derivative towards which the loss descends, for cone programs as they
+    stand (inactive where the force is zero to the last bit)."""
 
     def __post_init__(self) -> None:
         if self.weakly_active not in get_args(WeaklyActive):
             raise InputError(f"weakly_active must be one of {get_args(WeaklyActive)}, got {self.weakly_active!r}.")
 
     def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        if self.weakly_active in ("active", "average"):
-            raise DeclarationError(f"weakly_active={self.weakly_active!r} is for nonlinear problems, not for cone programs.")
-        return _solution_map(solve, *data, *extra)
+        return _solution_map(Rule(solve, _sides(self.weakly_active, solve.factors)), *data, *extra)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A solve, and where its optimality conditions are linearised: the derivative is the mean over ``sides``, each with the
+    factors that it remembers. A side is 1 for weakly active cones taken as active, -1 as inactive, 0 as they stand."""
+
+    solve: Solve
+    sides: tuple[tuple[int, Factors], ...]
+
+    @property
+    def program(self) -> ConicProgram:
+        """The program."""
+        return self.solve.program
+
+
+def _sides(kink: WeaklyActive, factors: Factors) -> tuple[tuple[int, Factors], ...]:
+    if kink == "average":
+        return (-1, factors), (1, Factors(factors.program))
+    return (({"descent": 0, "inactive": -1, "active": 1}[kink], factors),)
 
 
 def _remember_signature(function: Any) -> None:
@@ -76,16 +94,15 @@ class _SolutionMap(torch.autograd.Function):
     """``(P, q, A, b) -> (x, v, ok)``; further tensors are what the solve wants to look at and get no gradient."""
 
     @staticmethod
-    def forward(solve: Solve, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(rule: Rule, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tensors = tuple(t.detach() for t in tensors)
-        x, v, ok = solve(ConicData(*tensors[:4]), *tensors[4:])
+        x, v, ok = rule.solve(ConicData(*tensors[:4]), *tensors[4:])
         # New tensors: what the solve remembers must not refer to this node, which refers to the solve.
         return x.detach(), v.detach(), ok.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        solve, P, _, A, _, *rest = inputs
-        ctx.factors = solve.factors
+        ctx.rule, P, _, A, _, *rest = inputs
         x, v, ok = output
         ctx.extra = len(rest)
         ctx.mark_non_differentiable(ok)
@@ -95,8 +112,8 @@ class _SolutionMap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         P, A, x, v, ok = ctx.saved_tensors
-        program = ctx.factors.program
-        u, w = _columns(ctx.factors, False, P, A, v, ok, grads[0].unsqueeze(-1), grads[1].unsqueeze(-1))
+        program = ctx.rule.program
+        u, w = _respond(ctx.rule, False, P, A, v, ok, grads[0].unsqueeze(-1), grads[1].unsqueeze(-1))
         u, w = u.squeeze(-1), w.squeeze(-1)
         y = torch.where(ok.unsqueeze(-1), program.cones.project_dual(v), 0.0)
         pr, pc, ar, ac = program.index(x.device)
@@ -111,7 +128,7 @@ class _SolutionMap(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, None]:
         P, A, x, v, ok = ctx.saved_tensors
-        program = ctx.factors.program
+        program = ctx.rule.program
         dP, dq, dA, db = tangents[1:5]
         y = program.cones.project_dual(v)
         r, t = torch.zeros_like(x), torch.zeros_like(v)
@@ -124,20 +141,20 @@ class _SolutionMap(torch.autograd.Function):
         if db is not None:
             t = t + db
         r, t = torch.where(ok.unsqueeze(-1), r, 0.0), torch.where(ok.unsqueeze(-1), t, 0.0)
-        a, c = _columns(ctx.factors, True, P, A, v, ok, r.unsqueeze(-1), t.unsqueeze(-1))
+        a, c = _respond(ctx.rule, True, P, A, v, ok, r.unsqueeze(-1), t.unsqueeze(-1))
         return a.squeeze(-1), c.squeeze(-1), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], solve: Solve, *tensors: Tensor) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], rule: Rule, *tensors: Tensor) -> Any:
         size = info.batch_size
         flat = [_flatten(t, d, size) for t, d in zip(tensors, in_dims[1:], strict=True)]
-        outputs = _solution_map(solve, *flat)
+        outputs = _solution_map(rule, *flat)
         return tuple(_unflatten(t, size) for t in outputs), (0, 0, 0)
 
 
-def _solution_map(solve: Solve, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _solution_map(rule: Rule, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     refuse_nested_forward_mode()
-    out = _SolutionMap.apply(solve, *tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    out = _SolutionMap.apply(rule, *tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return cast(tuple[Tensor, Tensor, Tensor], out)
 
 
@@ -145,6 +162,21 @@ def _tied(u: Tensor, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """``u_i x_j + u_j x_i`` at the upper-triangle entries, once on the diagonal."""
     product = take(u, rows) * take(x, cols)
     return torch.where(rows == cols, product, product + take(u, cols) * take(x, rows))
+
+
+def _respond(
+    rule: Rule, forward: bool, P: Tensor, A: Tensor, v: Tensor, ok: Tensor, r: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The solution for the element of the generalised Jacobian that is asked for."""
+    cones = rule.program.cones
+    found = [
+        _columns(factors, forward, P, A, v if not side else v + side * cones.dual_lean(v), ok, r, t)
+        for side, factors in rule.sides
+    ]
+    if len(found) == 1:
+        return found[0]
+    a, c = (sum(parts) / len(found) for parts in zip(*found, strict=True))
+    return cast(Tensor, a), cast(Tensor, c)
 
 
 def _columns(

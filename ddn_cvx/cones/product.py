@@ -30,6 +30,9 @@ from ddn_cvx.cones.second_order import SecondOrder
 from ddn_cvx.cones.zero import Zero
 from ddn_cvx.errors import DeclarationError, InputError
 
+WEAK = 1e-7
+"""A cone whose margin, next to 1 + max|v|, is at most this is weakly active."""
+
 
 class Block(NamedTuple):
     """One cone as a solver sees it; all zero rows are one block, and all nonnegative rows.
@@ -213,6 +216,46 @@ class Product:
         curved = [group for group in self._layout.groups if not isinstance(group.cone, Zero)]
         margins = [group.cone.margin(-group.take(ordered)) for group in curved]
         return _select(torch.cat([v[..., :0], *margins], dim=-1), -1, self._layout.cones_back)
+
+    def dual_weak(self, v: Tensor) -> Tensor:
+        """The cones that are at a kink but for rounding, ``(*batch, number of cones)`` bool, as ``dual_margin`` counts."""
+        size = v.abs().amax(-1, keepdim=True) if self.size else v
+        return self.dual_margin(v) <= WEAK * (1 + size)
+
+    def dual_lean(self, v: Tensor) -> Tensor:
+        """A short step ``(*batch, m)`` in weakly active cones, zero in all others: v plus it is on the side of the kink
+        where the constraint is active, v minus it where it is not. It goes along the centre, which is inside K and K*."""
+        centre, cone = self._centre
+        if not len(centre) or self.zero == self.size:
+            return torch.zeros_like(v)
+        weak = torch.nn.functional.pad(self.dual_weak(v.detach()), (1, 0))  # zero rows: never
+        length = 8 * WEAK * (1 + v.detach().abs().amax(-1, keepdim=True))
+        return torch.where(weak[..., cone.to(v.device)], length * centre.to(v), 0.0)
+
+    @cached_property
+    def _centre(self) -> tuple[Tensor, Tensor]:
+        """A point inside K and K*, ``(m,)``, and the cone of each row: 0 for zero rows, from 1 on as ``dual_margin``."""
+        parts, cones, count = [], [], 0
+        for kind, rows, extra in self.blocks():
+            length = rows.stop - rows.start
+            if kind in ("zero", "nonneg"):
+                parts.append(torch.full((length,), float(kind == "nonneg"), dtype=torch.float64))
+                cones.append(torch.arange(1, length + 1) if kind == "nonneg" else torch.zeros(length, dtype=torch.int64))
+                count += length if kind == "nonneg" else 0
+                continue
+            point = torch.zeros(length, dtype=torch.float64)
+            if kind == "soc":
+                point[0] = 1.0
+            elif kind == "psd":
+                point[torch.arange(1, extra + 1).cumsum(0) - 1] = 1.0
+            elif kind == "exp":
+                point[:] = torch.tensor([-1.0, 0.5, 1.25])
+            else:
+                point[:-1] = 1.0
+            count += 1
+            parts.append(point)
+            cones.append(torch.full((length,), count))
+        return (torch.cat(parts), torch.cat(cones)) if parts else (torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
     # All groups at once
 

@@ -99,7 +99,9 @@ class NonconvexProblem:
         self.n = self._entries.n
         p, m = (sum(row.size for row in group) for group in (self._equalities, self._inequalities))
         self.sizes = (self.n, p, m)
-        self._program = NonlinearProgram(self.n, p, m, self._evaluate, self._box if self._bounds else None)
+        visible = torch.arange(self.n) < FreeEntries(own).n
+        box = self._box if self._bounds else None
+        self._program = NonlinearProgram(self.n, p, m, self._evaluate, box, visible=visible)
 
     def _output(self, k: int, variable: cp.Variable) -> int:
         if variable.id not in self._names.values() and variable.id not in self._duals:

@@ -23,7 +23,7 @@ class ODE:
 
     Needs the package torchdiffeq (``pip install "ddn_cvx[ode]"``). The backward pass integrates the adjoint equation (Chen,
     Rubanova, Bettencourt & Duvenaud 2018), so its memory does not depend on the number of steps; with
-    ``adjoint=Unrolled()`` it differentiates the steps, and then second derivatives are there, too. Steps are common to the
+    ``adjoint=Unrolled()`` it differentiates the steps, for dynamics that forget their past. Steps are common to the
     batch, and small enough for the element that needs the smallest.
 
     Parameters

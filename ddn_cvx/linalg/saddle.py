@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 from torch.linalg import cholesky_ex, solve_triangular
 
+from ddn_cvx.linalg.blocks import identity_where, is_dense, row_sizes, to_dense
 from ddn_cvx.linalg.kkt import EIGENVALUE_CUTOFF, SINGULAR, VISIBLE, NullSpace
+from ddn_cvx.linalg.saddle_structured import BlockSaddle
 
 EXACT = 1e-12
 """Residual of a column, relative to its right-hand side, that is not refined."""
@@ -66,15 +68,13 @@ class CondensedFactor:
         Use no weights where H is well positive definite by itself: a factorisation more, and better conditioned solutions.
     """
 
-    def __init__(
-        self, H: Tensor, A: Tensor, D: Tensor | None = None, size: Tensor | None = None, sparing: bool = False
-    ):
+    def __init__(self, H: Tensor, A: Tensor, D: Tensor | None = None, size: Tensor | None = None, sparing: bool = False):
         D = torch.zeros_like(A[..., 0]) if D is None else D
         self._set(_factorise(H, A, D, H.abs().amax(-1) if size is None and A.shape[1] else size, sparing))
 
     def _set(self, parts: _Factor) -> None:
         self._parts = parts
-        self.positive, self.independent = parts.positive, parts.independent
+        self.A, self.positive, self.independent = parts.A, parts.positive, parts.independent
 
     @property
     def correct_inertia(self) -> Tensor:
@@ -156,57 +156,70 @@ class SaddleKKT:
 
     Parameters
     ----------
-    H : Tensor (B, n, n)
-        Symmetric.
+    H : Tensor (B, n, n) or (B, g, s, s)
+        Symmetric, whole or its diagonal blocks.
     A : Tensor (B, k, n)
     D : Tensor (B, k), optional
         Nonnegative; zero if not given.
     ok : Tensor (B,) bool, optional
         Elements without a solution are False.  Their system, and that of elements with numbers that are not finite, is
         replaced by a harmless one.
+    visible : Tensor (n,) bool, optional
+        The entries of u whose uniqueness matters; all if not given.
 
     Attributes
     ----------
     correct_inertia : Tensor (B,) bool
         K has n positive and k negative eigenvalues; False for elements that are not ``ok``.
     singular : NullSpace
-        ``primal``: a null vector of K has a part in u, there is a valley of solutions; ``dual``: null vectors in omega
-        alone exist, rows of A are dependent.
+        ``primal``: a null vector of K has a visible part in u, there is a valley of solutions; ``dual``: null vectors in
+        omega alone exist, rows of A are dependent.
     """
 
-    def __init__(self, H: Tensor, A: Tensor, D: Tensor | None = None, ok: Tensor | None = None):
+    def __init__(
+        self,
+        H: Tensor,
+        A: Tensor,
+        D: Tensor | None = None,
+        ok: Tensor | None = None,
+        visible: Tensor | None = None,
+    ):
         D = torch.zeros_like(A[..., 0]) if D is None else D
-        finite = H.sum((1, 2)).isfinite() & A.sum((1, 2)).isfinite() & D.sum(1).isfinite()
+        finite = H.sum(tuple(range(1, H.ndim))).isfinite() & A.sum((1, 2)).isfinite() & D.sum(1).isfinite()
         ok = finite if ok is None else ok & finite
         if not bool(ok.all()):
             row = ok[:, None, None]
-            H = torch.where(row, H, torch.eye(H.shape[-1], dtype=H.dtype, device=H.device))
-            A, D = torch.where(row, A, 0.0), torch.where(row[..., 0], D, 1.0)
-        self.n = H.shape[-1]
-        self._factor = CondensedFactor(H, A, D, sparing=True)
+            H, A, D = identity_where(~ok, H), torch.where(row, A, 0.0), torch.where(row[..., 0], D, 1.0)
+        self.order = A.shape[1] + A.shape[2]
+        self._factor = CondensedFactor(H, A, D, sparing=True) if is_dense(H) else BlockSaddle(H, A, D)
         scale = _equilibrate(H, A, D)
         regular = self._factor.correct_inertia & _looks_regular(self._once, scale)
         self.correct_inertia = regular & ok
         none = torch.zeros_like(regular)
         self.singular = NullSpace(none, none.clone())
         self._others = torch.nonzero(~regular).flatten()
+        self._exact: _Indefinite | SaddleKKT | None = None
         if len(self._others):
             pick = self._others
-            self._exact = _Indefinite(_assemble(H[pick], A[pick], D[pick]), scale[pick], self.n)
+            # What is positive definite only along the constraints is left to a factorisation of the whole.
+            whole = to_dense(H[pick]), A[pick], D[pick]
+            self._exact = _Indefinite(*whole, scale[pick], visible) if is_dense(H) else SaddleKKT(*whole, visible=visible)
             self.correct_inertia[pick] = self._exact.correct_inertia
-            self.singular.primal[pick] = self._exact.primal
-            self.singular.dual[pick] = self._exact.dual
+            self.singular.primal[pick] = self._exact.singular.primal
+            self.singular.dual[pick] = self._exact.singular.dual
 
     @property
     def growth(self) -> Tensor:
         """About how much K's inverse can lengthen a vector, as K stands, ``(B,)``; infinite where it is singular."""
-        k = self._factor._parts.A.shape[1]
-        ones = self.correct_inertia.new_ones(len(self.correct_inertia), self.n + k, dtype=self._factor._parts.H.dtype)
+        ones = torch.ones(len(self._factor.A), self.order, dtype=self._factor.A.dtype, device=self._factor.A.device)
         grown = _growth(self._once, ones)
+        if isinstance(self._exact, SaddleKKT):
+            grown = grown.index_copy(0, self._others, self._exact.growth)
         return torch.where(self.singular.primal | self.singular.dual, torch.inf, grown)
 
     def _once(self, right: Tensor) -> Tensor:
-        return torch.cat(self._factor.solve(right[:, : self.n], right[:, self.n :], refinements=0), 1)
+        n = self._factor.A.shape[2]
+        return torch.cat(self._factor.solve(right[:, :n], right[:, n:], refinements=0), 1)
 
     def solve(self, top: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """``K (u, omega) = (top, low)`` or, where K is singular, the solution of least squares and least norm.
@@ -224,11 +237,10 @@ class SaddleKKT:
             step = coarse.unsqueeze(1)
             du, domega = self._factor.solve(r, s, refinements=0)
             u, omega = torch.where(step, u + du, u), torch.where(step, omega + domega, omega)
-        if len(self._others):
+        if self._exact is not None:
             pick = self._others
-            exact = self._exact.solve(torch.cat([top[pick], low[pick]], 1))
-            u = u.index_copy(0, pick, exact[:, : self.n])
-            omega = omega.index_copy(0, pick, exact[:, self.n :])
+            exact = self._exact.solve(top[pick], low[pick])
+            u, omega = u.index_copy(0, pick, exact[0]), omega.index_copy(0, pick, exact[1])
         return u, omega
 
 
@@ -241,7 +253,9 @@ def _largest(top: Tensor, low: Tensor) -> Tensor:
 class _Indefinite:
     """``K = LDL'`` for a few elements, and spectral decompositions of those that are singular."""
 
-    def __init__(self, K: Tensor, scale: Tensor, n: int):
+    def __init__(self, H: Tensor, A: Tensor, D: Tensor, scale: Tensor, visible: Tensor | None):
+        n = self.n = H.shape[-1]
+        K = _assemble(H, A, D)
         self.scale = scale.unsqueeze(-1)
         self.K = K * self.scale * scale.unsqueeze(-2)
         self.LD, self.pivots, _ = torch.linalg.ldl_factor_ex(self.K)
@@ -250,7 +264,7 @@ class _Indefinite:
         pairs = self.pivots < 0  # a pivot block of order two has one eigenvalue of each sign
         negative = ((self.LD.diagonal(dim1=1, dim2=2) < 0) & ~pairs).sum(-1) + pairs.sum(-1) // 2
         self.correct_inertia = (negative == K.shape[-1] - n) & ~singular
-        self.primal, self.dual = torch.zeros_like(singular), torch.zeros_like(singular)
+        self.singular = NullSpace(torch.zeros_like(singular), torch.zeros_like(singular))
         if len(self.pick):
             values, self.vectors = torch.linalg.eigh(K[self.pick])
             size = values.abs()
@@ -258,18 +272,20 @@ class _Indefinite:
             zero = size <= cutoff * size.amax(-1, keepdim=True)
             self.inverse = torch.where(zero, 0.0, 1.0 / torch.where(zero, 1.0, values)).unsqueeze(-1)
             null = self.vectors * zero.unsqueeze(-2)
-            self.primal[self.pick] = null[:, :n].square().sum((1, 2)) > VISIBLE
+            seen = null[:, :n] if visible is None else null[:, :n] * visible.to(null.device).unsqueeze(-1)
+            self.singular.primal[self.pick] = seen.square().sum((1, 2)) > VISIBLE
             if n < K.shape[-1]:  # a null vector of unit length without a part in u
                 gram = null[:, n:] @ null[:, n:].mT
-                self.dual[self.pick] = torch.linalg.eigvalsh(gram)[:, -1] > 1.0 - VISIBLE
+                self.singular.dual[self.pick] = torch.linalg.eigvalsh(gram)[:, -1] > 1.0 - VISIBLE
 
-    def solve(self, right: Tensor) -> Tensor:
+    def solve(self, top: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        right = torch.cat((top, low), 1)
         z = self._unrefined(right)
         z = z + self._unrefined(right - (self.K @ (z / self.scale)) / self.scale)
         if len(self.pick):
             V = self.vectors
             z = z.index_copy(0, self.pick, V @ (self.inverse * (V.mT @ right[self.pick])))
-        return z
+        return z[:, : self.n], z[:, self.n :]
 
     def _unrefined(self, right: Tensor) -> Tensor:
         return self.scale * torch.linalg.ldl_solve(self.LD, self.pivots, self.scale * right)
@@ -283,7 +299,7 @@ def _equilibrate(H: Tensor, A: Tensor, D: Tensor) -> Tensor:
     """Symmetric row scaling of K by powers of two (exact), one pass; empty rows are left alone."""
     if not H.shape[-1]:
         return torch.ones_like(D)
-    top, low = H.abs().amax(-1), D
+    top, low = row_sizes(H), D
     if A.shape[1]:
         entries = A.abs()
         top, low = torch.maximum(top, entries.amax(1)), torch.maximum(low, entries.amax(2))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.linalg import cholesky_ex
 
+from ddn_cvx.linalg.blocks import times
+
 
 class BlockSaddle:
     """The system for a batch, with H block-diagonal and positive definite.
@@ -35,8 +37,11 @@ class BlockSaddle:
         self.blocks = blocks
         (batch, groups, size, _), k = blocks.shape, A.shape[1]
         n = groups * size
-        self.L, info = cholesky_ex(blocks)
-        positive = (info == 0).all(-1)
+        if size == 1:
+            positive = (blocks > 0).flatten(1).all(-1)
+        else:
+            self.L, info = cholesky_ex(blocks)
+            positive = (info == 0).all(-1)
         self.small = k > n and bool((self.D > 0).all())
         if self.small:
             M = A.mT @ (A / self.D.unsqueeze(-1))
@@ -52,24 +57,22 @@ class BlockSaddle:
 
     def _inverse(self, right: Tensor) -> Tensor:
         """``H^-1 right``, right ``(B, n, r)``."""
-        batch, groups, size, _ = self.blocks.shape
-        parts = right.reshape(batch, groups, size, right.shape[-1])
-        if size == 1:
-            return (parts / self.blocks).reshape(right.shape)
-        return torch.cholesky_solve(parts, self.L).reshape(right.shape)
+        parts = right.reshape(*self.blocks.shape[:3], right.shape[-1])
+        whole = parts / self.blocks if self.blocks.shape[-1] == 1 else torch.cholesky_solve(parts, self.L)
+        return whole.reshape(right.shape)
 
-    def apply(self, u: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
-        """K times ``(u, omega)``."""
-        batch, groups, size, _ = self.blocks.shape
-        Hu = (self.blocks @ u.reshape(batch, groups, size, -1)).reshape(u.shape)
-        return Hu + self.A.mT @ omega, self.A @ u - self.D.unsqueeze(-1) * omega
+    def residual(self, top: Tensor, low: Tensor, u: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
+        """``(top, low) - K (u, omega)``."""
+        above = torch.baddbmm(top - times(self.blocks, u), self.A.mT, omega, alpha=-1)
+        return above, torch.baddbmm(low, self.A, u, alpha=-1).addcmul_(self.D.unsqueeze(-1), omega)
 
-    def solve(self, top: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-        """``K (u, omega) = (top, low)``, top ``(B, n, r)`` and low ``(B, k, r)``, once refined."""
+    def solve(self, top: Tensor, low: Tensor, refinements: int = 1) -> tuple[Tensor, Tensor]:
+        """``K (u, omega) = (top, low)``, top ``(B, n, r)`` and low ``(B, k, r)``."""
         u, omega = self._solve(top, low)
-        above, below = self.apply(u, omega)
-        du, domega = self._solve(top - above, low - below)
-        return u + du, omega + domega
+        for _ in range(refinements):
+            du, domega = self._solve(*self.residual(top, low, u, omega))
+            u, omega = u + du, omega + domega
+        return u, omega
 
     def _solve(self, top: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         if self.small:

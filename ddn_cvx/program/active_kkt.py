@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.errors import DeclarationError, DifferentiationError
+from ddn_cvx.linalg.blocks import add_to_diagonal, keep, per_element, row_sizes, times, to_dense
 from ddn_cvx.linalg.iterative import minres
 from ddn_cvx.linalg.kkt import NullSpace
 from ddn_cvx.linalg.saddle import SaddleKKT
-from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, Judged, State, curvature, judge, largest
 
 GOAL = 1e-14
@@ -55,15 +56,18 @@ class ActiveKKT:
 
     Parameters
     ----------
-    H : Tensor (B, n, n)
+    H : Tensor (B, n, n) or (B, g, s, s)
+        Whole, or its diagonal blocks. Not copied: it may be divided by its unit, a power of two.
     Jh : Tensor (B, p, n)
     Jg : Tensor (B, m, n)
     active : Active
     ok : Tensor (B,) bool
         Elements without a solution are False and get a harmless system.
+    visible : Tensor (n,) bool, optional
+        The variables whose uniqueness matters.
     """
 
-    def __init__(self, H: Tensor, Jh: Tensor, Jg: Tensor, active: Active, ok: Tensor):
+    def __init__(self, H: Tensor, Jh: Tensor, Jg: Tensor, active: Active, ok: Tensor, visible: Tensor | None = None):
         self.p, self.on = Jh.shape[1], active.g
         self.A = torch.cat((Jh, Jg * active.g.unsqueeze(-1)), 1)
         self.fixed = active.box.abs()
@@ -72,13 +76,13 @@ class ActiveKKT:
         if self.any_fixed:
             self.H = H
             free = 1.0 - self.fixed
-            masked, rows = H * free.unsqueeze(-1) * free.unsqueeze(-2), self.A * free.unsqueeze(-2)
-        self.unit, self.row_unit = _power_of_two(largest(masked.flatten(1))), _power_of_two(largest(rows))
+            masked, rows = keep(H, free), self.A * free.unsqueeze(-2)
+        self.unit, self.row_unit = _power_of_two(largest(row_sizes(masked))), _power_of_two(largest(rows))
         off = torch.cat((torch.zeros_like(Jh[..., 0]), 1.0 - active.g), 1)
-        masked = masked / self.unit[:, None, None]
+        masked.div_(per_element(self.unit, masked))
         if self.any_fixed:
-            masked.diagonal(dim1=1, dim2=2).add_(self.fixed)
-        self.saddle = SaddleKKT(masked, rows / self.row_unit.unsqueeze(-1), off, ok)
+            add_to_diagonal(masked, self.fixed)
+        self.saddle = SaddleKKT(masked, rows / self.row_unit.unsqueeze(-1), off, ok, visible)
 
     @property
     def minimum(self) -> Tensor:
@@ -103,13 +107,16 @@ class ActiveKKT:
         unit, row_unit = self.unit[:, None, None], self.row_unit.unsqueeze(-1)
         if self.any_fixed:
             known = fixed * z
-            low, reduced = low - self.A @ known, (top - self.H @ known) * (1.0 - fixed) + known * unit
+            low, reduced = (
+                low - self.A @ known,
+                (top - times(self.H, known)) * (1.0 - fixed) + known * unit,
+            )
         u, t = self.saddle.solve(reduced / unit, low / row_unit)
         t = t * unit / row_unit
         t_h, t_g = t[:, : self.p], t[:, self.p :] * on
         if not self.any_fixed:
             return u, t_h, t_g, torch.zeros_like(z)
-        t_z = fixed * (top - self.H @ u - self.A[:, : self.p].mT @ t_h - self.A[:, self.p :].mT @ t_g)
+        t_z = fixed * (top - times(self.H, u) - self.A[:, : self.p].mT @ t_h - self.A[:, self.p :].mT @ t_g)
         return u, t_h, t_g, t_z
 
 
@@ -186,7 +193,8 @@ def kkt_at(program: NonlinearProgram, theta: Theta, state: State, active: Active
         return ProductKKT(program, theta, state, active, ok)
     with torch.no_grad():
         first = program.first(state.y, theta)
-        return ActiveKKT(curvature(program, theta, state, first), first.Jh, first.Jg, active, ok)
+        H = curvature(program, theta, state, first)
+        return ActiveKKT(H, first.Jh, first.Jg, active, ok, program.visible)
 
 
 class Factors:
@@ -247,7 +255,7 @@ def _newton(point: Judged, ok: Tensor) -> State:
     gap = torch.where(fixed > 0, bound - y, 0.0)
     pull = (lam.unsqueeze(-2) @ first.Jh + mu.unsqueeze(-2) @ first.Jg).squeeze(-2)
     residual = (-(first.gradient + pull + z), -first.h, -first.g * active.g, gap)
-    kkt = ActiveKKT(point.H, first.Jh, first.Jg, active, ok)
+    kkt = ActiveKKT(point.H.clone(), first.Jh, first.Jg, active, ok)
     u, t_h, t_g, t_z = (t.squeeze(-1) for t in kkt.solve(*(r.unsqueeze(-1) for r in residual)))
     return State(torch.where(fixed > 0, bound, y + u), lam + t_h, mu + t_g, z + t_z)
 
@@ -273,8 +281,9 @@ def _between(start: State, end: State, length: float) -> State:
     return end if length == 1.0 else State(*(a + length * (b - a) for a, b in zip(start, end, strict=True)))
 
 
-def multipliers(program: NonlinearProgram, theta: Theta, y: Tensor, ok: Tensor) -> State:
-    """Least-squares multipliers: those that leave least of stationarity, among the smallest, with the signs they must have.
+def multipliers(program: NonlinearProgram, theta: Theta, y: Tensor, ok: Tensor) -> tuple[State, First]:
+    """Least-squares multipliers: those that leave least of stationarity, among the smallest, with the signs they must have;
+    and the derivatives at the point.
 
     Constraints near to active take part; one whose multiplier comes out with the wrong sign is left out, and the rest is
     solved for again.
@@ -293,17 +302,16 @@ def multipliers(program: NonlinearProgram, theta: Theta, y: Tensor, ok: Tensor) 
                 "solve= of a problem with constraints needs multipliers, which are found with matrices; "
                 f"n + p + m = {program.n + program.p + program.m} is too many for that."
             )
-        return start.state
+        return start.state, start.first
     first, size = start.first, 1.0 + largest(y).unsqueeze(-1)
     steep = largest(first.Jg)
     g = (first.g >= -NEAR * size * torch.where(steep > 0, steep, 1.0)).to(y.dtype)
     above, below = (start.upper - y <= NEAR * size).to(y.dtype), (y - start.lower <= NEAR * size).to(y.dtype)
     fixed = start.lower >= start.upper
     box = torch.where(above > 0, above, -below)
-    identity = torch.eye(program.n, dtype=y.dtype, device=y.device).expand(len(y), -1, -1)
     right = (-first.gradient.unsqueeze(-1), *(torch.zeros_like(t).unsqueeze(-1) for t in (lam, mu, zero)))
     for _ in range(1 + program.m + program.n):
-        kkt = ActiveKKT(identity, first.Jh, first.Jg, Active(g, box), ok)
+        kkt = ActiveKKT(torch.ones_like(y)[..., None, None], first.Jh, first.Jg, Active(g, box), ok)
         _, lam, mu, z = (t.squeeze(-1) for t in kkt.solve(*right))
         wrong_g, wrong_box = (mu < 0) & (g > 0), (z * box < 0) & ~fixed
         if not bool((wrong_g.any(-1) | wrong_box.any(-1)).any()):
@@ -313,7 +321,7 @@ def multipliers(program: NonlinearProgram, theta: Theta, y: Tensor, ok: Tensor) 
         drop = (worst == worst.amax(-1, keepdim=True)) & (worst > 0)
         g = torch.where(drop[:, : program.m], 0.0, g)
         box = torch.where(drop[:, program.m :], 0.0, box)
-    return State(y, lam, mu.clamp(min=0), z)
+    return State(y, lam, mu.clamp(min=0), z), first
 
 
 def descends(program: NonlinearProgram, theta: Theta, point: Judged) -> Tensor:
@@ -346,11 +354,11 @@ def _curvatures(point: Judged) -> tuple[Tensor, Tensor]:
     A = torch.cat((point.first.Jh, point.first.Jg * active.g.unsqueeze(-1)), 1) * free.unsqueeze(-2)
     length = A.norm(dim=-1, keepdim=True)
     A = A / torch.where(length > 0, length, 1.0)
-    H = point.H * free.unsqueeze(-1) * free.unsqueeze(-2)
+    H = keep(to_dense(point.H), free)
     values, vectors = torch.linalg.eigh(A.mT @ A + torch.diag_embed(1.0 - free))
     normal = values > FLAT
     tangent = torch.where(normal.unsqueeze(-2), 0.0, vectors)
-    scale = largest(H.flatten(1)).unsqueeze(-1)
+    scale = largest(row_sizes(H)).unsqueeze(-1)
     scale = torch.where(scale > 0, scale, 1.0)
     outside = torch.diag_embed(torch.where(normal, 2.0, 0.0))
     bends, ways = torch.linalg.eigh(tangent.mT @ (H / scale.unsqueeze(-1)) @ tangent + outside)

@@ -23,6 +23,10 @@ TOGETHER = 2**18
 """Numbers that the rows of a Jacobian which are computed together may read."""
 DENSE_LIMIT = 1000
 """Programs with n + p + m at most this many variables and constraints are handled with matrices, others by products."""
+BLOCKS_FROM = 8
+"""Variables from which on it pays to ask whether the Hessian is block-diagonal."""
+COUPLED = 1e-13
+"""What couples two blocks of a Hessian, relative to its rows, if it is more than rounding."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,24 @@ class NonlinearProgram:
         ``θ -> lower, upper``, infinite where there is no bound.
     residuals : Residuals, optional
         Of what the objective is the sum, if it is one.
+    visible : Tensor (n,) bool, optional
+        The variables that somebody declared, all by default; the others are auxiliary (epigraphs), and need not be unique.
     """
 
     def __init__(
-        self, n: int, p: int, m: int, evaluate: Evaluate, box: Box | None = None, residuals: Residuals | None = None
+        self,
+        n: int,
+        p: int,
+        m: int,
+        evaluate: Evaluate,
+        box: Box | None = None,
+        residuals: Residuals | None = None,
+        visible: Tensor | None = None,
     ):
-        self.n, self.p, self.m, self.residuals = n, p, m, residuals
+        self.n, self.p, self.m, self.residuals, self.visible = n, p, m, residuals, visible
         self.has_bounds = box is not None
         self._evaluate, self._box = evaluate, box
+        self._block: int | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -181,6 +195,45 @@ class NonlinearProgram:
             H = _rows(slope, point, keep, _size(y, theta))
         return 0.5 * (H + H.mT) if keep else (H + H.mT).mul_(0.5)
 
+    def curvature(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor) -> Tensor:
+        """The same ``(B, n, n)``, or its diagonal blocks ``(B, g, s, s)`` where groups of s consecutive variables do not
+        interact; no gradients flow.
+
+        Blocks cost s + 1 passes for n. Their size is read off the Hessian of one element, the first time; that there is
+        nothing besides them is verified every time and for every element, by its product with one more vector.
+        """
+        if self.n < BLOCKS_FROM or not len(y) or self._block == self.n:
+            return self.hessian(y, theta, lam, mu)
+        with torch.no_grad():
+            if self._block is None:
+                usable = self.gradient(y, theta, lam, mu).isfinite().all(-1)
+                one = usable.to(torch.int64).argmax(0, keepdim=True)
+                self._block = _block_size(self.hessian(y[one], theta.take(one), lam[one], mu[one])[0])
+            if self._block < self.n:
+                blocks, coupled = self._blocks(y, theta, lam, mu, self._block)
+                if not bool(coupled.any()):
+                    return blocks
+                self._block = self.n
+            return self.hessian(y, theta, lam, mu)
+
+    def _blocks(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """``(B, g, s, s)``, and elements where something couples them ``(B,)`` bool."""
+        order = torch.arange(self.n, device=y.device)
+        # Any two entries of the last vector differ, by a golden section at least: what couples two blocks shows.
+        probe = 1.0 + torch.frac(order * 0.6180339887498949).to(y.dtype)
+        same = (order % size == torch.arange(size, device=y.device).unsqueeze(-1)).to(y.dtype)
+        with torch.enable_grad():
+            point = _leaf(y, False)
+            slope = _grad(self.lagrangian(point, theta, lam, mu).sum(), point, create=True)
+            products = _pulled(slope, point, torch.cat((same, probe.unsqueeze(0))), False, _size(y, theta))
+        groups = products[:, :size].mT.reshape(len(y), -1, size, size)
+        blocks = (groups + groups.mT).mul_(0.5)
+        expected = blocks @ probe.reshape(-1, size, 1)
+        scale = groups.abs().sum(-1, keepdim=True)
+        scale = torch.maximum(scale, 1e-3 * scale.amax((1, 2), keepdim=True))
+        off = (products[:, size].reshape(expected.shape) - expected).abs() > COUPLED * scale
+        return blocks, off.flatten(1).any(-1)
+
     def hvp(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor, v: Tensor) -> Tensor:
         """Hessian of the Lagrangian times ``v`` (B, n), without forming it."""
         keep = _wants_graph(y, theta, lam, mu, v)
@@ -225,17 +278,37 @@ def _size(y: Tensor, theta: Theta) -> int:
 
 
 def _rows(out: Tensor, point: Tensor, create: bool, size: int) -> Tensor:
-    """The Jacobian ``(B, r, n)`` of ``out`` (B, r), whose rows depend on the same rows of ``point`` (B, n).
+    """The Jacobian ``(B, r, n)`` of ``out`` (B, r), whose rows depend on the same rows of ``point`` (B, n)."""
+    return _pulled(out, point, torch.eye(out.shape[-1], dtype=out.dtype, device=out.device), create, size)
+
+
+def _pulled(out: Tensor, point: Tensor, weights: Tensor, create: bool, size: int) -> Tensor:
+    """``weights`` (k, r) times the Jacobian of ``out`` (B, r), ``(B, k, n)``.
 
     Several at a time, though not so many that what they need exceeds ``TOGETHER`` evaluations' worth of numbers.
     """
-    batch, r = out.shape
-    if not out.requires_grad or not r:
-        return point.new_zeros(batch, r, point.shape[-1])
-    one_hot = torch.eye(r, dtype=out.dtype, device=out.device).unsqueeze(1).expand(r, batch, r)
+    batch, k = len(out), len(weights)
+    if not out.requires_grad or not k:
+        return point.new_zeros(batch, k, point.shape[-1])
 
-    def pull(e: Tensor) -> Tensor:
-        (found,) = torch.autograd.grad(out, point, e, create_graph=create, retain_graph=True, materialize_grads=True)
+    def pull(w: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(out, point, w, create_graph=create, retain_graph=True, materialize_grads=True)
         return found
 
-    return torch.vmap(pull, chunk_size=max(1, TOGETHER // max(size, 1)))(one_hot).transpose(0, 1)
+    every, chunk = weights.unsqueeze(1).expand(k, *out.shape), max(1, TOGETHER // max(size, 1))
+    if create:
+        return torch.vmap(pull, chunk_size=chunk)(every).transpose(0, 1)
+    found = point.new_empty(batch, k, point.shape[-1])
+    for begin in range(0, k, chunk):
+        found[:, begin : begin + chunk] = torch.vmap(pull)(every[begin : begin + chunk]).transpose(0, 1)
+    return found
+
+
+def _block_size(H: Tensor) -> int:
+    """The size of the equal diagonal blocks of a matrix (n, n); n if there are none but the whole."""
+    n = len(H)
+    row, column = torch.nonzero(H, as_tuple=True)
+    for size in range(1, n // 2 + 1):
+        if n % size == 0 and bool((row // size == column // size).all()):
+            return size
+    return n

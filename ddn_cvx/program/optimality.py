@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ddn_cvx.linalg.blocks import per_element, row_sizes, to_dense
 from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
 
 WEAK = 1e-7
@@ -68,7 +69,7 @@ class Judged(NamedTuple):
     state: State
     first: First
     H: Tensor
-    """Hessian of the Lagrangian, ``(B, n, n)``."""
+    """Hessian of the Lagrangian, ``(B, n, n)`` or its diagonal blocks (``linalg.blocks``)."""
     active: Active
     primal: Tensor
     """Largest violation of a constraint, ``(B,)``."""
@@ -94,23 +95,27 @@ class Judged(NamedTuple):
         """Element by element."""
         if bool(mask.all()):
             return yes
+        if yes.H.ndim != no.H.ndim:
+            yes, no = yes._replace(H=to_dense(yes.H)), no._replace(H=to_dense(no.H))
 
         def pick(a: Tensor, b: Tensor) -> Tensor:
-            return torch.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+            return torch.where(per_element(mask, a), a, b)
 
         chosen: Judged = tree_map(pick, yes, no)
         return chosen
 
 
-def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = True) -> Judged:
+def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = True, first: First | None = None) -> Judged:
     """Residuals, derivatives and active constraints at a point; no gradients flow.
 
-    Unless ``bent`` the Hessian, by far the dearest of them, is left out, and counts as zero. Programs too large for
-    matrices have empty ones (no columns), and the sizes of rows are estimated from products.
+    Unless ``bent`` the Hessian, by far the dearest of them, is left out, and counts as zero. ``first``: the values and
+    first derivatives at ``state.y``, if they are known. Programs too large for matrices have empty ones (no columns), and
+    the sizes of rows are estimated from products.
     """
     with torch.no_grad():
         y, lam, mu, z = state
-        first = program.first(y, theta) if program.is_dense else _without_matrices(program, theta, y)
+        if first is None:
+            first = program.first(y, theta) if program.is_dense else _without_matrices(program, theta, y)
         # Without an objective the multipliers are rounding errors, which nothing could be compared with.
         pulled = (first.gradient != 0).any(-1, keepdim=True)
         lam, mu, z = (torch.where(pulled, t, 0.0) for t in (lam, mu, z))
@@ -120,7 +125,7 @@ def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = Tr
         if program.is_dense:
             H = curvature(program, theta, state, first) if bent else y.new_zeros(len(y), 0, 0)
             pulls = _pulls(state, first)
-            bend, steep_h, steep_g = largest(H.flatten(1)), largest(first.Jh), largest(first.Jg)
+            bend, steep_h, steep_g = largest(row_sizes(H)), largest(first.Jh), largest(first.Jg)
         else:
             H = y.new_zeros(len(y), 0, 0)
             pulls = [program.gradient(y, theta, lam, mu) - first.gradient, z]
@@ -142,12 +147,12 @@ def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = Tr
 
 
 def curvature(program: NonlinearProgram, theta: Theta, state: State, first: First) -> Tensor:
-    """The Hessian of the Lagrangian ``(B, n, n)``. Where the curvatures of objective and constraints cancel it is zero:
-    what is left is rounding, and not a small Hessian."""
-    H = program.hessian(state.y, theta, state.lam, state.mu)
+    """The Hessian of the Lagrangian ``(B, n, n)``, or its diagonal blocks. Where the curvatures of objective and constraints
+    cancel it is zero: what is left is rounding, and not a small Hessian."""
+    H = program.curvature(state.y, theta, state.lam, state.mu)
     forces = torch.stack([largest(t) for t in (first.gradient, *_pulls(state, first))]).amax(0)
-    cancelled = largest(H.flatten(1)) * (1.0 + largest(state.y)) <= ROUNDING * forces
-    return torch.where(cancelled[:, None, None], 0.0, H)
+    cancelled = largest(row_sizes(H)) * (1.0 + largest(state.y)) <= ROUNDING * forces
+    return torch.where(per_element(cancelled, H), 0.0, H) if bool(cancelled.any()) else H
 
 
 def _pulls(state: State, first: First) -> list[Tensor]:
@@ -180,7 +185,7 @@ def _classify(g: Tensor, mu: Tensor, above: Tensor, below: Tensor, z: Tensor, fi
 
 def largest(t: Tensor) -> Tensor:
     """``max |t|`` of the last dimension; zero if it is empty."""
-    return t.abs().amax(-1) if t.shape[-1] else t.new_zeros(t.shape[:-1])
+    return torch.maximum(t.amax(-1), -t.amin(-1)) if t.shape[-1] else t.new_zeros(t.shape[:-1])
 
 
 def _most(t: Tensor) -> Tensor:

@@ -352,20 +352,27 @@ def test_other_adjoints(adjoint: object) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
 
 
-def test_an_inactive_constraint_that_is_not_smooth_leaves_the_gradient_right() -> None:
-    """The variable that bounds the norm is then not unique."""
+def test_an_inactive_constraint_that_is_not_smooth_leaves_derivatives_alone() -> None:
+    """The variable that bounds the norm is then not unique, but nobody declared it: both orders are as without."""
     wave = cp.sum(cp.nlp.sin(y)) + cp.sum_squares(y - a)
     value = rand(18, 2, 3)
-    gradients = []
+    slopes, bends = [], []
     for constraints in ([], [cp.norm1(y) <= 100]):
-        layer, given = (
-            ddn.DeclarativeLayer(cp.Problem(cp.Minimize(wave), constraints), [a], y),
-            value.clone().requires_grad_(),
-        )
-        (layer(given) * rand(19, 2, 3)).sum().backward()
-        gradients.append(given.grad)
-        assert layer.solve(value).regularity.tolist() == [len(constraints) * int(ddn.Regularity.SINGULAR_HESSIAN)] * 2
-    torch.testing.assert_close(*gradients)
+        layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(wave), constraints), [a], y)
+        given = value.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(layer(given), given, rand(19, 2, 3), create_graph=True)
+        slopes.append(slope.detach())
+        bends.append(torch.autograd.grad(slope, given, rand(20, 2, 3))[0])
+        assert layer.solve(value).regularity.tolist() == [0, 0]
+    torch.testing.assert_close(*slopes)
+    torch.testing.assert_close(*bends)
+
+
+def test_a_valley_of_declared_variables_is_one() -> None:
+    """Next to an inactive norm."""
+    valley = cp.Problem(cp.Minimize(cp.sum_squares(y[0] * y[1] - a[0])), [cp.norm1(y) <= 100])
+    solution = ddn.DeclarativeLayer(valley, [a], y).solve(rand(18, 2, 3))
+    assert solution.regularity.tolist() == [int(ddn.Regularity.SINGULAR_HESSIAN)] * 2
 
 
 def test_symmetric_parameters_share_their_gradient() -> None:
