@@ -179,9 +179,12 @@ def _agrees(program: NonlinearProgram, tape: Tape, y: Tensor, theta: Theta) -> b
     mu = torch.rand(POINTS, program.m, generator=chance, dtype=torch.float64) + 0.5
     first, H = program.first_by_torch(point, some), program.hessian_by_torch(point, some, lam, mu)
     found = derivatives(program, tape, pack(program, point, some, lam, mu), 2)
-    wanted = (first.f, first.h, first.g, first.gradient, first.Jh, first.Jg, H.detach())
+    wanted = (first.f, first.h, first.g, first.gradient, first.Jh, first.Jg, H)
     finite = torch.stack([t.reshape(POINTS, -1).isfinite().all(-1) for t in wanted]).all(0)
-    return bool(finite.any()) and all(_close(a, b) for a, b in zip(found, wanted, strict=True))
+    # Outside the domain of a function torch's derivatives are NaN in places where they are zero by structure.
+    same = all(_close(a, b) for a, b in zip(found[:3], wanted[:3], strict=True))
+    same = same and all(_close(a[finite], b[finite]) for a, b in zip(found[3:], wanted[3:], strict=True))
+    return same and bool(finite.any())
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

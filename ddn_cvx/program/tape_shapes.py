@@ -168,6 +168,12 @@ class Shapes(Operations):
         part = source[tuple(slice(s) for s in places.shape)]
         return self._index_put(x, [torch.from_numpy(np.ascontiguousarray(w)) for w in where], part, True)
 
+    def _index_add(self, x: Any, dim: int, index: Any, source: Any, alpha: float = 1) -> Nodes:
+        found, source = np.moveaxis(self.nodes(x), dim, 0).copy(), np.moveaxis(self._mul(source, alpha), dim, 0)
+        for k, place in enumerate(self._whole(index)):
+            found[place] = self._add(found[place], source[k])
+        return np.moveaxis(found, 0, dim)
+
     def _spread(self, x: Nodes, dim: int, places: Nodes) -> tuple[Nodes, ...]:
         """The places of a gather, one array for each dimension."""
         where: list[Any] = list(np.indices(places.shape))
