@@ -192,7 +192,9 @@ class NonlinearCall:
     def _require_followed(self, theta: Theta, y: Tensor) -> None:
         """A result that requires grad although no argument does depends on something that was not found."""
         with torch.enable_grad():
-            results = (*self.program.values(y, theta), *self.program.bounds(theta, y))
+            values = self.program.values(y, theta)
+            results = (*values, *self.program.bounds(theta, y))
+        self.program.tape(y, theta, values)
         if any(t.requires_grad for t in results):
             raise DeclarationError(
                 "The functions of the problem use a tensor that requires grad and was not found among their inputs, "

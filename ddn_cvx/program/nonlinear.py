@@ -141,14 +141,15 @@ class NonlinearProgram:
             return y.new_zeros(0), y.new_zeros(0, self.p), y.new_zeros(0, self.m)
         return self._evaluate(y, theta)
 
-    def tape(self, y: Tensor, theta: Theta) -> Tape | None:
-        """Values and derivatives as code that needs no Python, if it has the values of the functions at ``y`` (B, n).
+    def tape(self, y: Tensor, theta: Theta, values: tuple[Tensor, Tensor, Tensor] | None = None) -> Tape | None:
+        """Values and derivatives as code that needs no Python, if it has the values of the functions at ``y`` (B, n), which
+        may be known already.
 
         There is none for what is not in double precision and on the CPU, is too large, or cannot be traced
         (``why_no_tape``). Once there is one, ``first`` and ``hessian`` use it where no gradient is asked for; a solver or
         a layer asks for it at the start of each solve, since the functions may have changed.
         """
-        return self._tapes.confirm(self, y, theta)
+        return self._tapes.confirm(self, y, theta, values)
 
     @property
     def why_no_tape(self) -> list[str]:

@@ -9,6 +9,7 @@ Whatever cannot be traced, or has a derivative that is not that of its value, st
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +37,7 @@ TIMES = 3
 """Tapes that are made for a program whose functions change."""
 
 Key = tuple[Any, ...]
+Values = tuple[Tensor, Tensor, Tensor]
 
 
 class Derivatives(NamedTuple):
@@ -94,7 +96,7 @@ def build(program: NonlinearProgram, y: Tensor, theta: Theta) -> Tape | str:
     try:
         outputs = trace(graph, function, list(zip(tensors, shaped, strict=True)))
         values = [int(k) for nodes in outputs for k in nodes.ravel()]
-        found = differentiate(graph, *places[:3], values)
+        found = differentiate(graph, places[0], places[1], places[2], values)
         tape = generate(graph, [k for part in places for k in part], found, INSTRUCTIONS)
     except NotScalarError as reason:
         return f"{reason}"
@@ -105,6 +107,18 @@ def build(program: NonlinearProgram, y: Tensor, theta: Theta) -> Tape | str:
     if tape is None:
         return "it is too large"
     return tape if _agrees(program, tape, y, theta) else "its derivatives are not those of its values"
+
+
+class _Here:
+    """The tensors at which a tape was last confirmed; they are not kept alive."""
+
+    def __init__(self, *tensors: Tensor):
+        self._known = [(weakref.ref(t), t._version) for t in tensors]
+
+    def same(self, *tensors: Tensor) -> bool:
+        """Whether these are the tensors, and nothing was written to them."""
+        pairs = zip(self._known, tensors, strict=False)
+        return len(tensors) == len(self._known) and all(r() is t and v == t._version for (r, v), t in pairs)
 
 
 class Tapes:
@@ -120,19 +134,30 @@ class Tapes:
         self._found: dict[Key, Tape] = {}
         self._made: Counter[Key] = Counter()
         self.refused: dict[Key, str] = {}
+        self._here = _Here()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what refers to tensors of a call."""
+        return {**self.__dict__, "_here": _Here()}
 
     def known(self, y: Tensor, theta: Theta) -> Tape | None:
         """The tape that was last confirmed, for tensors that are plain numbers on the CPU."""
         return self._found.get(_key(theta)) if self._found and len(y) and _is_plain(y, theta) else None
 
-    def confirm(self, program: NonlinearProgram, y: Tensor, theta: Theta) -> Tape | None:
+    def confirm(self, program: NonlinearProgram, y: Tensor, theta: Theta, values: Values | None = None) -> Tape | None:
         """The tape, made if there is none, whose values at ``y`` (B, n) are those of the functions as they are now."""
         key = _key(theta)
         if key in self.refused or not len(y) or not program.is_dense or not _is_plain(y, theta):
             return None
-        with torch.no_grad():
-            values = program.values(y, theta)
         tape = self._found.get(key)
+        if tape is not None and values is None and self._here.same(y, *theta.tensors):
+            self._here = _Here()  # a layer asks, then its solver; the next to ask may be another solve
+            return tape
+        if values is None:
+            with torch.no_grad():
+                values = program.values(y, theta)
+        values = values[0].detach(), values[1].detach(), values[2].detach()
+        self._here = _Here(y, *theta.tensors)
         if tape is not None and _has_values(program, tape, y, theta, values):
             return tape
         self._found.pop(key, None)
@@ -161,7 +186,7 @@ def _is_plain(y: Tensor, theta: Theta) -> bool:
     )
 
 
-def _has_values(program: NonlinearProgram, tape: Tape, y: Tensor, theta: Theta, values: tuple[Tensor, ...]) -> bool:
+def _has_values(program: NonlinearProgram, tape: Tape, y: Tensor, theta: Theta, values: Values) -> bool:
     found = derivatives(program, tape, pack(program, y, theta), 0)
     return all(_close(a, b) for a, b in zip(found[:3], values, strict=True))
 

@@ -70,15 +70,18 @@ def generate(graph: Graph, inputs: Sequence[int], outputs: Outputs, limit: int) 
     for node, place in made.slots.items():
         if graph.op[node] == CONSTANT:
             constants[place] = graph.value[node]
-    vectors = (slots([o.f]), slots(o.h), slots(o.g), slots(o.gradient))
-    return Tape(made.count, constants, *code, *vectors, *entries(o.jh), *entries(o.jg), *entries(o.hessian))
+    vectors = {"f": slots([o.f]), "h": slots(o.h), "g": slots(o.g), "gradient": slots(o.gradient)}
+    named = {"jh": o.jh, "jg": o.jg, "hess": o.hessian}
+    parts = ("row", "col", "slot")
+    matrices = {f"{k}_{part}": a for k, v in named.items() for part, a in zip(parts, entries(v), strict=True)}
+    return Tape(made.count, constants, code[0], code[1], code[2], code[3], **vectors, **matrices)
 
 
 class _Generator:
     """Operations in the order of their segments, and slots for their results.
 
-    What a later segment reads, or the caller, keeps its slot for good: the segments may be run again and again, ``values`` more
-    often than the others. All else gives its slot back after its last use.
+    What a later segment reads, or the caller, keeps its slot for good: the segments may be run again and again, ``values``
+    more often than the others. All else gives its slot back after its last use.
     """
 
     def __init__(self, graph: Graph, inputs: Sequence[int], roots: dict[int, list[int]]):
@@ -130,8 +133,8 @@ class _Generator:
         return code
 
     def _sums_of_products(self, segment: int) -> tuple[set[int], dict[int, tuple[int, int]]]:
-        """Products that are needed only to be added to something that is needed for nothing else: these products, and for each
-        of the sums the other term and the product."""
+        """Products that are needed only to be added to something that is needed for nothing else: these products, and for
+        each of the sums the other term and the product."""
         graph = self.graph
         products: set[int] = set()
         sums: dict[int, tuple[int, int]] = {}
