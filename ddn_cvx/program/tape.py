@@ -150,14 +150,15 @@ class Tapes:
         if key in self.refused or not len(y) or not program.is_dense or not _is_plain(y, theta):
             return None
         tape = self._found.get(key)
-        if tape is not None and values is None and self._here.same(y, *theta.tensors):
-            self._here = _Here()  # a layer asks, then its solver; the next to ask may be another solve
+        just_now, self._here = values is None and self._here.same(y, *theta.tensors), _Here()
+        if tape is not None and just_now:  # by the layer, which knew the values; now its solver asks
             return tape
         if values is None:
             with torch.no_grad():
                 values = program.values(y, theta)
+        else:
+            self._here = _Here(y, *theta.tensors)
         values = values[0].detach(), values[1].detach(), values[2].detach()
-        self._here = _Here(y, *theta.tensors)
         if tape is not None and _has_values(program, tape, y, theta, values):
             return tape
         self._found.pop(key, None)
