@@ -9,7 +9,6 @@ Whatever cannot be traced, or has a derivative that is not that of its value, st
 from __future__ import annotations
 
 import math
-import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,18 +147,6 @@ def pulled(program: NonlinearProgram, pull: Tape, inputs: Floats, theta: Theta) 
     return [part.reshape(t.shape) if own else part.sum(0).reshape(t.shape) for part, t, own in pairs]
 
 
-class _Here:
-    """The tensors at which a tape was last confirmed; they are not kept alive."""
-
-    def __init__(self, *tensors: Tensor):
-        self._known = [(weakref.ref(t), t._version) for t in tensors]
-
-    def same(self, *tensors: Tensor) -> bool:
-        """Whether these are the tensors, and nothing was written to them."""
-        pairs = zip(self._known, tensors, strict=False)
-        return len(tensors) == len(self._known) and all(r() is t and v == t._version for (r, v), t in pairs)
-
-
 class Tapes:
     """The tapes of a program, for parameters of different shapes.
 
@@ -173,11 +160,7 @@ class Tapes:
         self._found: dict[Key, Traced] = {}
         self._made: Counter[Key] = Counter()
         self.refused: dict[Key, str] = {}
-        self._here = _Here()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what refers to tensors of a call."""
-        return {**self.__dict__, "_here": _Here()}
+        self._here: Key = ()
 
     def known(self, y: Tensor, theta: Theta) -> Traced | None:
         """The tapes that were last confirmed, for tensors that are plain numbers on the CPU."""
@@ -189,14 +172,14 @@ class Tapes:
         if key in self.refused or not len(y) or not program.is_dense or not _is_plain(y, theta):
             return None
         traced = self._found.get(key)
-        just_now, self._here = values is None and self._here.same(y, *theta.tensors), _Here()
-        if traced is not None and just_now:  # by the layer, which knew the values; now its solver asks
-            return traced.tape
+        here = tuple((t.data_ptr(), t._version, t.shape) for t in (y, *theta.tensors))
+        if traced is not None and values is None and here == self._here:
+            return traced.tape  # the layer, which knew the values, has just confirmed it; now its solver asks
         if values is None:
             with torch.no_grad():
                 values = program.values(y, theta)
         else:
-            self._here = _Here(y, *theta.tensors)
+            self._here = here
         values = values[0].detach(), values[1].detach(), values[2].detach()
         if traced is not None and _has_values(program, traced.tape, y, theta, values):
             return traced.tape
