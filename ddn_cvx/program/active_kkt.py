@@ -218,6 +218,15 @@ def polish(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor, s
 
     Programs too large for matrices are left to the accuracy of their solver.
     """
+    waiting = ok & (point.worst > GOAL)
+    rows = torch.nonzero(waiting).flatten()
+    if not len(rows) or not program.is_dense or len(rows) == len(ok):
+        return _polish(program, theta, point, ok, steps)
+    some = _polish(program, theta.take(rows), point.take(rows), ok[rows], steps)
+    return Judged.choose(waiting, some.take((waiting.cumsum(0) - 1).clamp(min=0)), point)
+
+
+def _polish(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor, steps: int) -> Judged:
     home, room = point.state.y, FAR * (1.0 + largest(point.state.y))
     for _ in range(steps if program.is_dense else 0):
         waiting = ok & (point.worst > GOAL)
