@@ -125,7 +125,7 @@ class NonlinearCall:
         start = State(*(torch.where(usable.unsqueeze(-1), v, 0.0) for v in vectors))
         point = polish(program, some, judge(program, some, start), usable, run.polish_steps)
         ok = usable & (point.worst <= run.tolerance) & torch.isfinite(point.first.f)
-        ok = ok & ~violated(program, some, point, ok, run.tolerance)
+        ok = ok & ~violated(program, some, point, ok, run.tolerance) & program.credible(point.state.y, some, point.first)
         if isinstance(run.node, NonconvexProblem):
             ok = ok & (run.node.violation(point.state.y, point.first.f, some, run.tolerance) <= run.tolerance)
         strong = point.active.strong

@@ -272,6 +272,15 @@ def test_layer_refuses_a_derivative_of_its_own() -> None:
     assert program.why_no_tape
 
 
+def test_answers_that_only_a_tape_believes_are_none() -> None:
+    """Zero times the logarithm is dropped from a tape; in torch the solution, -1, is NaN."""
+    node = ddn.TorchProblem(variable=(2,), objective=lambda y, q: ((y + q) ** 2 + 0.0 * y.log()).sum(), initial=0.5)
+    layer = ddn.DeclarativeLayer(node, on_failure="nan")
+    answer = layer(torch.tensor([[1.0, 1.0], [-2.0, -2.0]], dtype=torch.float64))
+    assert answer[0].isnan().all()
+    torch.testing.assert_close(answer[1], torch.full((2,), 2.0, dtype=torch.float64))
+
+
 def test_gradients_and_other_dtypes_go_through_torch() -> None:
     program = program_of(lambda y, q: y**3 * q)
     y, theta = points(3, 0)

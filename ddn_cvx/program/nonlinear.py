@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.kernels.tape import Tape
-from ddn_cvx.program.tape import Tapes, derivatives, pack, pulled
+from ddn_cvx.program.tape import Tapes, alike, derivatives, pack, pulled
 
 TOGETHER = 2**18
 """Numbers that the rows of a Jacobian which are computed together may read."""
 DENSE_LIMIT = 1000
 """Programs with n + p + m at most this many variables and constraints are handled with matrices, others by products."""
+CREDIBLE = 1e-6
+"""Relative difference of two ways to compute the same value that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,15 @@ class NonlinearProgram:
         a layer asks for it at the start of each solve, since the functions may have changed.
         """
         return self._tapes.confirm(self, y, theta, values)
+
+    def credible(self, y: Tensor, theta: Theta, first: First) -> Tensor:
+        """Whether torch has the values at ``y`` that a tape gave, ``(B,)`` bool: in a tape zero times infinity is zero."""
+        if self._tapes.known(y, theta) is None:
+            return torch.ones_like(y[:, 0], dtype=torch.bool)
+        with torch.no_grad():
+            values = self.values(y, theta)
+        pairs = zip((first.f, first.h, first.g), values, strict=True)
+        return torch.stack([alike(a, b, CREDIBLE) for a, b in pairs]).all(0)
 
     @property
     def why_no_tape(self) -> list[str]:

@@ -274,10 +274,11 @@ def _slopes(total: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding, next to the largest entry of the same point; NaN equals NaN."""
-    if not b.numel():
-        return True
-    a, b = a.reshape(len(b), -1), b.reshape(len(b), -1)
-    size = torch.where(b.isfinite(), b.abs(), 0.0).amax(-1, keepdim=True)
-    same = ((a - b).abs() <= CLOSE * (1.0 + size)) | (a == b) | (a.isnan() & b.isnan())
-    return bool(same.all())
+    return bool(alike(a, b, CLOSE).all())
+
+
+def alike(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
+    """Points ``(B,)`` at which both (B, ...) are equal but for rounding, next to the largest entry; NaN equals NaN."""
+    a, b = a.reshape(len(b), b[:1].numel()), b.reshape(len(b), b[:1].numel())
+    size = torch.where(b.isfinite(), b.abs(), 0.0).sum(-1, keepdim=True)
+    return (((a - b).abs() <= tolerance * (1.0 + size)) | (a == b) | (a.isnan() & b.isnan())).all(-1)
