@@ -351,3 +351,48 @@ def test_segments_may_run_again() -> None:
     H = program.hessian_by_torch(y, theta, lam, mu)
     np.testing.assert_allclose(work[tape.hess_slot].T, H.numpy()[:, tape.hess_row, tape.hess_col], rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(gradient.T, program.first_by_torch(y, theta).gradient.numpy(), rtol=1e-9, atol=1e-10)
+
+
+def test_backward_through_a_tape_is_that_through_torch(monkeypatch) -> None:
+    """With bounds that move, a shared parameter, captured weights, and an element that fails."""
+    net, scale = torch.nn.Linear(3, 3), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def objective(y: Tensor, q: Tensor, w: Tensor) -> Tensor:
+        return ((y - net(q)) ** 2).sum() + scale * (w * y).cos().sum() + 0.0 * q.log().sum()
+
+    node = ddn.TorchProblem(
+        variable=(3,),
+        objective=objective,
+        equality=lambda y, q, w: y.sum() - (q * w).sum(),
+        inequality=lambda y, q, w: y[0] * y[1] - q[2],
+        lower=lambda q, w: -0.2 * q,
+        parameters=[(3,), (3,)],
+    )
+    layer = ddn.DeclarativeLayer(node, on_failure="nan")
+    q = torch.tensor(
+        [[0.3, 0.8, 0.5], [1.2, 0.1, 0.4], [-1.0, 0.5, 0.5], [0.6, 0.5, 0.1]], dtype=torch.float64, requires_grad=True
+    )
+    w = torch.tensor([0.5, 0.6, 0.7], dtype=torch.float64, requires_grad=True)
+    leaves = [q, w, scale, *net.parameters()]
+    used: list[bool] = []
+    by_tape = NonlinearProgram.pulled
+
+    def slopes() -> list[Tensor]:
+        y = layer(q, w)
+        assert y.isnan().any(-1).tolist() == [False, False, True, False]
+        return list(torch.autograd.grad(y.nan_to_num().square().sum(), leaves))
+
+    def watched(*args):
+        found = by_tape(*args)
+        used.append(found is not None)
+        return found
+
+    monkeypatch.setattr(NonlinearProgram, "pulled", watched)
+    found = slopes()
+    (program,) = node._programs.values()
+    assert not program.why_no_tape
+    assert used == [True]
+    monkeypatch.setattr(NonlinearProgram, "pulled", lambda *args: None)
+    for a, b in zip(found, slopes(), strict=True):
+        assert b.abs().amax() > 1e-3
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
