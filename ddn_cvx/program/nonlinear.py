@@ -19,6 +19,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ddn_cvx.kernels.tape import Tape
+from ddn_cvx.program.tape import Tapes, alike, derivatives, pack, pulled
+
 TOGETHER = 2**18
 """Numbers that the rows of a Jacobian which are computed together may read."""
 DENSE_LIMIT = 1000
@@ -27,6 +30,8 @@ BLOCKS_FROM = 8
 """Variables from which on it pays to ask whether the Hessian is block-diagonal."""
 COUPLED = 1e-13
 """What couples two blocks of a Hessian, relative to its rows, if it is more than rounding."""
+CREDIBLE = 1e-6
+"""Relative difference of two ways to compute the same value that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class Theta:
     def _map(self, change: Callable[[Tensor], Tensor]) -> Theta:
         pairs = zip(self.tensors, self.batched, strict=True)
         return Theta(tuple(change(t) if own else t for t, own in pairs), self.batched)
+
+    def follow(self) -> Theta:
+        """Copies that require grad."""
+        return Theta(tuple(t.detach().clone().requires_grad_() for t in self.tensors), self.batched)
 
     @property
     def requires_grad(self) -> bool:
@@ -139,6 +148,7 @@ class NonlinearProgram:
         self.has_bounds = box is not None
         self._evaluate, self._box = evaluate, box
         self._block: int | None = None
+        self._tapes = Tapes()
 
     @property
     def is_dense(self) -> bool:
@@ -150,6 +160,30 @@ class NonlinearProgram:
         if not len(y):
             return y.new_zeros(0), y.new_zeros(0, self.p), y.new_zeros(0, self.m)
         return self._evaluate(y, theta)
+
+    def tape(self, y: Tensor, theta: Theta, values: tuple[Tensor, Tensor, Tensor] | None = None) -> Tape | None:
+        """Values and derivatives as code that needs no Python, if it has the values of the functions at ``y`` (B, n), which
+        may be known already.
+
+        There is none for what is not in double precision and on the CPU, is too large, or cannot be traced
+        (``why_no_tape``). Once there is one, ``first`` and ``hessian`` use it where no gradient is asked for; a solver or
+        a layer asks for it at the start of each solve, since the functions may have changed.
+        """
+        return self._tapes.confirm(self, y, theta, values)
+
+    def credible(self, y: Tensor, theta: Theta, first: First) -> Tensor:
+        """Whether torch has the values at ``y`` that a tape gave, ``(B,)`` bool: in a tape zero times infinity is zero."""
+        if self._tapes.known(y, theta) is None:
+            return torch.ones_like(y[:, 0], dtype=torch.bool)
+        with torch.no_grad():
+            values = self.values(y, theta)
+        pairs = zip((first.f, first.h, first.g), values, strict=True)
+        return torch.stack([alike(a, b, CREDIBLE) for a, b in pairs]).all(0)
+
+    @property
+    def why_no_tape(self) -> list[str]:
+        """Why there is no tape for the parameters met so far, if so."""
+        return list(self._tapes.refused.values())
 
     def bounds(self, theta: Theta, like: Tensor) -> tuple[Tensor, Tensor]:
         """``lower, upper``, ``(B, n)`` each with the batch, dtype and device of ``like`` (B, n)."""
@@ -168,6 +202,14 @@ class NonlinearProgram:
 
     def first(self, y: Tensor, theta: Theta) -> First:
         """Values, gradient and Jacobians."""
+        traced = None if _wants_graph(y, theta) else self._tapes.known(y, theta)
+        if traced is None:
+            return self.first_by_torch(y, theta)
+        d = derivatives(self, traced.tape, pack(self, y, theta), 1)
+        return First(d.f, d.gradient, d.h, d.Jh, d.g, d.Jg)
+
+    def first_by_torch(self, y: Tensor, theta: Theta) -> First:
+        """The same by torch's own derivatives, whether there is a tape or not."""
         keep = _wants_graph(y, theta)
         with torch.enable_grad():
             point = _leaf(y, keep)
@@ -188,6 +230,13 @@ class NonlinearProgram:
 
     def hessian(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor) -> Tensor:
         """Hessian of the Lagrangian, ``(B, n, n)``, symmetric."""
+        traced = None if _wants_graph(y, theta, lam, mu) else self._tapes.known(y, theta)
+        if traced is None:
+            return self.hessian_by_torch(y, theta, lam, mu)
+        return derivatives(self, traced.tape, pack(self, y, theta, lam, mu), 2).H
+
+    def hessian_by_torch(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor) -> Tensor:
+        """The same by torch's own derivatives, whether there is a tape or not."""
         keep = _wants_graph(y, theta, lam, mu)
         with torch.enable_grad():
             point = _leaf(y, keep)
@@ -233,6 +282,16 @@ class NonlinearProgram:
         scale = torch.maximum(scale, 1e-3 * scale.amax((1, 2), keepdim=True))
         off = (products[:, size].reshape(expected.shape) - expected).abs() > COUPLED * scale
         return blocks, off.flatten(1).any(-1)
+
+    def pulled(
+        self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor, u: Tensor, a: Tensor, b: Tensor
+    ) -> list[Tensor] | None:
+        """Derivatives of ``Σ u . grad L + a . h + b . g`` with respect to the parameters, if there is a tape for them and no
+        graph is wanted."""
+        traced = None if _wants_graph(y, theta, lam, mu, u, a, b) else self._tapes.known(y, theta)
+        if traced is None or traced.pull is None:
+            return None
+        return pulled(self, traced.pull, pack(self, y, theta, lam, mu, u, a, b), theta)
 
     def hvp(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor, v: Tensor) -> Tensor:
         """Hessian of the Lagrangian times ``v`` (B, n), without forming it."""
