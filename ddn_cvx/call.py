@@ -96,9 +96,7 @@ class Call:
         if factor is not None and (complete or bool((ok == usable).all())):
             self.factors.keep(data.P, data.A, v, ok, factor)
         where = (data.P, data.A, v, ok)
-        self.report = Report(
-            x, point.y, point.s, value, status, raw.iterations, point.residuals, values, where, complete
-        )
+        self.report = Report(x, point.y, point.s, value, status, raw.iterations, point.residuals, values, where, complete)
         return x, v, ok
 
     def _improve(self, instance: Instance, raw: RawSolution, finite: Tensor) -> tuple[Point, KKT | None, Tensor]:

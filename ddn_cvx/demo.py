@@ -118,9 +118,7 @@ def _plot(
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     left.plot(losses, color="tab:blue", label="learned weights (training batches)")
     left.axhline(constant, color="tab:orange", linestyle="--", label="best single weight (test)")
-    left.set(
-        xlabel="step", ylabel="mean squared error", title="training through the optimisation problem", ylim=(0, None)
-    )
+    left.set(xlabel="step", ylabel="mean squared error", title="training through the optimisation problem", ylim=(0, None))
     left.legend()
     right.plot(noisy, ".", color="0.6", label="noisy")
     right.step(range(len(clean)), clean, where="mid", color="black", label="clean")

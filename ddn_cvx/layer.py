@@ -43,6 +43,7 @@ Declared = TorchProblem | FixedPoint | Root | ODE
 """Problems in torch functions, which say themselves what their parameters and variables are."""
 AnySolver = Solver | NonlinearSolver | RootSolver | Torchdiffeq
 
+
 class DeclarativeLayer(nn.Module):
     """An optimisation problem as a layer: ``layer(*parameters) -> optimal variables``.
 

@@ -96,7 +96,6 @@ class OdeCall:
         (end,) = self.solver.integrate(lambda s, state: (self.slope(s, state[0], some),), (y[rows],))
         return torch.zeros_like(y).index_copy(0, rows, end), good
 
-
     def _probe(self, theta: Theta) -> None:
         """Look at the functions once, and at what they depend on."""
         functions, node, layout = self.node.functions, self.node, self.layout

@@ -132,9 +132,7 @@ class _SolutionMap(torch.autograd.Function):
     at."""
 
     @staticmethod
-    def forward(
-        ctx: Any, adjoint: DiffcpAdjoint, solve: Solve, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, adjoint: DiffcpAdjoint, solve: Solve, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tensors = tuple(t.detach() for t in tensors)
         x, v, ok = solve(ConicData(*tensors[:4]), *tensors[4:])
         ctx.adjoint, ctx.program = adjoint, solve.program

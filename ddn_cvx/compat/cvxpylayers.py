@@ -196,9 +196,7 @@ class CvxpyLayer(nn.Module):
             raise InputError(f"Inconsistent batch sizes: all batched parameters must have the same, got {sizes}.")
 
 
-def _check_declaration(
-    problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]
-) -> None:
+def _check_declaration(problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]) -> None:
     if not isinstance(problem, cp.Problem):
         raise DeclarationError(f"problem must be a cvxpy.Problem, got {type(problem).__name__}.")
     for name, given in (("parameters", parameters), ("variables", variables)):

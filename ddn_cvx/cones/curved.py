@@ -155,8 +155,7 @@ class _Factor(torch.autograd.Function):
 
 def _batch_first(info: Any, in_dims: tuple[Any, ...], tensors: list[Tensor]) -> list[Tensor]:
     return [
-        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
-        for t, d in zip(tensors, in_dims, strict=True)
+        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims, strict=True)
     ]
 
 

@@ -87,9 +87,7 @@ class _Compiler:
 
         steps = [Step(name, node, tuple(map(slot, operands))) for name, node, operands in self.steps]
         shapes = [tuple(expr.shape) for expr in expressions]
-        return Evaluator(
-            list(self.leaves.values()), self.inputs, self.constants, steps, list(map(slot, outputs)), shapes
-        )
+        return Evaluator(list(self.leaves.values()), self.inputs, self.constants, steps, list(map(slot, outputs)), shapes)
 
     def operand(self, item: Expression | Array) -> Reference:
         """The reference of an expression or array, folding it if it is constant."""

@@ -147,9 +147,7 @@ def _problem_data(pp: ParamConeProg) -> tuple[ConicProgram, sp.csr_array]:
     return ConicProgram(P, A, cones, np.zeros(n, bool)), sp.csr_array(sp.vstack([P_map, q[:n], q[n : n + 1], A_map, b_map]))
 
 
-def _parameter_sources(
-    pp: ParamConeProg, chain: Any, parameters: Sequence[cp.Parameter]
-) -> list[tuple[int, LinearSource]]:
+def _parameter_sources(pp: ParamConeProg, chain: Any, parameters: Sequence[cp.Parameter]) -> list[tuple[int, LinearSource]]:
     sources: dict[int, dict[str, LinearSource]] = {
         p.id: {part: _root(k, p, part) for part in ("real", "imag")} for k, p in enumerate(parameters)
     }

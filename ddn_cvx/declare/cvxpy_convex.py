@@ -235,9 +235,7 @@ class ConvexProblem:
                 good = good & (_rows(values[k]) > 0).all(1)
         return good
 
-    def inspect(
-        self, values: Sequence[Tensor], u: Tensor, point: Point, tolerance: float
-    ) -> tuple[Tensor, Tensor]:
+    def inspect(self, values: Sequence[Tensor], u: Tensor, point: Point, tolerance: float) -> tuple[Tensor, Tensor]:
         """The declared objective ``(B,)`` and the largest relative violation ``(B,)`` at a candidate solution."""
         x, y, canonical = point.x, point.y, point.value
         if self._elimination.has_constant:

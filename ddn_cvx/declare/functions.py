@@ -218,9 +218,7 @@ def unpack(shapes: Mapping[str, Shape], y: Tensor) -> dict[str, Tensor]:
     return {k: p.reshape((*y.shape[:-1], *s)) for (k, s), p in zip(shapes.items(), parts, strict=True)}
 
 
-def over_batch(
-    function: Function, tensors: Sequence[Tensor], own: Sequence[bool], captured: Captured, batched: bool
-) -> Any:
+def over_batch(function: Function, tensors: Sequence[Tensor], own: Sequence[bool], captured: Captured, batched: bool) -> Any:
     """``function`` of a batch, of which some tensors are shared; the last of them are what was captured.
 
     Raises

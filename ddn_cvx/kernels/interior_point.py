@@ -90,9 +90,7 @@ def _scale(structure: Any, A: Any, b: Any, scaled: Any, right: Any, size: Any) -
 
 
 @inner
-def _iterate(
-    structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, work: Any
-) -> tuple[bool, int]:
+def _iterate(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, work: Any) -> tuple[bool, int]:
     _, _, _, _, _, vectors, sides = work
     rx, dx = vectors[0], vectors[1]
     rz, dy, ds, rc, weight = sides[0], sides[1], sides[2], sides[3], sides[4]
@@ -218,9 +216,7 @@ def _factor(structure: Any, A: Any, weight: Any, P: Any, work: Any) -> bool:
 
 
 @inner
-def _direction(
-    structure: Any, A: Any, weight: Any, s: Any, work: Any, rx: Any, rz: Any, rc: Any, dx: Any, dy: Any
-) -> None:
+def _direction(structure: Any, A: Any, weight: Any, s: Any, work: Any, rx: Any, rz: Any, rc: Any, dx: Any, dy: Any) -> None:
     """The Newton step for residuals rx, rz and ``s ds' y dy' = -rc``; dy holds both kinds of multipliers."""
     H, _, _, V, S, _, sides = work
     moved, multiplier = sides[5], sides[6]

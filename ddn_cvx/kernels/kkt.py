@@ -274,9 +274,7 @@ def reverse_once(
 
 
 @inner
-def _reverse(
-    structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, g: Any, h: Any, u: Any, w: Any
-) -> None:
+def _reverse(structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, g: Any, h: Any, u: Any, w: Any) -> None:
     order, top, low = parts[1], scratch[2][5], scratch[3][3]
     copy(g, top)
     add_At(structure, A, 1.0, h, top)

@@ -50,9 +50,7 @@ class Structure(NamedTuple):
         P_starts, A_starts = (np.searchsorted(t, np.arange(n + 1)) for t in (P_cols, A_cols))
         P_runs = _has_runs(P_rows, P_starts) and bool((P_rows[P_starts[1:] - 1] == np.arange(n)).all())
         A_runs = _has_runs(A_rows, A_starts)
-        return Structure(
-            n, m, zero, P_rows, P_cols, P_starts, A_rows, A_cols, A_starts, bound, P_runs, A_runs, separable
-        )
+        return Structure(n, m, zero, P_rows, P_cols, P_starts, A_rows, A_cols, A_starts, bound, P_runs, A_runs, separable)
 
 
 def _has_runs(rows: Integers, starts: Integers) -> bool:

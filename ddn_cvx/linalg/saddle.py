@@ -66,9 +66,7 @@ class CondensedFactor:
         Use no weights where H is well positive definite by itself: a factorisation more, and better conditioned solutions.
     """
 
-    def __init__(
-        self, H: Tensor, A: Tensor, D: Tensor | None = None, size: Tensor | None = None, sparing: bool = False
-    ):
+    def __init__(self, H: Tensor, A: Tensor, D: Tensor | None = None, size: Tensor | None = None, sparing: bool = False):
         D = torch.zeros_like(A[..., 0]) if D is None else D
         self._set(_factorise(H, A, D, H.abs().amax(-1) if size is None and A.shape[1] else size, sparing))
 

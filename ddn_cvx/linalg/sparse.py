@@ -64,7 +64,7 @@ class SparseKKT:
         ]
         counts = np.array([e.null for e in self.elements], bool).reshape(-1, 2)
         self.null = NullSpace(*(torch.from_numpy(c.copy()).to(self.device) for c in counts.T))
-        
+
     def forward(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """``(a, c)`` with ``J (a, c) = (r, t)``; r (B, n, k), t (B, m, k)."""
         return self._map(_Element.forward, r, t)

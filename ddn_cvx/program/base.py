@@ -66,9 +66,7 @@ class ConvexNode(Binding, Protocol):
     def admissible(self, values: Sequence[Tensor]) -> Tensor:
         """Whether the parameters have their declared attributes, ``(B,)`` bool."""
 
-    def inspect(
-        self, values: Sequence[Tensor], u: Tensor, point: Point, tolerance: float
-    ) -> tuple[Tensor, Tensor]:
+    def inspect(self, values: Sequence[Tensor], u: Tensor, point: Point, tolerance: float) -> tuple[Tensor, Tensor]:
         """The problem as declared at a candidate solution: objective value and largest relative violation, ``(B,)``;
         an objective that differs from its canonical value counts as a violation. ``u`` is the parameter vector (B, k)."""
 

@@ -19,6 +19,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ddn_cvx.kernels.tape import Tape
+from ddn_cvx.program.tape import Tapes, derivatives, pack
+
 TOGETHER = 2**18
 """Numbers that the rows of a Jacobian which are computed together may read."""
 DENSE_LIMIT = 1000
@@ -125,6 +128,7 @@ class NonlinearProgram:
         self.n, self.p, self.m, self.residuals = n, p, m, residuals
         self.has_bounds = box is not None
         self._evaluate, self._box = evaluate, box
+        self._tapes = Tapes()
 
     @property
     def is_dense(self) -> bool:
@@ -136,6 +140,20 @@ class NonlinearProgram:
         if not len(y):
             return y.new_zeros(0), y.new_zeros(0, self.p), y.new_zeros(0, self.m)
         return self._evaluate(y, theta)
+
+    def tape(self, y: Tensor, theta: Theta) -> Tape | None:
+        """Values and derivatives as code that needs no Python, if it has the values of the functions at ``y`` (B, n).
+
+        There is none for what is not in double precision and on the CPU, is too large, or cannot be traced
+        (``why_no_tape``). Once there is one, ``first`` and ``hessian`` use it where no gradient is asked for; a solver or
+        a layer asks for it at the start of each solve, since the functions may have changed.
+        """
+        return self._tapes.confirm(self, y, theta)
+
+    @property
+    def why_no_tape(self) -> list[str]:
+        """Why there is no tape for the parameters met so far, if so."""
+        return list(self._tapes.refused.values())
 
     def bounds(self, theta: Theta, like: Tensor) -> tuple[Tensor, Tensor]:
         """``lower, upper``, ``(B, n)`` each with the batch, dtype and device of ``like`` (B, n)."""
@@ -154,6 +172,14 @@ class NonlinearProgram:
 
     def first(self, y: Tensor, theta: Theta) -> First:
         """Values, gradient and Jacobians."""
+        tape = None if _wants_graph(y, theta) else self._tapes.known(y, theta)
+        if tape is None:
+            return self.first_by_torch(y, theta)
+        d = derivatives(self, tape, pack(self, y, theta), 1)
+        return First(d.f, d.gradient, d.h, d.Jh, d.g, d.Jg)
+
+    def first_by_torch(self, y: Tensor, theta: Theta) -> First:
+        """The same by torch's own derivatives, whether there is a tape or not."""
         keep = _wants_graph(y, theta)
         with torch.enable_grad():
             point = _leaf(y, keep)
@@ -174,6 +200,13 @@ class NonlinearProgram:
 
     def hessian(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor) -> Tensor:
         """Hessian of the Lagrangian, ``(B, n, n)``, symmetric."""
+        tape = None if _wants_graph(y, theta, lam, mu) else self._tapes.known(y, theta)
+        if tape is None:
+            return self.hessian_by_torch(y, theta, lam, mu)
+        return derivatives(self, tape, pack(self, y, theta, lam, mu), 2).H
+
+    def hessian_by_torch(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor) -> Tensor:
+        """The same by torch's own derivatives, whether there is a tape or not."""
         keep = _wants_graph(y, theta, lam, mu)
         with torch.enable_grad():
             point = _leaf(y, keep)

@@ -136,8 +136,6 @@ def _cones(cones: Product) -> list[Any]:
         "soc": lambda k: clarabel.SecondOrderConeT(k) if k > 1 else clarabel.NonnegativeConeT(k),
         "psd": clarabel.PSDTriangleConeT,
         "exp": lambda _: clarabel.ExponentialConeT(),
-        "power": lambda alpha: (
-            clarabel.PowerConeT(alpha[0]) if len(alpha) == 2 else clarabel.GenPowerConeT(alpha, 1)
-        ),
+        "power": lambda alpha: clarabel.PowerConeT(alpha[0]) if len(alpha) == 2 else clarabel.GenPowerConeT(alpha, 1),
     }
     return [make[block.kind](block.extra) for block in cones.blocks()]

@@ -47,8 +47,7 @@ _TIGHT: dict[str, dict[str, Any]] = {
 # The options of solvers that would ignore an unknown one in silence. The other solvers complain themselves.
 _KNOWN = {
     "CVXOPT": "abstol reltol feastol max_iters maxiters refinement kktsolver",
-    "DAQP": "primal_tol dual_tol zero_tol pivot_tol progress_tol cycle_tol iter_limit fval_bound eps_prox "
-    "eta_prox",
+    "DAQP": "primal_tol dual_tol zero_tol pivot_tol progress_tol cycle_tol iter_limit fval_bound eps_prox eta_prox",
     "GLPK": "glpk",
     "QOCO": "abstol reltol abstol_inacc reltol_inacc max_iters ruiz_iters max_ir_iters ir_tol kkt_static_reg_P "
     "kkt_static_reg_A kkt_static_reg_G kkt_dynamic_reg algebra",
@@ -171,9 +170,7 @@ class CvxpySolver(Solver):
         status = _STATUS.get(problem.status, Status.NUMERICAL_ERROR)
         if x.value is None or any(c.dual_value is None for c in constraints):
             if status in (Status.SOLVED, Status.INACCURATE):
-                raise InputError(
-                    f"solver '{self.solver}' returns no dual variables, which derivatives need; choose another"
-                )
+                raise InputError(f"solver '{self.solver}' returns no dual variables, which derivatives need; choose another")
             return Answer(status, 0, np.nan, np.nan, np.nan)
         y = np.concatenate([recover(c) for c, recover in zip(constraints, read, strict=True)])
         return Answer(status, int(problem.solver_stats.num_iters or 0), x.value, y, b - matrix @ x.value)

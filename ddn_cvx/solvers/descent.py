@@ -82,9 +82,7 @@ def check_positive(name: str, options: dict[str, object]) -> None:
             raise InputError(f"option '{option}' of {name} must be a number above 0, got {value!r}")
 
 
-def descend(
-    program: NonlinearProgram, theta: Theta, start: Tensor, directions: Directions, goal: Goal
-) -> NonlinearPoint:
+def descend(program: NonlinearProgram, theta: Theta, start: Tensor, directions: Directions, goal: Goal) -> NonlinearPoint:
     """Minimise from ``start`` ``(B, n)``."""
     f, slope = _evaluate(program, theta, start)
     row = torch.arange(len(start), device=start.device)

@@ -49,9 +49,7 @@ class Diffcp(Solver):
     def __post_init__(self) -> None:
         require_positive(self, "eps", *([] if self.max_iters is None else ["max_iters"]))
         if self.solve_method not in _OPTIONS:
-            raise InputError(
-                f"option 'solve_method' of 'diffcp' must be one of {[*_OPTIONS]}, got {self.solve_method!r}"
-            )
+            raise InputError(f"option 'solve_method' of 'diffcp' must be one of {[*_OPTIONS]}, got {self.solve_method!r}")
 
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()

@@ -89,9 +89,7 @@ class ECOS(Solver):
                 raise KeyboardInterrupt
             y = np.concatenate([found["y"], found["z"]])[back]
             s = np.concatenate([np.zeros(cones.zero), found["s"]])[back]
-            return Answer(
-                _STATUS.get(status, Status.NUMERICAL_ERROR), found["info"]["iter"], found["x"], y, s
-            )
+            return Answer(_STATUS.get(status, Status.NUMERICAL_ERROR), found["info"]["iter"], found["x"], y, s)
 
         def worker() -> Callable[[int], Answer]:
             return one

@@ -117,9 +117,7 @@ def closed_form(program: ConicProgram, data: ConicData) -> RawSolution:
         s, otherwise = b, Status.UNBOUNDED
         error, size = program.P_times(P, x) + q, q
         error[(eigenvalues < -least).any(-1)] = torch.inf  # concave in some direction
-    solved = finite & (
-        torch.linalg.vector_norm(error, dim=-1) <= EXACT * (1 + torch.linalg.vector_norm(size, dim=-1))
-    )
+    solved = finite & (torch.linalg.vector_norm(error, dim=-1) <= EXACT * (1 + torch.linalg.vector_norm(size, dim=-1)))
     raw.status[:] = torch.where(solved, int(Status.SOLVED), int(otherwise))
     raw.status[~finite] = int(Status.INVALID_DATA)
     for vector, value in ((raw.x, x), (raw.s, s), (raw.y, torch.zeros_like(b))):
@@ -163,6 +161,4 @@ def require_positive(solver: Solver, *names: str) -> None:
     for option in names:
         value = getattr(solver, option)
         if not isinstance(value, (int, float)) or not value > 0:
-            raise InputError(
-                f"option '{option}' of solver '{solver.name}' must be a number above 0, got {value!r}"
-            )
+            raise InputError(f"option '{option}' of solver '{solver.name}' must be a number above 0, got {value!r}")

@@ -65,9 +65,7 @@ class Equilibration:
         factor, cost = np.exp2(d), np.exp2(c)
         D, E = factor[:, : self.n], factor[:, self.row_group]
         pair = factor[:, self.i] * factor[:, self.j]
-        return Scaled(
-            P * pair[:, : self.nnz_P] * cost, q * D * cost, A * pair[:, self.nnz_P :], b * E, D, E, cost
-        )
+        return Scaled(P * pair[:, : self.nnz_P] * cost, q * D * cost, A * pair[:, self.nnz_P :], b * E, D, E, cost)
 
     def _exponents(self, matrix: Exponents, q: Exponents) -> tuple[Exponents, Exponents]:
         """Exponents of the factors of all groups ``(B, groups)`` and of the cost ``(B, 1)``."""

@@ -153,7 +153,13 @@ class Found(NamedTuple):
 
 
 def search(
-    form: BarrierForm, system: NewtonSystem, old: Iterate, at: Derivatives, step: Step, fraction: Tensor, filter_: Filter,
+    form: BarrierForm,
+    system: NewtonSystem,
+    old: Iterate,
+    at: Derivatives,
+    step: Step,
+    fraction: Tensor,
+    filter_: Filter,
     error: Tensor,
 ) -> Found:
     """Find the step to take along ``step``; ``fraction`` (B, 1) is the part of the way to the boundary it may go.
@@ -198,8 +204,15 @@ class _Element(NamedTuple):
 
 
 def _retry(
-    form: BarrierForm, system: NewtonSystem, trial: Values, element: _Element, full: Iterate, old: Iterate, step: Step,
-    filter_: Filter, test: _Test,
+    form: BarrierForm,
+    system: NewtonSystem,
+    trial: Values,
+    element: _Element,
+    full: Iterate,
+    old: Iterate,
+    step: Step,
+    filter_: Filter,
+    test: _Test,
 ) -> tuple[Iterate, Tensor, Tensor]:
     """For elements that refused the full step: the iterate they take, whether there is none, and descents of phi.
 

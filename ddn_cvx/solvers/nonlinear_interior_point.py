@@ -104,8 +104,13 @@ class _Run:
     """One solve of a batch."""
 
     def __init__(
-        self, options: NonlinearInteriorPoint, program: NonlinearProgram, theta: Theta, start: Tensor,
-        warm: NonlinearPoint | None, may_restart: bool = True,
+        self,
+        options: NonlinearInteriorPoint,
+        program: NonlinearProgram,
+        theta: Theta,
+        start: Tensor,
+        warm: NonlinearPoint | None,
+        may_restart: bool = True,
     ):
         self.options, self.program, self.may_restart = options, program, may_restart
         eps = torch.finfo(start.dtype).eps
@@ -181,7 +186,9 @@ class _Run:
                 rows = torch.nonzero(failed).flatten()
                 changed = self._rescue(form.take(rows), take(iterate, rows), take(at, rows), take(record, rows))
                 iterate, at, record = (
-                    put(iterate, rows, changed[0]), put(at, rows, changed[1]), put(record, rows, changed[2])
+                    put(iterate, rows, changed[0]),
+                    put(at, rows, changed[1]),
+                    put(record, rows, changed[2]),
                 )
                 filter_ = filter_.clear(failed)
 

@@ -80,11 +80,7 @@ class SCS(Solver):
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()
         higher = [alpha for alpha in program.cones.power if len(alpha) > 2]
-        return (
-            f"SCS has three-dimensional power cones only, here is one with exponents {higher[0]}"
-            if higher
-            else None
-        )
+        return f"SCS has three-dimensional power cones only, here is one with exponents {higher[0]}" if higher else None
 
     def solve(
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
@@ -115,17 +111,13 @@ class SCS(Solver):
                 status = found["info"]["status_val"]
                 if status == _SIGINT:
                     raise KeyboardInterrupt
-                return Answer(
-                    _STATUS[status], found["info"]["iter"], found["x"], found["y"][back], found["s"][back]
-                )
+                return Answer(_STATUS[status], found["info"]["iter"], found["x"], found["y"][back], found["s"][back])
 
             return one
 
         return solve_each(program, data, worker, workspace, self.threads)
 
-    def _solver(
-        self, program: ConicProgram, order: RowOrder, P: Floats, q: Floats, A: Floats, b: Floats
-    ) -> Any:
+    def _solver(self, program: ConicProgram, order: RowOrder, P: Floats, q: Floats, A: Floats, b: Floats) -> Any:
         def matrix(values: Floats, pattern: Any) -> sp.csc_matrix:
             return sp.csc_matrix((values, pattern.rows, pattern.indptr), shape=pattern.shape)
 
