@@ -146,8 +146,26 @@ def solve_batch(
             work[slot, i] = tape.constants[slot]
     lanes, right = bank(tape, layout, LANES), np.empty(layout.n + layout.p + layout.m)
     _solve(
-        first, last, tape, layout, options, theta, start, lower, upper, warm, y, lam, mu, z, status, iterations,
-        work, alone, lanes, right
+        first,
+        last,
+        tape,
+        layout,
+        options,
+        theta,
+        start,
+        lower,
+        upper,
+        warm,
+        y,
+        lam,
+        mu,
+        z,
+        status,
+        iterations,
+        work,
+        alone,
+        lanes,
+        right,
     )
 
 
