@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddn_cvx.kernels.jit import inner, jit
+from ddn_cvx.kernels.jit import inner, jit, lean
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -63,7 +63,7 @@ class Tape(NamedTuple):
     """The Hessian's lower triangle with the diagonal."""
 
 
-@inner
+@lean
 def run(code: Any, work: Any) -> None:
     """Execute ``code`` (k, 4) for all lanes of ``work`` (slots, lanes)."""
     lanes = range(work.shape[1])
@@ -97,7 +97,7 @@ def run(code: Any, work: Any) -> None:
             _seldom(op, out, a, b)
 
 
-@inner
+@lean
 def _seldom(op: int, out: Any, a: Any, b: Any) -> None:
     """The operations that take so long that a call more does not matter."""
     lanes = range(len(out))
