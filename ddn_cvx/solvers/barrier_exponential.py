@@ -29,18 +29,15 @@ class Exponential(Nonsymmetric):
         psi = z2 - z1 - z1 * ratio
         return torch.stack((ratio / psi - 1 / z1, -1 / psi, (z1 / psi - 1) / z3), -1)
 
-    def hessian(self, z: Tensor) -> Tensor:
+    def hessian_root(self, z: Tensor) -> Tensor:
         z1, z2, z3 = z.unbind(-1)
-        ratio = (-z3 / z1).log()
+        ratio, zero = (-z3 / z1).log(), torch.zeros_like(z1)
         psi = z2 - z1 - z1 * ratio
-        a, b = 1 / psi, z1 / z3
-        h11 = (1 / z1 - a) / z1 + (ratio * a) ** 2
-        h12 = -ratio * a * a
-        h13 = a / z3 * (1 + ratio * z1 * a)
-        h22 = a * a
-        h23 = -b * a * a
-        h33 = ((1 - z1 * a) / z3) / z3 + (b * a) ** 2
-        return torch.stack((h11, h12, h13, h12, h22, h23, h13, h23, h33), -1).unflatten(-1, (3, 3))
+        bend = -(-1 / (z1 * psi)).sqrt()
+        slope = torch.stack((-ratio / psi, 1 / psi, -z1 / z3 / psi), -1)
+        curve = torch.stack((bend, zero, -bend * z1 / z3), -1)
+        own = torch.stack((torch.stack((1 / z1, zero, zero), -1), torch.stack((zero, zero, 1 / z3), -1)), -1)
+        return torch.cat((slope.unsqueeze(-1), curve.unsqueeze(-1), own), -1)
 
     def third(self, z: Tensor, a: Tensor, b: Tensor) -> Tensor:
         z1, z2, z3 = z.unbind(-1)

@@ -1,13 +1,14 @@
 """Cones that are not their own duals: the scaling, the third-order correction and the way to the boundary they share.
 
 Only ``f*`` has a closed form here, on the dual cone; the gradient of f at a slack is the solution of an equation in one
-variable.  With shadows ``s~ = -∇f*(z)``, ``z~ = -∇f(s)`` and ``μ = s'z / ν``, ``μ~ = s~'z~ / ν >= 1 / μ``, the scaling of Tunçel
-(2001) and Dahl & Andersen (2021) is the quasi-Newton update of ``μ ∇²f*(z)`` with ``Hz = s`` and ``Hz~ = s~``.  Its rank is
-three in three dimensions,
+variable.  With shadows ``s~ = -∇f*(z)``, ``z~ = -∇f(s)`` and ``μ = s'z / ν``, the scaling of Tunçel (2001) and Dahl & Andersen
+(2021) is the quasi-Newton update of ``H0 = μ ∇²f*(z)`` with ``Hz = s`` and ``Hz~ = s~``:
 
-    H = s s' / s'z + δs δs' / δs'δz + t a a',      δs = s - μ s~,   δz = z - μ z~,
+    H = s s' / s'z + δs δs' / δs'δz + H0 - H0 V (V'H0 V)^-1 V'H0,      δs = s - μ s~,   δz = z - μ z~,   V = [z, δz].
 
-with a orthogonal to z and z~.  Where s and z are on the central path, or next to rounding, H is ``μ ∇²f*(z)`` itself.
+Close to the boundary the condition of H is that of 1 / μ², and entries of H would be all rounding.  Therefore H is never
+formed: ``∇²f*(z) = JJ'`` and ``H = KK'`` are products of known matrices, and their Cholesky factors are found from J and
+K by orthogonalising rows.  Next to the central path, where δs is rounding, H is H0 itself.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class _Factor(Scaling):
 
     L: Tensor
     inverse: Tensor
+    hessian_inverse: Tensor
+    """Of the Cholesky factor of ``∇²f*(z)``."""
 
     def down(self, v: Tensor) -> Tensor:
         return (self.inverse * v.unsqueeze(-2)).sum(-1)
@@ -50,8 +53,8 @@ class Nonsymmetric(Barrier):
         """``∇f*(z)``."""
 
     @abstractmethod
-    def hessian(self, z: Tensor) -> Tensor:
-        """``∇²f*(z)``, with two dimensions in the place of the last one."""
+    def hessian_root(self, z: Tensor) -> Tensor:
+        """J with ``JJ' = ∇²f*(z)``, ``(..., dim, k)`` in the place of ``(..., dim)``."""
 
     @abstractmethod
     def third(self, z: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -62,60 +65,53 @@ class Nonsymmetric(Barrier):
         """``∇f(s)``."""
 
     def scaling(self, s: Tensor, z: Tensor) -> Scaling:
-        shadow_s, hessian, nu = -self.gradient(z), self.hessian(z), self.degree / self.number
-        shadow_z = -self.primal_gradient(s)
-        mu = _dot(s, z) / nu
-        H = mu.unsqueeze(-1) * hessian
+        shadow_s, shadow_z = -self.gradient(z), -self.primal_gradient(s)
+        sz = _dot(s, z)
+        mu = sz * (self.number / self.degree)
         delta_s, delta_z = s - mu * shadow_s, z - mu * shadow_z
-        H, kept = _secant(mu.unsqueeze(-1) * hessian, s, z, delta_s, delta_z)
-        L = _cholesky(H)
-        kept &= (L.diagonal(dim1=-2, dim2=-1) > 0).all(-1, keepdim=True).unsqueeze(-1)
-        L = torch.where(kept, L, _cholesky(hessian) * mu.sqrt().unsqueeze(-1))
-        return _Factor(L, _inverse(L))
+        dsz = _dot(delta_s, delta_z)
+        hessian = _triangle(self.hessian_root(z))
+        L0 = mu.sqrt().unsqueeze(-1) * hessian
+        # L0 on what is orthogonal to L0'z and L0'δz.
+        first = _unit((L0.mT * z.unsqueeze(-2)).sum(-1))
+        second = (L0.mT * delta_z.unsqueeze(-2)).sum(-1)
+        second = _unit(second - first * _dot(first, second))
+        rest = L0
+        for q in (first, second):
+            rest = rest - (rest * q.unsqueeze(-2)).sum(-1, keepdim=True) * q.unsqueeze(-2)
+        K = torch.cat((torch.stack((s / sz.sqrt(), delta_s / dsz.sqrt()), -1), rest), -1)
+        L = _triangle(K)
+        eps = torch.finfo(s.dtype).eps
+        curved = (dsz > eps**0.75 * sz).unsqueeze(-1) & L.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+        L = torch.where(curved, L, L0)
+        return _Factor(L, _inverse(L), _inverse(hessian))
 
     def target(self, W: Scaling, s: Tensor, z: Tensor, centring: Tensor, ds: Tensor, dz: Tensor) -> Tensor:
-        L = _cholesky(self.hessian(z))
-        inverse = _inverse(L)
+        assert isinstance(W, _Factor)
+        inverse = W.hessian_inverse
         b = (inverse.mT * (inverse * ds.unsqueeze(-2)).sum(-1).unsqueeze(-2)).sum(-1)
         return s + centring * self.gradient(z) - self.third(z, dz, b) / 2
-
-
-def _secant(H: Tensor, s: Tensor, z: Tensor, delta_s: Tensor, delta_z: Tensor) -> tuple[Tensor, Tensor]:
-    """The update of H that maps z to s and δz to δs, which is orthogonal to z, and where that is well defined."""
-    V = torch.stack((z, delta_z), -1)
-    HV = H @ V
-    D = V.mT @ HV
-    det, sz, dsz = _det(D)[..., None, None], _dot(s, z).unsqueeze(-1), _dot(delta_s, delta_z).unsqueeze(-1)
-    eps = torch.finfo(H.dtype).eps
-    good = (dsz > eps**0.75 * sz) & (det > eps**0.75 * (D[..., 0, 0] * D[..., 1, 1])[..., None, None])
-    new = H + _outer(s) / sz + _outer(delta_s) / dsz - HV @ _adjugate(D) @ HV.mT / det
-    return torch.where(good, (new + new.mT) / 2, H), good
-
-
-def _outer(v: Tensor) -> Tensor:
-    return v.unsqueeze(-1) * v.unsqueeze(-2)
-
-
-def _det(M: Tensor) -> Tensor:
-    return M[..., 0, 0] * M[..., 1, 1] - M[..., 0, 1] * M[..., 1, 0]
-
-
-def _adjugate(M: Tensor) -> Tensor:
-    off = -(M[..., 0, 1] + M[..., 1, 0]) / 2
-    return torch.stack((torch.stack((M[..., 1, 1], off), -1), torch.stack((off, M[..., 0, 0]), -1)), -2)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1, keepdim=True)
 
 
-def _cholesky(H: Tensor) -> Tensor:
-    """Column by column for all cones at once: there may be thousands, of a few rows each."""
-    L = torch.zeros_like(H)
-    for j in range(H.shape[-1]):
-        column = H[..., j:, j] - (L[..., j:, :j] * L[..., j : j + 1, :j]).sum(-1)
-        L[..., j:, j] = column / column[..., :1].sqrt()
-    return L
+def _unit(v: Tensor) -> Tensor:
+    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def _triangle(J: Tensor) -> Tensor:
+    """The Cholesky factor of ``JJ'`` by the modified Gram–Schmidt process, row by row for all cones at once."""
+    columns = []
+    for i in range(J.shape[-2]):
+        norm = torch.linalg.vector_norm(J[..., i, :], dim=-1, keepdim=True)
+        q = J[..., i, :] / norm
+        below = J[..., i + 1 :, :]
+        along = (below * q.unsqueeze(-2)).sum(-1)
+        columns.append(torch.cat((torch.zeros_like(J[..., :i, 0]), norm, along), -1))
+        J = torch.cat((J[..., : i + 1, :], below - along.unsqueeze(-1) * q.unsqueeze(-2)), -2)
+    return torch.stack(columns, -1)
 
 
 def _inverse(L: Tensor) -> Tensor:

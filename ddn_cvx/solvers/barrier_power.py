@@ -28,21 +28,23 @@ class Power(Nonsymmetric):
         return torch.cat(((1 + self.alpha).sqrt(), torch.zeros_like(self.alpha[:, :1])), 1)
 
     def gradient(self, z: Tensor) -> Tensor:
-        u, w, phi, psi = self._parts(z)
-        return torch.cat((-(2 * self.alpha * phi / psi + 1 - self.alpha) / u, 2 * w / psi), -1)
+        u, w, root, psi = self._parts(z)
+        return torch.cat((-(2 * self.alpha * root * root / psi + 1 - self.alpha) / u, 2 * w / psi), -1)
 
-    def hessian(self, z: Tensor) -> Tensor:
-        u, w, phi, psi = self._parts(z)
-        p, ratio, bend = 2 * self.alpha / u, phi / psi, w / psi
-        block = (phi * bend * bend * p).unsqueeze(-1) * p.unsqueeze(-2)
-        block = block + torch.diag_embed((2 * self.alpha * ratio + 1 - self.alpha) / u / u)
-        side = (-2 * bend * ratio * p).unsqueeze(-1)
-        last = (2 / psi + 4 * bend * bend).unsqueeze(-1)
-        return torch.cat((torch.cat((block, side), -1), torch.cat((side.mT, last), -1)), -2)
+    def hessian_root(self, z: Tensor) -> Tensor:
+        # f* = -log(root - w) - log(root + w) - Σ (1 - α) log u with the concave root = prod (u / α)^α.
+        u, w, root, _ = self._parts(z)
+        slope, one, size = root * self.alpha / u, torch.ones_like(w), self.alpha.sqrt()
+        up, down = torch.cat((slope, -one), -1) / (root - w), torch.cat((slope, one), -1) / (root + w)
+        bend = (size / u).unsqueeze(-1) * (torch.eye(self.dim - 1).to(u) - size.unsqueeze(-1) * size.unsqueeze(-2))
+        bend = bend * (2 / ((1 - w / root) * (1 + w / root))).sqrt().unsqueeze(-1)
+        own = torch.diag_embed((1 - self.alpha).sqrt() / u)
+        flat = torch.nn.functional.pad(torch.cat((bend, own), -1), (0, 0, 0, 1))
+        return torch.cat((up.unsqueeze(-1), down.unsqueeze(-1), flat), -1)
 
     def third(self, z: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        u, w, phi, psi = self._parts(z)
-        p = 2 * self.alpha / u
+        u, w, root, psi = self._parts(z)
+        p, phi = 2 * self.alpha / u, root * root
         au, aw, bu, bw = a[..., :-1], a[..., -1:], b[..., :-1], b[..., -1:]
         pa, pb, ra, rb = _sum(p * au), _sum(p * bu), au / u, bu / u
         slope = torch.cat((phi * p, -2 * w), -1) / psi
@@ -80,10 +82,10 @@ class Power(Nonsymmetric):
         return found.flatten(-2).all(-1)
 
     def _parts(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``u``, ``w``, ``φ``, ``ψ``."""
+        """``u``, ``w``, the root of ``φ``, and ``ψ``."""
         u, w = z[..., :-1], z[..., -1:]
         root = _sum(self.alpha * (u / self.alpha).log()).exp()
-        return u, w, root * root, (root - w.abs()) * (root + w.abs())
+        return u, w, root, (root - w) * (root + w)
 
 
 def _sum(v: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ class _Congruence(Scaling):
     cone: PSD
     G: Tensor
     inverse: Tensor
+    """Of G."""
+    root: Tensor
+    """R with ``(RR')^-1 = G S G' = G^-T Z G^-1``, the common image of s and z."""
 
     def down(self, v: Tensor) -> Tensor:
         return self.cone.congruence(self.G, v)
@@ -103,17 +106,19 @@ class PSD(Barrier):
         product = Z.mT @ S
         C = cholesky_ex(_positive_part(product)).L
         eye = torch.eye(self.order, dtype=s.dtype, device=s.device).expand_as(C)
-        G = C.mT @ solve_triangular(S, eye, upper=False)
-        return _Congruence(self, G, S @ solve_triangular(C.mT, eye, upper=True))
+        R = solve_triangular(C, eye, upper=False)
+        return _Congruence(self, C.mT @ solve_triangular(S, eye, upper=False), S @ R.mT, R)
 
     def target(self, W: Scaling, s: Tensor, z: Tensor, centring: Tensor, ds: Tensor, dz: Tensor) -> Tensor:
-        Z, both = cholesky_ex(self.matrix(z.squeeze(1))).L, self.matrix(torch.cat((ds, dz), 1))
-        eye = torch.eye(self.order, dtype=s.dtype, device=s.device).expand_as(Z)
-        half = solve_triangular(Z, eye, upper=False)
-        inverse = half.mT @ half
-        product = inverse @ both[:, 1] @ both[:, 0]
-        change = (product + product.mT) / 2 - centring * inverse
-        return s + self.svec(change).unsqueeze(1)
+        # In scaled coordinates, where s and z are both λ, a solution X of λX + Xλ = ab + ba would be the correction of
+        # Mehrotra.  The mean of λ^-1 and X's right-hand side is one to first order around multiples of the identity.
+        assert isinstance(W, _Congruence)
+        inverse = (W.root @ W.root.mT).unsqueeze(1)
+        a = self.matrix(self.congruence(W.G, ds))
+        b = self.matrix(self.congruence(W.inverse.mT, dz))
+        product = a @ b
+        change = inverse @ (product + product.mT) / 2
+        return s + self.congruence(W.inverse, self.svec((change + change.mT) / 2 - centring.unsqueeze(-1) * inverse))
 
     def inside(self, s: Tensor, z: Tensor) -> Tensor:
         info = cholesky_ex(self.matrix(torch.cat((s, z), -3))).info
