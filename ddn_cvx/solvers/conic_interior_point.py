@@ -120,6 +120,7 @@ class _Problem:
         self.m, self.n = A.shape[1:]
         self.p = cones.zero
         self.E = A[:, : self.p]
+        self.h = b[..., self.p :]
         self.Ct = A[:, self.p :].mT.contiguous()
         self.factor_dtype = torch.float32 if options.single else P.dtype
         sizes = self.n, self.m, self.m - self.p, 1, 1
@@ -202,15 +203,15 @@ def _advance(problem: _Problem, whole: Tensor) -> Tensor:
     turned = problem.q + 2 * Px / tau
     away = x2 - xi
     pivot = kappa / tau + (torch.bmm(away, problem.P) * away).sum(2, keepdim=True) + (w2 * w2).sum(2, keepdim=True)
-    slack = cones.apply(W, "down", s)
 
-    def step(x1: Tensor, u1: Tensor, w1: Tensor, scaled: Tensor, d_tau: Tensor, d_kappa: Tensor) -> Tensor:
+    def step(x1: Tensor, u1: Tensor, w1: Tensor, fraction: Tensor, d_tau: Tensor, d_kappa: Tensor) -> Tensor:
         total = (turned * x1).sum(2, keepdim=True) + (problem.b * u1).sum(2, keepdim=True)
         dtau = (d_tau - d_kappa / tau + total) / pivot
-        ds = cones.apply(W, "back", -(scaled + w1 + dtau * w2))
-        return torch.cat((x1 + dtau * x2, u1 + dtau * u2, ds, dtau, -(d_kappa + kappa * dtau) / tau), 2)
+        dx, dz = x1 + dtau * x2, u1 + dtau * u2
+        ds = torch.baddbmm(problem.h * dtau - fraction * r_u[..., p:], dx, problem.Ct, alpha=-1)
+        return torch.cat((dx, dz, ds, dtau, -(d_kappa + kappa * dtau) / tau), 2)
 
-    ahead = step(dx[:, :1], du[:, :1], dw[:, :1], slack, r_tau, kappa * tau)
+    ahead = step(dx[:, :1], du[:, :1], dw[:, :1], torch.ones_like(tau), r_tau, kappa * tau)
     ahead_length = _length(problem, whole, ahead)
     _, au, a_s, atau, akappa = problem.parts(ahead)
     sigma = (1 - ahead_length) ** 3
@@ -220,7 +221,7 @@ def _advance(problem: _Problem, whole: Tensor) -> Tensor:
     x1, y1, w1 = newton.solve((sigma - 1) * r_x, low[..., :p], right, refinements)
     u1 = torch.cat((y1, cones.apply(W, "up", w1)), 2)
     d_kappa = kappa * tau + akappa * atau - sigma * mu
-    change = step(x1, u1, w1, target, (1 - sigma) * r_tau, d_kappa)
+    change = step(x1, u1, w1, 1 - sigma, (1 - sigma) * r_tau, d_kappa)
     whole = whole + _FRACTION * _length(problem, whole, change) * change
     # The embedding is homogeneous: keep the larger of τ and κ at one.
     return whole / torch.maximum(whole[..., -2:-1], whole[..., -1:])
