@@ -32,13 +32,13 @@ class _Factor(Scaling):
     """Of the Cholesky factor of ``∇²f*(z)``."""
 
     def down(self, v: Tensor) -> Tensor:
-        return (self.inverse * v.unsqueeze(-2)).sum(-1)
+        return _times(self.inverse, v)
 
     def up(self, v: Tensor) -> Tensor:
-        return (self.inverse.mT * v.unsqueeze(-2)).sum(-1)
+        return _times(self.inverse.mT, v, upper=True)
 
     def back(self, v: Tensor) -> Tensor:
-        return (self.L * v.unsqueeze(-2)).sum(-1)
+        return _times(self.L, v)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +73,8 @@ class Nonsymmetric(Barrier):
         hessian = _triangle(self.hessian_root(z))
         L0 = mu.sqrt().unsqueeze(-1) * hessian
         # L0 on what is orthogonal to L0'z and L0'δz.
-        first = _unit((L0.mT * z.unsqueeze(-2)).sum(-1))
-        second = (L0.mT * delta_z.unsqueeze(-2)).sum(-1)
+        first = _unit(_times(L0.mT, z, upper=True))
+        second = _times(L0.mT, delta_z, upper=True)
         second = _unit(second - first * _dot(first, second))
         rest = L0
         for q in (first, second):
@@ -89,12 +89,24 @@ class Nonsymmetric(Barrier):
     def target(self, W: Scaling, s: Tensor, z: Tensor, centring: Tensor, ds: Tensor, dz: Tensor) -> Tensor:
         assert isinstance(W, _Factor)
         inverse = W.hessian_inverse
-        b = (inverse.mT * (inverse * ds.unsqueeze(-2)).sum(-1).unsqueeze(-2)).sum(-1)
+        b = _times(inverse.mT, _times(inverse, ds), upper=True)
         return s + centring * self.gradient(z) - self.third(z, dz, b) / 2
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1, keepdim=True)
+
+
+def _times(L: Tensor, v: Tensor, upper: bool = False) -> Tensor:
+    """A triangular matrix times a vector: a few long products, rather than many of three by three."""
+    entries, out = v.unbind(-1), []
+    for i in range(len(entries)):
+        columns = range(i, len(entries)) if upper else range(i + 1)
+        total = L[..., i, i] * entries[i]
+        for j in columns:
+            total = total if j == i else torch.addcmul(total, L[..., i, j], entries[j])
+        out.append(total)
+    return torch.stack(out, -1)
 
 
 def _unit(v: Tensor) -> Tensor:
