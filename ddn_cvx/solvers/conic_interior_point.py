@@ -27,7 +27,7 @@ from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.conic_cones import Cones
 from ddn_cvx.solvers.conic_newton import Newton
 from ddn_cvx.solvers.conic_scaling import Scaled, equilibrate
-from ddn_cvx.solvers.elementwise import require_positive
+from ddn_cvx.solvers.elementwise import closed_form, require_positive
 
 _CHUNK = 2**25  # numbers in P and A that are solved at a time
 _PATIENCE = 4  # tests without progress after which an inaccurate iterate is the best there will be
@@ -66,12 +66,14 @@ class ConicInteriorPoint(Solver):
         require_positive(self, *names, *([] if self.check_every is None else ["check_every"]))
 
     def unsupported(self, program: ConicProgram) -> str | None:
-        return None if program.n else "it needs at least one variable"
+        return None
 
     def solve(
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch.  ``warm`` is an answer to similar numbers; elements of it that are not finite give no start."""
+        if not program.n or not program.m:
+            return closed_form(program, data)
         cones = workspace.get(
             ("conic", program, data.q.device, data.q.dtype), lambda: Cones(program.cones, data.q.new_zeros(0))
         )
