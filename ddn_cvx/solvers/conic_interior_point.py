@@ -246,7 +246,9 @@ def _error(problem: _Problem, whole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inverse = 1 / tau
     size_x = torch.maximum(torch.maximum(_largest(Px), _largest(Atu)) * inverse, problem.size_q) + 1
     size_u = torch.maximum(torch.maximum(_largest(s), _largest(Axs - _padded(problem, s))) * inverse, problem.size_b) + 1
-    gap = (qx + bu + xPx * inverse).abs() * inverse
+    # The gap may be zero by chance: then complementarity is not.
+    products = (s * u[..., problem.p :]).sum(2, keepdim=True) * inverse
+    gap = torch.maximum((qx + bu + xPx * inverse).abs(), products) * inverse
     value = torch.minimum((qx + xPx * inverse / 2).abs(), (bu + xPx * inverse / 2).abs()) * inverse + 1
     error = torch.maximum(torch.maximum(_largest(r_x) * inverse / size_x, _largest(r_u) * inverse / size_u), gap / value)
     infeasible = torch.where(bu < 0, _largest(Atu) / -bu, torch.inf)
