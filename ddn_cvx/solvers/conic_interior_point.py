@@ -167,7 +167,7 @@ def _start(problem: _Problem, warm: Tensor | None) -> Tensor:
         weight = 0.9
         good = warm.isfinite().all(1)[:, None, None]
         near = weight * torch.where(good, warm[:, None], 0.0) + (1 - weight) * whole[..., :-2]
-        gap = (near[..., n + p : n + m] * near[..., n + m :]).sum(2, keepdim=True) / max(cones.degree, 1)
+        gap = _dot(near[..., n + p : n + m], near[..., n + m :]) / max(cones.degree, 1)
         whole = torch.where(good, torch.cat((near, one, gap if cones.degree else 0.01 * one), 2), whole)
     return whole
 
@@ -176,11 +176,11 @@ def _residuals(problem: _Problem, whole: Tensor) -> tuple[Tensor, Tensor, Tensor
     """``r_x``, ``r_u``, ``r_τ``, ``Px`` and ``x'Px``."""
     x, u, s, tau, kappa = problem.parts(whole)
     Px = torch.bmm(x, problem.P)
-    xPx = (Px * x).sum(2, keepdim=True)
+    xPx = _dot(Px, x)
     r_x = torch.baddbmm(torch.addcmul(Px, problem.q, tau), u, problem.A)
     r_u = torch.baddbmm(problem.b * tau, x, problem.A.mT, beta=-1)
     r_u[..., problem.p :] += s
-    r_tau = kappa + (problem.q * x).sum(2, keepdim=True) + (problem.b * u).sum(2, keepdim=True) + xPx / tau
+    r_tau = kappa + _dot(problem.q, x) + _dot(problem.b, u) + xPx / tau
     return r_x, r_u, r_tau, Px, xPx
 
 
@@ -190,7 +190,7 @@ def _advance(problem: _Problem, whole: Tensor) -> Tensor:
     x, u, s, tau, kappa = problem.parts(whole)
     z = u[..., p:]
     r_x, r_u, r_tau, Px, _ = _residuals(problem, whole)
-    mu = ((s * z).sum(2, keepdim=True) + tau * kappa) / (cones.degree + 1)
+    mu = (_dot(s, z) + tau * kappa) / (cones.degree + 1)
     W = cones.scaling(s, z)
     newton = Newton(problem.P, problem.E, cones.apply(W, "down", problem.Ct), problem.options.regularisation, problem.factor_dtype)
 
@@ -204,10 +204,12 @@ def _advance(problem: _Problem, whole: Tensor) -> Tensor:
     xi = x / tau
     turned = problem.q + 2 * Px / tau
     away = x2 - xi
-    pivot = kappa / tau + (torch.bmm(away, problem.P) * away).sum(2, keepdim=True) + (w2 * w2).sum(2, keepdim=True)
+    # Exactly the square of w2; more where dependent equalities contradict each other and have no exact solution.
+    square = -_dot(torch.bmm(x2, problem.P) + problem.q, x2) - _dot(problem.b, u2)
+    pivot = kappa / tau + _dot(torch.bmm(away, problem.P), away) + torch.maximum(square, _dot(w2, w2))
 
     def step(x1: Tensor, u1: Tensor, w1: Tensor, fraction: Tensor, d_tau: Tensor, d_kappa: Tensor) -> Tensor:
-        total = (turned * x1).sum(2, keepdim=True) + (problem.b * u1).sum(2, keepdim=True)
+        total = _dot(turned, x1) + _dot(problem.b, u1)
         dtau = (d_tau - d_kappa / tau + total) / pivot
         dx, dz = x1 + dtau * x2, u1 + dtau * u2
         ds = torch.baddbmm(problem.h * dtau - fraction * r_u[..., p:], dx, problem.Ct, alpha=-1)
@@ -242,12 +244,12 @@ def _error(problem: _Problem, whole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, u, s, tau, _ = problem.parts(whole)
     r_x, r_u, _, Px, xPx = _residuals(problem, whole)
     Atu, Axs = r_x - Px - problem.q * tau, r_u + problem.b * tau
-    qx, bu = (problem.q * x).sum(2, keepdim=True), (problem.b * u).sum(2, keepdim=True)
+    qx, bu = _dot(problem.q, x), _dot(problem.b, u)
     inverse = 1 / tau
     size_x = torch.maximum(torch.maximum(_largest(Px), _largest(Atu)) * inverse, problem.size_q) + 1
     size_u = torch.maximum(torch.maximum(_largest(s), _largest(Axs - _padded(problem, s))) * inverse, problem.size_b) + 1
     # The gap may be zero by chance: then complementarity is not.
-    products = (s * u[..., problem.p :]).sum(2, keepdim=True) * inverse
+    products = _dot(s, u[..., problem.p :]) * inverse
     gap = torch.maximum((qx + bu + xPx * inverse).abs(), products) * inverse
     value = torch.minimum((qx + xPx * inverse / 2).abs(), (bu + xPx * inverse / 2).abs()) * inverse + 1
     error = torch.maximum(torch.maximum(_largest(r_x) * inverse / size_x, _largest(r_u) * inverse / size_u), gap / value)
@@ -304,6 +306,10 @@ def _iterate(problem: _Problem, warm: Tensor | None) -> tuple[Tensor, Tensor, Te
     status = torch.where(result.best <= options.solved_tolerance, int(Status.SOLVED), status)
     status = torch.where((result.verdict > 0) & (status > 1), result.verdict, status)
     return result.kept.squeeze(1), status.flatten(), result.iterations.flatten()
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(2, keepdim=True)
 
 
 def _largest(t: Tensor) -> Tensor:
