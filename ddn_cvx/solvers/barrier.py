@@ -47,10 +47,8 @@ class Barrier(ABC):
     dim: int
     degree: int
     """ν of all of them together."""
-    symmetric: ClassVar[bool] = True
-    """Whether the cone is its own dual, as are all cones with a scaling of Nesterov and Todd."""
     measured: ClassVar[bool] = True
-    """Whether ``reach`` is exact, so that ``inside`` need not be asked."""
+    """Whether ``reach`` has a closed form; otherwise ``inside`` is asked."""
 
     @abstractmethod
     def centre(self, like: Tensor) -> Tensor:

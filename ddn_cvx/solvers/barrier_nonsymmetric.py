@@ -45,7 +45,6 @@ class _Factor(Scaling):
 class Nonsymmetric(Barrier):
     """A cone known by the conjugate of its barrier."""
 
-    symmetric = False
     measured = False
 
     @abstractmethod

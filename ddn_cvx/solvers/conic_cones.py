@@ -31,6 +31,8 @@ class Cones:
     ----------
     order : Tensor (m,)
         The row of the program for each sorted row.
+    back : Tensor (m,)
+        The inverse of that.
     unit : Tensor (m,)
         Sorted rows with the same number must be scaled alike.
     zero, degree : int
@@ -49,9 +51,9 @@ class Cones:
             if kind > 0:
                 self.groups.append((slice(start - self.zero, len(rows) - self.zero), _barrier(kind, length, members, like)))
         self.order = torch.tensor(rows, dtype=torch.int64, device=like.device)
+        self.back = self.order.argsort()
         self.unit = torch.tensor(units, dtype=torch.int64, device=like.device)
         self.degree = sum(barrier.degree for _, barrier in self.groups)
-        self.symmetric = all(barrier.symmetric for _, barrier in self.groups)
         self._open = [group for group in self.groups if not group[1].measured]
         self._trials = torch.tensor(_TRIALS, dtype=like.dtype, device=like.device)
 
@@ -62,24 +64,28 @@ class Cones:
     def scaling(self, s: Tensor, z: Tensor) -> list[Scaling]:
         return [barrier.scaling(_take(barrier, rows, s), _take(barrier, rows, z)) for rows, barrier in self.groups]
 
-    def apply(self, scaling: list[Scaling], what: str, v: Tensor) -> Tensor:
-        """``W^-T v`` ("down"), ``W^-1 v`` ("up") or ``W' v`` ("back")."""
+    def down(self, scaling: list[Scaling], v: Tensor) -> Tensor:
+        """``W^-T v``."""
         pairs = zip(self.groups, scaling, strict=True)
-        return _join(v, [getattr(W, what)(_take(barrier, rows, v)).flatten(2) for (rows, barrier), W in pairs])
+        return _join(v, [W.down(_take(barrier, rows, v)) for (rows, barrier), W in pairs])
+
+    def up(self, scaling: list[Scaling], v: Tensor) -> Tensor:
+        """``W^-1 v``."""
+        pairs = zip(self.groups, scaling, strict=True)
+        return _join(v, [W.up(_take(barrier, rows, v)) for (rows, barrier), W in pairs])
 
     def target(self, scaling: list[Scaling], s: Tensor, z: Tensor, centring: Tensor, ds: Tensor, dz: Tensor) -> Tensor:
         """``s + σμ ∇f*(z) + η``, with ``centring`` σμ ``(B, 1, 1)``."""
         centring = centring.unsqueeze(-1)
-        return _join(
-            s,
-            [
-                barrier.target(W, *(_take(barrier, rows, v) for v in (s, z)), centring, _take(barrier, rows, ds), _take(barrier, rows, dz)).flatten(2)
-                for (rows, barrier), W in zip(self.groups, scaling, strict=True)
-            ],
-        )
+        parts = []
+        for (rows, barrier), W in zip(self.groups, scaling, strict=True):
+            own_s, own_z, own_ds, own_dz = (_take(barrier, rows, v) for v in (s, z, ds, dz))
+            parts.append(barrier.target(W, own_s, own_z, centring, own_ds, own_dz))
+        return _join(s, parts)
 
     def step(self, longest: Tensor, s: Tensor, ds: Tensor, z: Tensor, dz: Tensor) -> Tensor:
-        """A step to the boundary, or as far as the trials show it is not yet reached, at most ``longest (B, 1, 1)``."""
+        """A step ``(B, 1, 1)`` to the boundary or, where there is no closed form for that, to the longest of a few trials that
+        stays inside; at most ``longest``."""
         inverse = longest.reciprocal().squeeze(-1)
         for rows, barrier in self.groups:
             if barrier.measured:
@@ -103,7 +109,7 @@ def _take(barrier: Barrier, rows: slice, v: Tensor) -> Tensor:
 
 
 def _join(v: Tensor, parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts, -1) if len(parts) > 1 else parts[0] if parts else v
+    return torch.cat([part.flatten(2) for part in parts], -1) if parts else v
 
 
 class _Part(NamedTuple):

@@ -38,13 +38,12 @@ def equilibrate(P: Tensor, q: Tensor, A: Tensor, b: Tensor, cones: Cones) -> Sca
     size_P, size_A = P.abs(), A.abs()
     for _ in range(_SWEEPS):
         scaled = size_A * R[:, :, None] * D[:, None, :]
-        rows = scaled.amax(2) if n else R
-        rows = torch.zeros_like(R).scatter_reduce(1, unit, rows, "amax").gather(1, unit)
+        rows = torch.zeros_like(R).scatter_reduce(1, unit, scaled.amax(2), "amax").gather(1, unit)
         columns = (size_P * D[:, :, None] * D[:, None, :]).amax(2)
-        columns = torch.maximum(columns, scaled.amax(1)) if m else columns
+        columns = torch.maximum(columns, scaled.amax(1))
         D, R = (_clamp(t * _inverse_root(size)) for t, size in ((D, columns), (R, rows)))
     P, A, q, b = P * D[:, :, None] * D[:, None, :], A * R[:, :, None] * D[:, None, :], q * D, b * R
-    beta = _power(b.abs().amax(1, keepdim=True)) if m else torch.ones_like(D[:, :1])
+    beta = _power(b.abs().amax(1, keepdim=True))
     gamma = _power(torch.maximum(q.abs().amax(1, keepdim=True), beta * P.abs().amax((1, 2))[:, None]))
     return Scaled(
         P * (beta / gamma)[..., None], (q / gamma)[:, None], A, (b / beta)[:, None], D * beta, R * gamma, beta / R
