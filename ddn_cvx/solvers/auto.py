@@ -15,6 +15,7 @@ from ddn_cvx.solution import Status
 from ddn_cvx.solvers.active_set import ActiveSet
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.clarabel import Clarabel
+from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.elementwise import require_positive
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.mehrotra import Mehrotra
@@ -24,10 +25,12 @@ from ddn_cvx.solvers.mehrotra import Mehrotra
 class Auto(Solver):
     """``ActiveSet`` for small strictly convex quadratic programs, ``Mehrotra`` for other small linear and quadratic
     programs, ``InteriorPoint`` for dense ones of moderate size, ``Clarabel`` for all others and for elements that the first
-    choice does not solve.
+    choice does not solve. For numbers that are not on the CPU, ``InteriorPoint`` or, with other cones, ``ConicInteriorPoint``
+    up to moderate size, so that they stay where they are.
     """
 
     name: ClassVar[str] = "auto"
+    on_device: ClassVar[bool] = True  # it hands on what the chosen solver works on
     minds_units: ClassVar[bool] = False  # it takes them out for the solvers that do
 
     most: int = 600
@@ -52,7 +55,8 @@ class Auto(Solver):
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch with the solver that ``explain`` names."""
-        solver, _ = workspace.get((self, program), lambda: self._choice(program))
+        away = data.q.device.type != "cpu"
+        solver, _ = workspace.get((self, program, away), lambda: self._choice(program, away))
         raw = solve_in_units(solver, program, data, workspace)
         if isinstance(solver, Clarabel):
             return raw
@@ -71,8 +75,11 @@ class Auto(Solver):
     def _clarabel(self) -> Clarabel:
         return Clarabel(threads=self.threads)
 
-    def _choice(self, program: ConicProgram) -> tuple[Solver, str]:
+    def _choice(self, program: ConicProgram, away: bool = False) -> tuple[Solver, str]:
         n, m = program.n, program.m
+        if away and n and n + m <= self.most:
+            solver = InteriorPoint() if program.cones.is_polyhedral else ConicInteriorPoint()
+            return solver, "its numbers are on a device that solves a whole batch at once"
         if not program.cones.is_polyhedral:
             return self._clarabel, "it has cones other than half-lines"
         if ActiveSet().unsupported(program) is None:

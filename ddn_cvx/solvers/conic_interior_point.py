@@ -23,7 +23,7 @@ from ddn_cvx.solvers.elementwise import closed_form, require_positive
 
 _CHUNK = 2**25  # numbers in P and A that are solved at a time
 _PATIENCE = 4  # tests without progress after which an inaccurate iterate is the best there will be
-_WARM = 0.95  # weight of a warm start
+_WARM = 0.99  # weight of a warm start
 
 
 class _Limits(NamedTuple):
