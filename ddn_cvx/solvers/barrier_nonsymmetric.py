@@ -1,8 +1,8 @@
 """Cones that are not their own duals: the scaling, the third-order correction and the way to the boundary they share.
 
 Only ``f*`` has a closed form here, on the dual cone; the gradient of f at a slack is the solution of an equation in one
-variable.  With shadows ``s~ = -∇f*(z)``, ``z~ = -∇f(s)`` and ``μ = s'z / ν``, the scaling of Tunçel (2001) and Dahl & Andersen
-(2021) is the quasi-Newton update of ``H0 = μ ∇²f*(z)`` with ``Hz = s`` and ``Hz~ = s~``:
+variable.  With shadows ``s~ = -∇f*(z)``, ``z~ = -∇f(s)`` and ``μ = s'z / ν``, the scaling of Tunçel (2001) and Dahl &
+Andersen (2021) is the quasi-Newton update of ``H0 = μ ∇²f*(z)`` with ``Hz = s`` and ``Hz~ = s~``:
 
     H = s s' / s'z + δs δs' / δs'δz + H0 - H0 V (V'H0 V)^-1 V'H0,      δs = s - μ s~,   δz = z - μ z~,   V = [z, δz].
 

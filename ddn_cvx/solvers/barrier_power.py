@@ -36,7 +36,9 @@ class Power(Nonsymmetric):
         u, w, root, _ = self._parts(z)
         slope, one, size = root * self.alpha / u, torch.ones_like(w), self.alpha.sqrt()
         up, down = torch.cat((slope, -one), -1) / (root - w), torch.cat((slope, one), -1) / (root + w)
-        bend = (size / u).unsqueeze(-1) * (torch.eye(self.dim - 1, dtype=u.dtype, device=u.device) - size.unsqueeze(-1) * size.unsqueeze(-2))
+        bend = (size / u).unsqueeze(-1) * (
+            torch.eye(self.dim - 1, dtype=u.dtype, device=u.device) - size.unsqueeze(-1) * size.unsqueeze(-2)
+        )
         bend = bend * (2 / ((1 - w / root) * (1 + w / root))).sqrt().unsqueeze(-1)
         own = torch.diag_embed((1 - self.alpha).sqrt() / u)
         flat = torch.nn.functional.pad(torch.cat((bend, own), -1), (0, 0, 0, 1))

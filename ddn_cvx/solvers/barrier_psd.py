@@ -131,6 +131,9 @@ def _positive_part(A: Tensor) -> Tensor:
     X = A / norm
     for a, b, c in _ODD:
         gram = X.mT @ X
-        X = X @ torch.baddbmm(b * gram.flatten(0, -3), gram.flatten(0, -3), gram.flatten(0, -3), alpha=c).view_as(gram) + a * X
+        X = (
+            X @ torch.baddbmm(b * gram.flatten(0, -3), gram.flatten(0, -3), gram.flatten(0, -3), alpha=c).view_as(gram)
+            + a * X
+        )
     M = X.mT @ A
     return (M + M.mT) / 2

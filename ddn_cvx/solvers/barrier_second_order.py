@@ -57,7 +57,9 @@ class SecondOrder(Barrier):
     def target(self, W: Scaling, s: Tensor, z: Tensor, centring: Tensor, ds: Tensor, dz: Tensor) -> Tensor:
         # In scaled coordinates: W' (λ \ (λ∘λ + (W^-T Δs)∘(W Δz) - σμ e)); W is symmetric.
         scaled, a, b = W.down(s), W.down(ds), W.back(dz)
-        product = torch.cat(((a * b).sum(-1, keepdim=True) - centring, a[..., :1] * b[..., 1:] + b[..., :1] * a[..., 1:]), -1)
+        product = torch.cat(
+            ((a * b).sum(-1, keepdim=True) - centring, a[..., :1] * b[..., 1:] + b[..., :1] * a[..., 1:]), -1
+        )
         l0, l1, p0, p1 = scaled[..., :1], scaled[..., 1:], product[..., :1], product[..., 1:]
         along = (l1 * p1).sum(-1, keepdim=True)
         top = (l0 * p0 - along) / _size(scaled).square()

@@ -84,8 +84,8 @@ class Cones:
         return _join(s, parts)
 
     def step(self, longest: Tensor, s: Tensor, ds: Tensor, z: Tensor, dz: Tensor) -> Tensor:
-        """A step ``(B, 1, 1)`` to the boundary or, where there is no closed form for that, to the longest of a few trials that
-        stays inside; at most ``longest``."""
+        """A step ``(B, 1, 1)`` to the boundary or, where that has no closed form, to the longest of a few trials that stays
+        inside; at most ``longest``."""
         inverse = longest.reciprocal().squeeze(-1)
         for rows, barrier in self.groups:
             if barrier.measured:

@@ -3,8 +3,8 @@
     Px + A'u + qτ = 0,   Ax + s - bτ = 0,   κ + q'x + b'u + x'Px / τ = 0,   s in K, z in K*, τ, κ >= 0,
 
 with ``u = (y, z)`` the multipliers of the zero rows and of all others.  Where τ > 0 in the limit ``(x, s, u) / τ`` is a
-solution; where κ > 0, u proves that there is no feasible point (``A'u = 0``, ``b'u < 0``) or x that the objective has no bound
-(``Px = 0``, ``-Ax in K``, ``q'x < 0``).  Predictor and corrector (Mehrotra, 1992) share one factorisation.
+solution; where κ > 0, u proves that there is no feasible point (``A'u = 0``, ``b'u < 0``) or x that the objective has no
+bound (``Px = 0``, ``-Ax in K``, ``q'x < 0``).  Predictor and corrector (Mehrotra, 1992) share one factorisation.
 
 ``advance`` is the same sequence of kernels on the same shapes whatever the numbers are: it never makes a device wait for
 the host, and may be captured in a graph.
@@ -26,8 +26,8 @@ FRACTION = 0.99
 
 
 class Problem:
-    """Equilibrated data of a batch: ``P (B, n, n)``, ``q (B, 1, n)``, ``A (B, m, n)`` and ``b (B, 1, m)`` in the order of the
-    cones, which have p zero rows."""
+    """Equilibrated data of a batch: ``P (B, n, n)``, ``q (B, 1, n)``, ``A (B, m, n)`` and ``b (B, 1, m)`` in the order of
+    the cones, which have p zero rows."""
 
     def __init__(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor, cones: Cones):
         self.P, self.q, self.A, self.b, self.cones = P, q, A, b, cones
@@ -60,8 +60,8 @@ class Arithmetic(NamedTuple):
 def start(problem: Problem, warm: Tensor | None, weight: float) -> Tensor:
     """The point on the central path of the cones themselves, or between that and ``warm``, which weighs ``weight``.
 
-    ``warm`` is ``x, u, s`` ``(B, .)``; a cone that holds two points holds all between them, and one inside makes those inside
-    (Skajaa, Andersen & Ye, 2013).  Elements of ``warm`` that are not finite are not used.
+    ``warm`` is ``x, u, s`` ``(B, .)``; a cone that holds two points holds all between them, and one inside makes those
+    inside (Skajaa, Andersen & Ye, 2013).  Elements of ``warm`` that are not finite are not used.
     """
     batch, n, p, m = len(problem.P), problem.n, problem.p, problem.m
     centre = problem.cones.centre(problem.q).expand(batch, 1, -1)

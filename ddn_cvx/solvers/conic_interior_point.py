@@ -92,7 +92,9 @@ class ConicInteriorPoint(Solver):
         for first in range(0, len(data.q), size):
             rows = slice(first, first + size)
             some = ConicData(*(t[rows] for t in data))
-            answers.append(self._solve(program, cones, some, None if warm is None else (warm.x[rows], warm.y[rows], warm.s[rows])))
+            answers.append(
+                self._solve(program, cones, some, None if warm is None else (warm.x[rows], warm.y[rows], warm.s[rows]))
+            )
         return RawSolution(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
 
     @torch.no_grad()
@@ -108,7 +110,10 @@ class ConicInteriorPoint(Solver):
         centre = cones.centre(data.q)
         P = torch.where(row[..., None], P, torch.eye(n, dtype=P.dtype, device=P.device))
         A = torch.where(row[..., None], A[:, cones.order], 0.0)
-        q, b = torch.where(row, data.q, 0.0), torch.where(row, data.b[:, cones.order], torch.cat((centre.new_zeros(p), centre)))
+        q, b = (
+            torch.where(row, data.q, 0.0),
+            torch.where(row, data.b[:, cones.order], torch.cat((centre.new_zeros(p), centre))),
+        )
         scaled = equilibrate(P, q, A, b, cones)
         near = None
         if warm is not None:

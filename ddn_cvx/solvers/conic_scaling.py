@@ -45,9 +45,7 @@ def equilibrate(P: Tensor, q: Tensor, A: Tensor, b: Tensor, cones: Cones) -> Sca
     P, A, q, b = P * D[:, :, None] * D[:, None, :], A * R[:, :, None] * D[:, None, :], q * D, b * R
     beta = _power(b.abs().amax(1, keepdim=True))
     gamma = _power(torch.maximum(q.abs().amax(1, keepdim=True), beta * P.abs().amax((1, 2))[:, None]))
-    return Scaled(
-        P * (beta / gamma)[..., None], (q / gamma)[:, None], A, (b / beta)[:, None], D * beta, R * gamma, beta / R
-    )
+    return Scaled(P * (beta / gamma)[..., None], (q / gamma)[:, None], A, (b / beta)[:, None], D * beta, R * gamma, beta / R)
 
 
 def _clamp(t: Tensor) -> Tensor:
