@@ -33,7 +33,8 @@ TOLERANCE = 1e-5
 
 # With limits that keep hopeless solves short; all else is as users get it.
 SOLVERS: dict[str, dict[str, Any]] = {
-    "auto": {}, "interior_point": {}, "clarabel": {}, "scs": {"max_iters": 4000}, "ecos": {}, "diffcp": {"max_iters": 4000},
+    "auto": {}, "interior_point": {}, "conic_interior_point": {}, "clarabel": {}, "scs": {"max_iters": 4000}, "ecos": {},
+    "diffcp": {"max_iters": 4000},
     "osqp": {"max_iter": 4000}, "piqp": {}, "daqp": {}, "highs": {}, "qoco": {}, "cvxopt": {},
 }  # fmt: skip
 
@@ -901,11 +902,11 @@ def _layer(family: Family, name: str) -> ddn.DeclarativeLayer:
     return layer.with_solver(solver)
 
 
-BATCHED = pytest.mark.parametrize("name", ["auto", "interior_point", "clarabel"])
+BATCHED = pytest.mark.parametrize("name", ["auto", "interior_point", "conic_interior_point", "clarabel"])
 OF_EACH = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 
 
-@pytest.mark.parametrize("name", ["auto", "interior_point", "clarabel", "loose"])
+@pytest.mark.parametrize("name", ["auto", "interior_point", "conic_interior_point", "clarabel", "loose"])
 @OF_EACH
 def test_elements_do_not_depend_on_each_other(family: Family, name: str) -> None:
     """Among others an element is to the last bit what it is among copies of itself, however much is left to polish."""

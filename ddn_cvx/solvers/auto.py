@@ -15,19 +15,25 @@ from ddn_cvx.solution import Status
 from ddn_cvx.solvers.active_set import ActiveSet
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.clarabel import Clarabel
+from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.elementwise import require_positive
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.mehrotra import Mehrotra
+
+CURVED = 300
+"""n + m from which a dense program with curved cones is solved faster by batched tensors, even alone, than one at a time."""
 
 
 @dataclass(frozen=True)
 class Auto(Solver):
     """``ActiveSet`` for small strictly convex quadratic programs, ``Mehrotra`` for other small linear and quadratic
     programs, ``InteriorPoint`` for dense ones of moderate size, ``Clarabel`` for all others and for elements that the first
-    choice does not solve.
+    choice does not solve. Numbers that are not on the CPU stay where they are up to moderate size: they are for
+    ``InteriorPoint`` or, with other cones, ``ConicInteriorPoint``, which solves dense programs of that size on the CPU too.
     """
 
     name: ClassVar[str] = "auto"
+    on_device: ClassVar[bool] = True  # it hands on what the chosen solver works on
     minds_units: ClassVar[bool] = False  # it takes them out for the solvers that do
 
     most: int = 600
@@ -52,7 +58,8 @@ class Auto(Solver):
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch with the solver that ``explain`` names."""
-        solver, _ = workspace.get((self, program), lambda: self._choice(program))
+        away = data.q.device.type != "cpu"
+        solver, _ = workspace.get((self, program, away), lambda: self._choice(program, away))
         raw = solve_in_units(solver, program, data, workspace)
         if isinstance(solver, Clarabel):
             return raw
@@ -71,9 +78,15 @@ class Auto(Solver):
     def _clarabel(self) -> Clarabel:
         return Clarabel(threads=self.threads)
 
-    def _choice(self, program: ConicProgram) -> tuple[Solver, str]:
+    def _choice(self, program: ConicProgram, away: bool = False) -> tuple[Solver, str]:
         n, m = program.n, program.m
+        if away and n and n + m <= self.most:
+            solver = InteriorPoint() if program.cones.is_polyhedral else ConicInteriorPoint()
+            return solver, "its numbers are on a device that solves a whole batch at once"
+        density = (2 * program.P.nnz + program.A.nnz) / max(n * (n + 1) + m * n, 1)
         if not program.cones.is_polyhedral:
+            if CURVED <= n + m <= self.most and density >= self.density:
+                return ConicInteriorPoint(), f"a program with {density:.0%} of its entries is solved in one batch"
             return self._clarabel, "it has cones other than half-lines"
         if ActiveSet().unsupported(program) is None:
             return ActiveSet(self.threads), "a small strictly convex quadratic program is solved exactly by active sets"
@@ -81,7 +94,6 @@ class Auto(Solver):
             return Mehrotra(self.threads), "a small linear or quadratic program is solved in compiled code"
         if not n or n + m > self.most:
             return self._clarabel, f"n + m = {n + m} is above {self.most}" if n else "it has no variables"
-        density = (2 * program.P.nnz + program.A.nnz) / (n * (n + 1) + m * n)
         if density < self.density:
             return self._clarabel, f"only {density:.0%} of the entries of P and A are stored"
         return (

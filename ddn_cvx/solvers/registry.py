@@ -11,6 +11,7 @@ from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.base import Solver
 from ddn_cvx.solvers.by_name import build, hint, own
 from ddn_cvx.solvers.clarabel import Clarabel
+from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver, installed
 from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.ecos import ECOS
@@ -22,6 +23,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "active_set": ActiveSet,
     "auto": Auto,
     "clarabel": Clarabel,
+    "conic_interior_point": ConicInteriorPoint,
     "diffcp": Diffcp,
     "ecos": ECOS,
     "interior_point": InteriorPoint,

@@ -20,6 +20,7 @@ from ddn_cvx.solution import Status
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.base import Workspace
 from ddn_cvx.solvers.clarabel import Clarabel
+from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver, installed
 from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.ecos import ECOS
@@ -38,6 +39,7 @@ SOLVERS = {
     "diffcp": (Diffcp, NO_POWER, 1e-6),
     "diffcp ECOS": (lambda: Diffcp("ECOS"), NO_POWER - {"semidefinite"}, 2e-4),
     "diffcp Clarabel": (lambda: Diffcp("Clarabel", eps=1e-10), NO_POWER, 1e-5),
+    "conic_interior_point": (ConicInteriorPoint, set(CONES), 1e-4),
     "interior_point": (InteriorPoint, LINEAR, 1e-7),
     "auto": (Auto, set(CONES), 1e-5),
     "OSQP": (lambda: CvxpySolver("OSQP"), LINEAR, 1e-6),
@@ -52,7 +54,7 @@ SOLVERS = {
         1e-4,
     ),
 }
-ADAPTERS = ["clarabel", "scs", "ecos", "diffcp", "interior_point", "auto"]
+ADAPTERS = ["clarabel", "scs", "ecos", "diffcp", "interior_point", "conic_interior_point", "auto"]
 MODES = ["diffcp ECOS", "diffcp Clarabel"]
 
 # Every feasible point is optimal there, which these take for an unbounded or a singular program.
