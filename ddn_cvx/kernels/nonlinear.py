@@ -76,7 +76,7 @@ def solve_batch(
             then = phase.judge(tape, layout, lanes, i, work, warm)
             while then < phase.WAIT:
                 if then == phase.ITERATE:
-                    then = phase.iterate(tape, layout, options, lanes, i)
+                    then = phase.iterate(tape, layout, options, lanes, i, right)
                 elif then == phase.STEP:
                     then = phase.step(tape, layout, options, lanes, i, right)
                 elif then == phase.SHORTEN:

@@ -47,6 +47,8 @@ _HALVINGS, _TROUBLES = 24, 8
 _SHORT, _CRAWLED = 0.05, 6
 """This many steps of less than this part of Newton's are as bad as none."""
 _LARGEST_MULTIPLIER = 1e3
+_RUNAWAY, _RESETS = 1e4, 5
+"""Multipliers this much larger than the gradient are set anew, a few times."""
 _NEGATIVE = 1e-7
 """Curvature below minus this, next to the largest, is a way down."""
 
@@ -150,7 +152,7 @@ def _least_squares(layout: Any, lane: Any, right: Any) -> None:
 
 
 @lean
-def iterate(tape: Any, layout: Any, options: Any, lanes: Any, i: int) -> int:
+def iterate(tape: Any, layout: Any, options: Any, lanes: Any, i: int, right: Any) -> int:
     """Stop at the iterate, or polish it, or step on from it."""
     lane = lane_of(lanes, i)
     count, number = lane.count, lane.number
@@ -159,6 +161,13 @@ def iterate(tape: Any, layout: Any, options: Any, lanes: Any, i: int) -> int:
     error = barrier_error(lane, dual, primal, 0.0)
     if not error < np.inf:
         return BROKEN
+    if count[at.RESETS] < _RESETS and _runaway(layout, lane):
+        count[at.RESETS] += 1
+        save(layout, lane)
+        go_back(layout, lane)
+        _least_squares(layout, lane, right)
+        count[at.STATE] = _READY
+        return WAIT
     if error < number[at.POLISH_AT] and number[at.SHIFT] == 0.0:
         number[at.POLISHED] = error
         return POLISH
@@ -173,6 +182,17 @@ def iterate(tape: Any, layout: Any, options: Any, lanes: Any, i: int) -> int:
     if count[at.ROWS]:
         choose_mode(layout, options, lane, dual, primal)
     return STEP
+
+
+@lean
+def _runaway(layout: Any, lane: Any) -> bool:
+    """Whether multipliers of equalities dwarf the gradient, as after a step where the rows of Jh were nearly dependent."""
+    slope, largest = 1.0, 0.0
+    for j in range(layout.n):
+        slope = max(slope, abs(lane.x[at.GRADIENT, j]))
+    for k in range(layout.p):
+        largest = max(largest, abs(lane.e[at.LAM, k]))
+    return largest > _RUNAWAY * slope
 
 
 @lean
