@@ -125,7 +125,7 @@ class NonlinearCall:
         start = State(*(torch.where(usable.unsqueeze(-1), v, 0.0) for v in vectors))
         point = polish(program, some, judge(program, some, start), usable, run.polish_steps)
         ok = usable & (point.worst <= run.tolerance) & torch.isfinite(point.first.f)
-        ok = ok & ~violated(program, some, point, ok, run.tolerance)
+        ok = ok & ~violated(program, some, point, ok, run.tolerance) & program.credible(point.state.y, some, point.first)
         if isinstance(run.node, NonconvexProblem):
             ok = ok & (run.node.violation(point.state.y, point.first.f, some, run.tolerance) <= run.tolerance)
         strong = point.active.strong
@@ -192,7 +192,9 @@ class NonlinearCall:
     def _require_followed(self, theta: Theta, y: Tensor) -> None:
         """A result that requires grad although no argument does depends on something that was not found."""
         with torch.enable_grad():
-            results = (*self.program.values(y, theta), *self.program.bounds(theta, y))
+            values = self.program.values(y, theta)
+            results = (*values, *self.program.bounds(theta, y))
+        self.program.tape(y, theta, values)
         if any(t.requires_grad for t in results):
             raise DeclarationError(
                 "The functions of the problem use a tensor that requires grad and was not found among their inputs, "

@@ -22,10 +22,7 @@ BLOCK = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", r
 
 def blocks(text: str) -> list[str]:
     """The Python blocks of a page, padded with empty lines so that a traceback shows the page's own line."""
-    return [
-        "\n" * text.count("\n", 0, found.start("code")) + dedent(found["code"])
-        for found in BLOCK.finditer(text)
-    ]
+    return ["\n" * text.count("\n", 0, found.start("code")) + dedent(found["code"]) for found in BLOCK.finditer(text)]
 
 
 def with_code() -> list[Path]:

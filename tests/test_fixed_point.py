@@ -193,9 +193,7 @@ def test_memory_does_not_depend_on_iterations() -> None:
 def test_layers_inside_maps_and_maps_inside_problems() -> None:
     inner = DeclarativeLayer(ddn.TorchProblem(2, lambda y, x: ((y - x) ** 2).sum() + 0.1 * (y**4).sum(), parameters=[(2,)]))
     x = points(2, 2).requires_grad_()
-    layers = [
-        DeclarativeLayer(FixedPoint(2, lambda y, x: 0.5 * inner(y + x), batched=batched)) for batched in (False, True)
-    ]
+    layers = [DeclarativeLayer(FixedPoint(2, lambda y, x: 0.5 * inner(y + x), batched=batched)) for batched in (False, True)]
     assert torch.allclose(layers[0](x), layers[1](x))
     for layer in layers:
         torch.autograd.gradcheck(layer, x)

@@ -104,11 +104,17 @@ def tight_solve(entry: Entry, values: list[Array]) -> list[Array]:
             parameter.value = value
         data, chain, inverse = problem.get_problem_data(cp.CLARABEL, gp="gp" in entry.tags, solver_opts={})
         for tolerance in (1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9):
-            raw = chain.solve_via_data(problem, data, solver_opts={
-                **dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance),
-                **dict.fromkeys(("iterative_refinement_reltol", "iterative_refinement_abstol"), 1e-16),
-                "iterative_refinement_max_iter": 50, "max_step_fraction": 0.5, "presolve_enable": False,
-            })
+            raw = chain.solve_via_data(
+                problem,
+                data,
+                solver_opts={
+                    **dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance),
+                    **dict.fromkeys(("iterative_refinement_reltol", "iterative_refinement_abstol"), 1e-16),
+                    "iterative_refinement_max_iter": 50,
+                    "max_step_fraction": 0.5,
+                    "presolve_enable": False,
+                },
+            )
             gap = abs(raw.obj_val - raw.obj_val_dual) / (1 + abs(raw.obj_val))
             error = np.max([gap, raw.r_prim, raw.r_dual])
             if str(raw.status) in ("Solved", "AlmostSolved") and error < best:
@@ -298,8 +304,13 @@ def relu(p: Any) -> Declared:
     return minimise(cp.sum_squares(x - p), sign), [x, sign.dual_variables[0]]
 
 
-@entry("qp zero nonneg", lambda p, low, high: [np.clip(p, low, high)],
-       p=normal(5), low=uniform(-1, -0.3, 5), high=uniform(0.2, 1))
+@entry(
+    "qp zero nonneg",
+    lambda p, low, high: [np.clip(p, low, high)],
+    p=normal(5),
+    low=uniform(-1, -0.3, 5),
+    high=uniform(0.2, 1),
+)
 def box_projection(p: Any, low: Any, high: Any) -> Declared:
     x = cp.Variable(5)
     return minimise(cp.sum_squares(x - p), low <= x, x <= high), [x]
@@ -312,8 +323,12 @@ def sparsemax(p: Any) -> Declared:
     return maximise(p @ x - cp.sum_squares(x) / 2, total, x >= 0), [x, total.dual_variables[0]]
 
 
-@entry("qp zero nonneg soc dual", lambda p, r: [p * r / (n := np.linalg.norm(p)), 2 * (n - r)],
-       p=signed(0.5, 1.5, 4), r=uniform(0.3, 0.8, nonneg=True))
+@entry(
+    "qp zero nonneg soc dual",
+    lambda p, r: [p * r / (n := np.linalg.norm(p)), 2 * (n - r)],
+    p=signed(0.5, 1.5, 4),
+    r=uniform(0.3, 0.8, nonneg=True),
+)
 def l2_ball_projection(p: Any, r: Any) -> Declared:
     x = cp.Variable(4)
     ball = cp.norm(x, 2) <= r
@@ -340,8 +355,9 @@ def l1_ball_projection(p: Any) -> Declared:
     return minimise(cp.sum_squares(x - p), cp.norm1(x) <= 1), [x]
 
 
-@entry("qp zero nonneg unconstrained", lambda p, weight: [shrink(p, weight)],
-       p=normal(5), weight=uniform(0.3, 0.8, nonneg=True))
+@entry(
+    "qp zero nonneg unconstrained", lambda p, weight: [shrink(p, weight)], p=normal(5), weight=uniform(0.3, 0.8, nonneg=True)
+)
 def soft_threshold(p: Any, weight: Any) -> Declared:
     x = cp.Variable(5)
     return minimise(cp.sum_squares(x - p) / 2 + weight * cp.norm1(x)), [x]
@@ -399,17 +415,21 @@ def _pnorm_ball(p: Array, exponent: float, size: Callable[[Array, float], Array]
     return [np.sign(p) * size(np.abs(p), m)]
 
 
-@entry("qp zero nonneg pow3d",
-       lambda p: _pnorm_ball(p, 3, lambda a, m: (np.sqrt(1 + 4 * m * a) - 1) / (2 * m)),
-       p=signed(0.7, 1.5, 3))
+@entry(
+    "qp zero nonneg pow3d",
+    lambda p: _pnorm_ball(p, 3, lambda a, m: (np.sqrt(1 + 4 * m * a) - 1) / (2 * m)),
+    p=signed(0.7, 1.5, 3),
+)
 def pnorm_3_ball_projection(p: Any) -> Declared:
     x = cp.Variable(3)
     return minimise(cp.sum_squares(x - p), cp.pnorm(x, 3, approx=False) <= 1), [x]
 
 
-@entry("qp zero nonneg pow3d",
-       lambda p: _pnorm_ball(p, 1.5, lambda a, m: (np.sqrt(m * m + 4 * a) - m) ** 2 / 4),
-       p=signed(0.7, 1.5, 3))
+@entry(
+    "qp zero nonneg pow3d",
+    lambda p: _pnorm_ball(p, 1.5, lambda a, m: (np.sqrt(m * m + 4 * a) - m) ** 2 / 4),
+    p=signed(0.7, 1.5, 3),
+)
 def pnorm_1_5_ball_projection(p: Any) -> Declared:
     x = cp.Variable(3)
     return minimise(cp.sum_squares(x - p), cp.pnorm(x, 1.5, approx=False) <= 1), [x]
@@ -430,8 +450,13 @@ def constrained_least_squares(a: Any, b: Any, c: Any, d: Any) -> Declared:
     return minimise(cp.sum_squares(a @ x - b) / 2, equality), [x, equality.dual_variables[0]]
 
 
-@entry("qp zero unconstrained", lambda a, b, weight: [np.linalg.solve(a.T @ a + weight * np.eye(3), a.T @ b)],
-       a=normal(4, 3), b=normal(4), weight=uniform(0.2, 1, nonneg=True))
+@entry(
+    "qp zero unconstrained",
+    lambda a, b, weight: [np.linalg.solve(a.T @ a + weight * np.eye(3), a.T @ b)],
+    a=normal(4, 3),
+    b=normal(4),
+    weight=uniform(0.2, 1, nonneg=True),
+)
 def ridge_regression(a: Any, b: Any, weight: Any) -> Declared:
     x = cp.Variable(3)
     return minimise(cp.sum_squares(a @ x - b) + weight * cp.sum_squares(x)), [x]
@@ -458,8 +483,13 @@ def _huber(b: Array) -> list[Array]:
     for _ in range(50):
         weighted = DESIGN.T / np.maximum(1, np.abs(DESIGN @ x - b))
         x = np.linalg.solve(weighted @ DESIGN, weighted @ b)
-    return [newton(lambda x: DESIGN.T @ np.clip(DESIGN @ x - b, -1, 1),
-                   lambda x: (DESIGN.T * (np.abs(DESIGN @ x - b) <= 1)) @ DESIGN, x)]
+    return [
+        newton(
+            lambda x: DESIGN.T @ np.clip(DESIGN @ x - b, -1, 1),
+            lambda x: (DESIGN.T * (np.abs(DESIGN @ x - b) <= 1)) @ DESIGN,
+            x,
+        )
+    ]
 
 
 @entry("qp zero nonneg unconstrained", _huber, b=normal(7))
@@ -475,8 +505,11 @@ def _logistic(a: Array) -> list[Array]:
     def slope(x: Array) -> Array:
         return expit(-LABELS * (a @ x))
 
-    return [newton(lambda x: x - a.T @ (LABELS * slope(x)),
-                   lambda x: np.eye(2) + (a.T * slope(x) * (1 - slope(x))) @ a, np.zeros(2))]
+    return [
+        newton(
+            lambda x: x - a.T @ (LABELS * slope(x)), lambda x: np.eye(2) + (a.T * slope(x) * (1 - slope(x))) @ a, np.zeros(2)
+        )
+    ]
 
 
 @entry("qp nonneg exp unconstrained", _logistic, a=normal(5, 2))
@@ -489,32 +522,39 @@ def logistic_regression(a: Any) -> Declared:
 MIXING = np.array([[2.0, -1, 0], [0.5, 1, 0.3], [0, -0.4, 1.5]])
 
 
-@entry("qp zero unconstrained", lambda a, c: [np.linalg.pinv(a) @ c @ np.linalg.inv(MIXING)],
-       a=normal(4, 2), c=normal(4, 3))
+@entry("qp zero unconstrained", lambda a, c: [np.linalg.pinv(a) @ c @ np.linalg.inv(MIXING)], a=normal(4, 2), c=normal(4, 3))
 def matrix_regression(a: Any, c: Any) -> Declared:
     x = cp.Variable((2, 3))
     return minimise(cp.sum_squares(a @ x @ MIXING - c)), [x]
 
 
-@entry("qp zero autodpp atom unconstrained", lambda kernel, b: [lstsq(convolution_matrix(kernel, 4), b)],
-       kernel=normal(3), b=normal(6))
+@entry(
+    "qp zero autodpp atom unconstrained",
+    lambda kernel, b: [lstsq(convolution_matrix(kernel, 4), b)],
+    kernel=normal(3),
+    b=normal(6),
+)
 def deconvolution(kernel: Any, b: Any) -> Declared:
     """cvxpy calls no convolution with a parameter DPP, though it is as affine as a product."""
     x = cp.Variable(4)
     return minimise(cp.sum_squares(cp.convolve(kernel, x) - b)), [x]
 
 
-@entry("qp zero autodpp atom unconstrained",
-       lambda p, c: [np.einsum("ij,ikjl->kl", p, c.reshape(2, 3, 3, 2)) / np.sum(p**2)],
-       p=normal(2, 3), c=normal(6, 6))
+@entry(
+    "qp zero autodpp atom unconstrained",
+    lambda p, c: [np.einsum("ij,ikjl->kl", p, c.reshape(2, 3, 3, 2)) / np.sum(p**2)],
+    p=normal(2, 3),
+    c=normal(6, 6),
+)
 def kronecker_fit(p: Any, c: Any) -> Declared:
     """As for convolutions: affine in the parameter, but not DPP."""
     x = cp.Variable((3, 2))
     return minimise(cp.sum_squares(cp.kron(p, x) - c)), [x]
 
 
-@entry("qp zero unconstrained", lambda p, q: [(p.reshape(2, 3) + q.reshape(2, 3, order="F")) / 2],
-       p=normal(3, 2), q=normal(6))
+@entry(
+    "qp zero unconstrained", lambda p, q: [(p.reshape(2, 3) + q.reshape(2, 3, order="F")) / 2], p=normal(3, 2), q=normal(6)
+)
 def reshape_orders(p: Any, q: Any) -> Declared:
     x = cp.Variable((2, 3))
     by_row, by_column = cp.reshape(x, (3, 2), order="C"), cp.vec(x, order="F")
@@ -529,16 +569,19 @@ def _linear_program(c: Array, g: Array, h: Array) -> list[Array]:
     return [x, y[:3], y[3:]]
 
 
-@entry("lp nonneg dual", _linear_program,
-       c=uniform(-2, -0.5, 2), g=uniform(0.5, 1.5, 3, 2), h=uniform(1, 2, 3))
+@entry("lp nonneg dual", _linear_program, c=uniform(-2, -0.5, 2), g=uniform(0.5, 1.5, 3, 2), h=uniform(1, 2, 3))
 def linear_program(c: Any, g: Any, h: Any) -> Declared:
     x = cp.Variable(2)
     upper, lower = g @ x <= h, x >= 0
     return minimise(c @ x, upper, lower), [x, upper.dual_variables[0], lower.dual_variables[0]]
 
 
-@entry("lp nonneg unconstrained", lambda b: [np.median(b)],
-       lambda values, tangents: [tangents[0][np.argsort(values[0])[2]]], b=normal(5))
+@entry(
+    "lp nonneg unconstrained",
+    lambda b: [np.median(b)],
+    lambda values, tangents: [tangents[0][np.argsort(values[0])[2]]],
+    b=normal(5),
+)
 def median(b: Any) -> Declared:
     x = cp.Variable()
     return minimise(cp.norm1(x - b) + 3), [x]
@@ -598,8 +641,12 @@ def largest_eigenvalue(s: Any) -> Declared:
     return minimise(t, cone), [t, cone.dual_variables[0]]
 
 
-@entry("psd exp maximize unconstrained", lambda s: [np.linalg.inv(s)],
-       lambda values, tangents: [-(x := np.linalg.inv(values[0])) @ tangents[0] @ x], s=definite(3))
+@entry(
+    "psd exp maximize unconstrained",
+    lambda s: [np.linalg.inv(s)],
+    lambda values, tangents: [-(x := np.linalg.inv(values[0])) @ tangents[0] @ x],
+    s=definite(3),
+)
 def inverse_covariance(s: Any) -> Declared:
     x = cp.Variable((3, 3), symmetric=True)
     return maximise(cp.log_det(x) - cp.trace(s @ x)), [x]
@@ -644,8 +691,11 @@ FACES = np.arange(1.0, 6)
 
 
 def _loaded_die(mean: Array) -> list[Array]:
-    eta = newton(lambda e: np.array([softmax(e * FACES) @ FACES - mean]),
-                 lambda e: np.array([[(x := softmax(e * FACES)) @ FACES**2 - (x @ FACES) ** 2]]), np.zeros(1))
+    eta = newton(
+        lambda e: np.array([softmax(e * FACES) @ FACES - mean]),
+        lambda e: np.array([[(x := softmax(e * FACES)) @ FACES**2 - (x @ FACES) ** 2]]),
+        np.zeros(1),
+    )
     return [softmax(eta * FACES), -eta[0]]
 
 
@@ -684,8 +734,7 @@ def entropic_transport(cost: Any, rows: Any, columns: Any) -> Declared:
 
 
 def _soft_maximum_prox(p: Array) -> list[Array]:
-    return [newton(lambda x: x - p + softmax(x),
-                   lambda x: np.eye(4) + np.diag(s := softmax(x)) - np.outer(s, s), p)]
+    return [newton(lambda x: x - p + softmax(x), lambda x: np.eye(4) + np.diag(s := softmax(x)) - np.outer(s, s), p)]
 
 
 @entry("qp zero nonneg exp unconstrained", _soft_maximum_prox, p=normal(4))
@@ -699,16 +748,19 @@ def _water_filling(noise: Array, power: Array) -> list[Array]:
     return [x, 1 / np.min(noise + x)]
 
 
-@entry("zero nonneg exp maximize dual", _water_filling,
-       noise=uniform(0.3, 2, 4), power=uniform(1, 2))
+@entry("zero nonneg exp maximize dual", _water_filling, noise=uniform(0.3, 2, 4), power=uniform(1, 2))
 def water_filling(noise: Any, power: Any) -> Declared:
     x = cp.Variable(4)
     total = cp.sum(x) == power
     return maximise(cp.sum(cp.log(noise + x)), total, x >= 0), [x, total.dual_variables[0]]
 
 
-@entry("exp maximize unconstrained", lambda odds: [0.6 - 0.4 / odds],
-       lambda values, tangents: [0.4 / values[0] ** 2 * tangents[0]], odds=uniform(0.8, 2))
+@entry(
+    "exp maximize unconstrained",
+    lambda odds: [0.6 - 0.4 / odds],
+    lambda values, tangents: [0.4 / values[0] ** 2 * tangents[0]],
+    odds=uniform(0.8, 2),
+)
 def kelly_bet(odds: Any) -> Declared:
     x = cp.Variable()
     return maximise(0.6 * cp.log(1 + odds * x) + 0.4 * cp.log(1 - x)), [x]
@@ -721,8 +773,7 @@ def _exponential_budget(a: Array, b: Array, budget: Array) -> list[Array]:
     return [y * np.log(u), y, u * y, -np.ones(2), a / (b * u), 1 / u]
 
 
-@entry("nonneg exp maximize dual", _exponential_budget,
-       a=uniform(0.5, 2, 2), b=uniform(0.5, 2, 2), budget=uniform(1, 2, 2))
+@entry("nonneg exp maximize dual", _exponential_budget, a=uniform(0.5, 2, 2), b=uniform(0.5, 2, 2), budget=uniform(1, 2, 2))
 def exponential_cone(a: Any, b: Any, budget: Any) -> Declared:
     x, y, z = cp.Variable(2), cp.Variable(2), cp.Variable(2)
     cones = cp.ExpCone(x, y, z)
@@ -733,8 +784,7 @@ def exponential_cone(a: Any, b: Any, budget: Any) -> Declared:
 # Powers, geometric means, and geometric programs.
 
 
-@entry("nonneg soc maximize", lambda price, wealth: [wealth / (3 * price)],
-       price=uniform(0.5, 2, 3), wealth=uniform(1, 2))
+@entry("nonneg soc maximize", lambda price, wealth: [wealth / (3 * price)], price=uniform(0.5, 2, 3), wealth=uniform(1, 2))
 def geometric_mean(price: Any, wealth: Any) -> Declared:
     x = cp.Variable(3)
     return maximise(cp.geo_mean(x), price @ x <= wealth), [x]
@@ -743,8 +793,9 @@ def geometric_mean(price: Any, wealth: Any) -> Declared:
 SHARES = np.array([0.2, 0.3, 0.5])
 
 
-@entry("nonneg pownd maximize", lambda price, wealth: [SHARES * wealth / price],
-       price=uniform(0.5, 2, 3), wealth=uniform(1, 2))
+@entry(
+    "nonneg pownd maximize", lambda price, wealth: [SHARES * wealth / price], price=uniform(0.5, 2, 3), wealth=uniform(1, 2)
+)
 def cobb_douglas_demand(price: Any, wealth: Any) -> Declared:
     x = cp.Variable(3)
     return maximise(cp.geo_mean(x, SHARES, approx=False), price @ x <= wealth), [x]
@@ -759,8 +810,7 @@ def _power_budget(p: Array, q: Array, wealth: Array) -> list[Array]:
     return [x, y, z, p * z / wealth, q * z / wealth, -np.ones(2)]
 
 
-@entry("nonneg pow3d maximize dual", _power_budget,
-       p=uniform(0.5, 2, 2), q=uniform(0.5, 2, 2), wealth=uniform(1, 2, 2))
+@entry("nonneg pow3d maximize dual", _power_budget, p=uniform(0.5, 2, 2), q=uniform(0.5, 2, 2), wealth=uniform(1, 2, 2))
 def power_cone(p: Any, q: Any, wealth: Any) -> Declared:
     x, y, z = cp.Variable(2), cp.Variable(2), cp.Variable(2)
     cones = cp.PowCone3D(x, y, z, EXPONENTS)
@@ -798,8 +848,13 @@ def box_volume(area: Any, cost: Any) -> Declared:
     return maximise(h * wd[0] * wd[1], faces <= area), [h, wd]
 
 
-@entry("gp zero nonneg exp", lambda p, q, r: [x := np.sqrt(p / q), r * np.sqrt(x)],
-       p=uniform(0.5, 2, pos=True), q=uniform(0.5, 2, pos=True), r=uniform(0.5, 2, pos=True))
+@entry(
+    "gp zero nonneg exp",
+    lambda p, q, r: [x := np.sqrt(p / q), r * np.sqrt(x)],
+    p=uniform(0.5, 2, pos=True),
+    q=uniform(0.5, 2, pos=True),
+    r=uniform(0.5, 2, pos=True),
+)
 def monomial_equality(p: Any, q: Any, r: Any) -> Declared:
     x, y = cp.Variable(pos=True), cp.Variable(pos=True)
     return minimise(p / x + q * x, y == r * x**0.5), [x, y]
@@ -819,8 +874,9 @@ def minimum_variance_portfolio(s: Any) -> Declared:
     return minimise(cp.quad_form(x, s), cp.sum(x) == 1), [x]
 
 
-@entry("qp zero autodpp", lambda p, q, c: [c / (p * q * (c @ c))],
-       p=uniform(0.5, 2), q=uniform(0.5, 2), c=signed(0.5, 1.5, 3))
+@entry(
+    "qp zero autodpp", lambda p, q, c: [c / (p * q * (c @ c))], p=uniform(0.5, 2), q=uniform(0.5, 2), c=signed(0.5, 1.5, 3)
+)
 def product_of_parameters(p: Any, q: Any, c: Any) -> Declared:
     x = cp.Variable(3)
     return minimise(cp.sum_squares(x), p * q * (c @ x) == 1), [x]
@@ -862,8 +918,12 @@ def every_cone(p: Any, s: Any, price: Any) -> Declared:
     return minimise(fit - p @ v - cp.sum(cp.entr(v)) - z, *cones, *linear), [x, u, t, v, z]
 
 
-@entry("zero soc", lambda a, cost: [x := a / (a @ a), np.linalg.norm(x) / np.sqrt(cost)],
-       a=signed(0.5, 1.5, 3), cost=uniform(0.5, 2, pos=True))
+@entry(
+    "zero soc",
+    lambda a, cost: [x := a / (a @ a), np.linalg.norm(x) / np.sqrt(cost)],
+    a=signed(0.5, 1.5, 3),
+    cost=uniform(0.5, 2, pos=True),
+)
 def quadratic_over_linear(a: Any, cost: Any) -> Declared:
     x, t = cp.Variable(3), cp.Variable()
     return minimise(cp.quad_over_lin(x, t) + cost * t, a @ x == 1), [x, t]
@@ -919,38 +979,52 @@ def _draw_sparse(rng: np.random.Generator) -> Array:
     return value
 
 
-@entry("qp zero unconstrained sparse", lambda s, b: [np.linalg.solve(s.T @ s + np.eye(3), s.T @ b)],
-       s=Input((2, 3), _draw_sparse, {"sparsity": tuple(PATTERN)}), b=normal(2))
+@entry(
+    "qp zero unconstrained sparse",
+    lambda s, b: [np.linalg.solve(s.T @ s + np.eye(3), s.T @ b)],
+    s=Input((2, 3), _draw_sparse, {"sparsity": tuple(PATTERN)}),
+    b=normal(2),
+)
 def sparse_parameter(s: Any, b: Any) -> Declared:
     x = cp.Variable(3)
     return minimise(cp.sum_squares(s @ x - b) + cp.sum_squares(x)), [x]
 
 
-@entry("qp zero unconstrained", lambda d, b: [b / np.diag(d)],
-       d=Input((3, 3), lambda rng: np.diag(rng.uniform(0.5, 2, 3)), {"diag": True}), b=normal(3))
+@entry(
+    "qp zero unconstrained",
+    lambda d, b: [b / np.diag(d)],
+    d=Input((3, 3), lambda rng: np.diag(rng.uniform(0.5, 2, 3)), {"diag": True}),
+    b=normal(3),
+)
 def diagonal_parameter(d: Any, b: Any) -> Declared:
     x = cp.Variable(3)
     return minimise(cp.sum_squares(d @ x - b)), [x]
 
 
-@entry("qp zero nonneg unconstrained",
-       lambda p, low: [np.clip(p, low, [0.5, 1, 1.5]), np.maximum(p, 0), np.minimum(p, 0)],
-       p=normal(3), low=uniform(-1, -0.3, 3))
+@entry(
+    "qp zero nonneg unconstrained",
+    lambda p, low: [np.clip(p, low, [0.5, 1, 1.5]), np.maximum(p, 0), np.minimum(p, 0)],
+    p=normal(3),
+    low=uniform(-1, -0.3, 3),
+)
 def bounded_variables(p: Any, low: Any) -> Declared:
     x = cp.Variable(3, bounds=[low, np.array([0.5, 1, 1.5])])
     y, z = cp.Variable(3, nonneg=True), cp.Variable(3, nonpos=True)
     return minimise(sum(cp.sum_squares(v - p) for v in (x, y, z))), [x, y, z]
 
 
-@entry("qp zero unconstrained complex", lambda a, b: [lstsq(a, b)],
-       a=complex_normal(3, 2), b=complex_normal(3))
+@entry("qp zero unconstrained complex", lambda a, b: [lstsq(a, b)], a=complex_normal(3, 2), b=complex_normal(3))
 def complex_least_squares(a: Any, b: Any) -> Declared:
     x = cp.Variable(2, complex=True)
     return minimise(cp.sum_squares(a @ x - b)), [x]
 
 
-@entry("qp zero unconstrained complex", lambda p, q: [1j * (p.imag + q.imag)],
-       p=complex_normal(3), q=Input((3,), lambda rng: 1j * rng.standard_normal(3), {"imag": True}))
+@entry(
+    "qp zero unconstrained complex",
+    lambda p, q: [1j * (p.imag + q.imag)],
+    p=complex_normal(3),
+    q=Input((3,), lambda rng: 1j * rng.standard_normal(3), {"imag": True}),
+)
 def imaginary_part(p: Any, q: Any) -> Declared:
     x = cp.Variable(3, imag=True)
     return minimise(cp.sum_squares(x - p - q)), [x]

@@ -12,6 +12,7 @@ formed. Solving with K is itself a differentiable function of (y, λ, μ, θ), s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -75,12 +76,7 @@ class _SolutionMap(torch.autograd.Function):
         wanted = [k for k, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
         found: list[Tensor | None] = [None] * len(at.tensors)
         if wanted:
-            safe = at.safe()
-
-            def paired(*some: Tensor) -> Tensor:
-                return -_weighted(rule, safe.replaced(wanted, some), w)
-
-            slopes = grad(paired, tuple(range(len(wanted))))(*(safe.tensors[k] for k in wanted))
+            slopes = _slopes(rule, at.safe(), w, wanted)
             for k, slope in zip(wanted, slopes, strict=True):
                 found[k] = at.clean(slope, rule.flags[k])
         return (None, None, *found)
@@ -180,12 +176,28 @@ def _weighted(rule: Rule, at: At, w: Parts) -> Tensor:
     """``Σ w_y . grad_y L + w_h . h + w_g . g - w_z . bound``, a number; plain torch."""
     y, lam, mu, _ = at.state
     total = lagrangian_slope(rule.program, at.theta, (y, lam, mu), w[:3])
-    if rule.program.has_bounds:
-        lower, upper = rule.program.bounds(at.theta, y)
-        side = at.active.box
-        bound = torch.where(side > 0, upper, torch.where(side < 0, lower, 0.0))
-        total = total - (w[3] * bound).sum()
-    return total
+    return total - _weighted_bounds(rule, at, w) if rule.program.has_bounds else total
+
+
+def _weighted_bounds(rule: Rule, at: At, w: Parts) -> Tensor:
+    lower, upper = rule.program.bounds(at.theta, at.state.y)
+    side = at.active.box
+    return (w[3] * torch.where(side > 0, upper, torch.where(side < 0, lower, 0.0))).sum()
+
+
+def _slopes(rule: Rule, at: At, w: Parts, wanted: list[int]) -> Sequence[Tensor]:
+    """Minus the derivatives of ``_weighted`` with respect to some of the parameters."""
+    program, (y, lam, mu, _) = rule.program, at.state
+    known = None if torch.is_grad_enabled() else program.pulled(y, at.theta, lam, mu, *w[:3])
+    if known is not None and not program.has_bounds:
+        return [-known[k] for k in wanted]
+
+    def paired(*some: Tensor) -> Tensor:
+        there = at.replaced(wanted, some)
+        return _weighted_bounds(rule, there, w) if known is not None else -_weighted(rule, there, w)
+
+    found = grad(paired, tuple(range(len(wanted))))(*(at.tensors[k] for k in wanted))
+    return found if known is None else [slope - known[k] for slope, k in zip(found, wanted, strict=True)]
 
 
 def _respond(at: At, right: Parts, motion: Parts | None) -> Parts:

@@ -218,6 +218,15 @@ def polish(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor, s
 
     Programs too large for matrices are left to the accuracy of their solver.
     """
+    waiting = ok & (point.worst > GOAL)
+    rows = torch.nonzero(waiting).flatten()
+    if not len(rows) or not program.is_dense or len(rows) == len(ok):
+        return _polish(program, theta, point, ok, steps)
+    some = _polish(program, theta.take(rows), point.take(rows), ok[rows], steps)
+    return Judged.choose(waiting, some.take((waiting.cumsum(0) - 1).clamp(min=0)), point)
+
+
+def _polish(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor, steps: int) -> Judged:
     home, room = point.state.y, FAR * (1.0 + largest(point.state.y))
     for _ in range(steps if program.is_dense else 0):
         waiting = ok & (point.worst > GOAL)
@@ -326,16 +335,17 @@ def descends(program: NonlinearProgram, theta: Theta, point: Judged) -> Tensor:
     y, lam, mu, _ = point.state
     straight = (point.active.all.g == 0).all(-1) if program.p == 0 else torch.zeros_like(bends[:, 0], dtype=torch.bool)
     length = torch.where(straight, 3e-2, 1e-3) * (1.0 + largest(y))
-    falls = torch.zeros_like(straight)
+    few = min(program.n, DIRECTIONS)
+    steps = (length[:, None, None] * ways[..., :few]).movedim(2, 0)
+    ends = y + torch.cat((steps, -steps))
+    nearly = (bends[:, :few] < NEARLY_FLAT).mT.repeat(2, 1)
+    inside = ((ends >= point.lower) & (ends <= point.upper)).all(-1) & nearly
     with torch.no_grad():
         here = program.lagrangian(y, theta, lam, mu)
-        for k in range(min(program.n, DIRECTIONS)):
-            for step in (length, -length):
-                end = y + step.unsqueeze(-1) * ways[..., k]
-                inside = ((end >= point.lower) & (end <= point.upper)).all(-1) & (bends[:, k] < NEARLY_FLAT)
-                there = program.lagrangian(end, theta, lam, mu)
-                falls = falls | (inside & (there < here - FALL * (1.0 + here.abs())))
-    return (bends[:, 0] < -100 * FLAT) | falls
+        many = (t.repeat(2 * few, 1) for t in (lam, mu))
+        there = program.lagrangian(ends.flatten(0, 1), theta.tile(2 * few), *many).reshape(2 * few, -1)
+    falls = inside & (there < here - FALL * (1.0 + here.abs()))
+    return (bends[:, 0] < -100 * FLAT) | falls.any(0)
 
 
 def _curvatures(point: Judged) -> tuple[Tensor, Tensor]:

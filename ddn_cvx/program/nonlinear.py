@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.kernels.tape import Tape
-from ddn_cvx.program.tape import Tapes, derivatives, pack
+from ddn_cvx.program.tape import Tapes, alike, derivatives, pack, pulled
 
 TOGETHER = 2**18
 """Numbers that the rows of a Jacobian which are computed together may read."""
 DENSE_LIMIT = 1000
 """Programs with n + p + m at most this many variables and constraints are handled with matrices, others by products."""
+CREDIBLE = 1e-6
+"""Relative difference of two ways to compute the same value that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class Theta:
     def _map(self, change: Callable[[Tensor], Tensor]) -> Theta:
         pairs = zip(self.tensors, self.batched, strict=True)
         return Theta(tuple(change(t) if own else t for t, own in pairs), self.batched)
+
+    def follow(self) -> Theta:
+        """Copies that require grad."""
+        return Theta(tuple(t.detach().clone().requires_grad_() for t in self.tensors), self.batched)
 
     @property
     def requires_grad(self) -> bool:
@@ -141,14 +147,24 @@ class NonlinearProgram:
             return y.new_zeros(0), y.new_zeros(0, self.p), y.new_zeros(0, self.m)
         return self._evaluate(y, theta)
 
-    def tape(self, y: Tensor, theta: Theta) -> Tape | None:
-        """Values and derivatives as code that needs no Python, if it has the values of the functions at ``y`` (B, n).
+    def tape(self, y: Tensor, theta: Theta, values: tuple[Tensor, Tensor, Tensor] | None = None) -> Tape | None:
+        """Values and derivatives as code that needs no Python, if it has the values of the functions at ``y`` (B, n), which
+        may be known already.
 
         There is none for what is not in double precision and on the CPU, is too large, or cannot be traced
         (``why_no_tape``). Once there is one, ``first`` and ``hessian`` use it where no gradient is asked for; a solver or
         a layer asks for it at the start of each solve, since the functions may have changed.
         """
-        return self._tapes.confirm(self, y, theta)
+        return self._tapes.confirm(self, y, theta, values)
+
+    def credible(self, y: Tensor, theta: Theta, first: First) -> Tensor:
+        """Whether torch has the values at ``y`` that a tape gave, ``(B,)`` bool: in a tape zero times infinity is zero."""
+        if self._tapes.known(y, theta) is None:
+            return torch.ones_like(y[:, 0], dtype=torch.bool)
+        with torch.no_grad():
+            values = self.values(y, theta)
+        pairs = zip((first.f, first.h, first.g), values, strict=True)
+        return torch.stack([alike(a, b, CREDIBLE) for a, b in pairs]).all(0)
 
     @property
     def why_no_tape(self) -> list[str]:
@@ -172,10 +188,10 @@ class NonlinearProgram:
 
     def first(self, y: Tensor, theta: Theta) -> First:
         """Values, gradient and Jacobians."""
-        tape = None if _wants_graph(y, theta) else self._tapes.known(y, theta)
-        if tape is None:
+        traced = None if _wants_graph(y, theta) else self._tapes.known(y, theta)
+        if traced is None:
             return self.first_by_torch(y, theta)
-        d = derivatives(self, tape, pack(self, y, theta), 1)
+        d = derivatives(self, traced.tape, pack(self, y, theta), 1)
         return First(d.f, d.gradient, d.h, d.Jh, d.g, d.Jg)
 
     def first_by_torch(self, y: Tensor, theta: Theta) -> First:
@@ -200,10 +216,10 @@ class NonlinearProgram:
 
     def hessian(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor) -> Tensor:
         """Hessian of the Lagrangian, ``(B, n, n)``, symmetric."""
-        tape = None if _wants_graph(y, theta, lam, mu) else self._tapes.known(y, theta)
-        if tape is None:
+        traced = None if _wants_graph(y, theta, lam, mu) else self._tapes.known(y, theta)
+        if traced is None:
             return self.hessian_by_torch(y, theta, lam, mu)
-        return derivatives(self, tape, pack(self, y, theta, lam, mu), 2).H
+        return derivatives(self, traced.tape, pack(self, y, theta, lam, mu), 2).H
 
     def hessian_by_torch(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor) -> Tensor:
         """The same by torch's own derivatives, whether there is a tape or not."""
@@ -213,6 +229,16 @@ class NonlinearProgram:
             slope = _grad(self.lagrangian(point, theta, lam, mu).sum(), point, create=True)
             H = _rows(slope, point, keep, _size(y, theta))
         return 0.5 * (H + H.mT) if keep else (H + H.mT).mul_(0.5)
+
+    def pulled(
+        self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor, u: Tensor, a: Tensor, b: Tensor
+    ) -> list[Tensor] | None:
+        """Derivatives of ``Σ u . grad L + a . h + b . g`` with respect to the parameters, if there is a tape for them and no
+        graph is wanted."""
+        traced = None if _wants_graph(y, theta, lam, mu, u, a, b) else self._tapes.known(y, theta)
+        if traced is None or traced.pull is None:
+            return None
+        return pulled(self, traced.pull, pack(self, y, theta, lam, mu, u, a, b), theta)
 
     def hvp(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor, v: Tensor) -> Tensor:
         """Hessian of the Lagrangian times ``v`` (B, n), without forming it."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import or_
 
 import numpy as np
 
@@ -68,8 +70,8 @@ class Graph:
         Of the constants.
     reads : list of int
         Which kinds of inputs the value of each node depends on.
-    varies : list of bool
-        Whether the derivative with respect to y is not zero.
+    varies : list of int
+        With respect to which of them, y and parameters, its derivative is not zero.
     """
 
     def __init__(self) -> None:
@@ -77,7 +79,7 @@ class Graph:
         self.a: list[int] = []
         self.b: list[int] = []
         self.reads: list[int] = []
-        self.varies: list[bool] = []
+        self.varies: list[int] = []
         self.value: dict[int, float] = {}
         self._constants: dict[float, int] = {}
         self._known: dict[tuple[int, int, int], int] = {}
@@ -86,7 +88,7 @@ class Graph:
 
     # ------------------------------------------------------------------------------------------------ nodes
 
-    def _new(self, code: int, a: int, b: int, reads: int, varies: bool) -> int:
+    def _new(self, code: int, a: int, b: int, reads: int, varies: int) -> int:
         if len(self.op) >= LIMIT:
             raise TooLargeError
         self.op.append(code)
@@ -98,14 +100,14 @@ class Graph:
 
     def input(self, kind: int) -> int:
         """A number that is given when the tape runs."""
-        return self._new(INPUT, -1, -1, kind, kind == POINT)
+        return self._new(INPUT, -1, -1, kind, kind & (POINT | THETA))
 
     def constant(self, value: float) -> int:
         """A number; zeros of both signs are the same."""
         value = float(value) + 0.0
         found = self._constants.get(value)
         if found is None:  # NaN is found by nobody
-            found = self._new(CONSTANT, -1, -1, 0, False)
+            found = self._new(CONSTANT, -1, -1, 0, 0)
             self.value[found] = value
             self._constants[value] = found
         return found
@@ -115,7 +117,8 @@ class Graph:
         if not self.varies[value]:
             return value
         self._rules.append((arguments, rule))
-        return self._new(RULED, value, len(self._rules) - 1, self.reads[value], any(self.varies[a] for a in arguments))
+        varies = reduce(or_, (self.varies[a] for a in arguments), 0)
+        return self._new(RULED, value, len(self._rules) - 1, self.reads[value], varies)
 
     def held(self, value: int) -> int:
         """The same value, as a constant for derivatives."""
@@ -132,7 +135,7 @@ class Graph:
         if found is None:
             if self.op[a] == CONSTANT and self.op[b] == CONSTANT:
                 return self.constant(_fold(code, self.value[a], self.value[b]))
-            varies = (self.varies[a] or self.varies[b]) and code not in _FLAT
+            varies = 0 if code in _FLAT else self.varies[a] | self.varies[b]
             found = self._new(code, a, b, self.reads[a] | self.reads[b], varies)
             self._known[key] = found
         return found
@@ -241,23 +244,24 @@ class Graph:
 
     # ------------------------------------------------------------------------------------------------ derivatives
 
-    def gradient(self, root: int, inputs: Sequence[int]) -> dict[int, int]:
-        """Derivatives of ``root`` with respect to ``inputs`` (nodes), those that are not zero, by one reverse sweep."""
-        if not self.varies[root]:
+    def gradient(self, root: int, inputs: Sequence[int], kind: int = POINT) -> dict[int, int]:
+        """Derivatives of ``root`` with respect to ``inputs`` (nodes of one kind), those that are not zero, by one reverse
+        sweep."""
+        if not self.varies[root] & kind:
             return {}
         slopes = {root: ONE}
-        for node in sorted(self._beneath(root), reverse=True):
+        for node in sorted(self._beneath(root, kind), reverse=True):
             slope = slopes.get(node, ZERO)
             if slope == ZERO:
                 continue
-            for argument, piece in self._pieces(node, slope):
-                if self.varies[argument]:
+            for argument, piece in self._pieces(node, slope, kind):
+                if self.varies[argument] & kind:
                     known = slopes.get(argument)
                     slopes[argument] = piece if known is None else self.add(known, piece)
         return {k: slopes[k] for k in inputs if slopes.get(k, ZERO) != ZERO}
 
-    def _beneath(self, root: int) -> set[int]:
-        """The operations with a derivative on which ``root`` depends, itself included."""
+    def _beneath(self, root: int, kind: int) -> set[int]:
+        """The operations with such a derivative on which ``root`` depends, itself included."""
         found, stack = set(), [root]
         while stack:
             node = stack.pop()
@@ -265,10 +269,10 @@ class Graph:
                 continue
             found.add(node)
             arguments = self._rules[self.b[node]][0] if self.op[node] == RULED else (self.a[node], self.b[node])
-            stack += [a for a in arguments if self.varies[a]]
+            stack += [a for a in arguments if self.varies[a] & kind]
         return found
 
-    def _pieces(self, node: int, slope: int) -> Pieces:
+    def _pieces(self, node: int, slope: int, kind: int) -> Pieces:
         """What ``slope``, the derivative with respect to ``node``, adds to the derivatives with respect to its arguments."""
         code, a, b = self.op[node], self.a[node], self.b[node]
         if code == op.ADD:
@@ -278,12 +282,12 @@ class Graph:
         if code == op.MUL:
             if a == b:
                 return ((a, self.mul(self.mul(self.constant(2.0), a), slope)),)
-            return [(x, self.mul(slope, y)) for x, y in ((a, b), (b, a)) if self.varies[x]]
+            return [(x, self.mul(slope, y)) for x, y in ((a, b), (b, a)) if self.varies[x] & kind]
         if code == op.NEG:
             return ((a, self.neg(slope)),)
         if code == op.DIV:
             over = self.div(slope, b)
-            return [(a, over)] + ([(b, self.neg(self.mul(over, node)))] if self.varies[b] else [])
+            return [(a, over)] + ([(b, self.neg(self.mul(over, node)))] if self.varies[b] & kind else [])
         if code == op.WHEN:
             return ((b, self.when(a, slope)),)
         if code == RULED:
@@ -292,19 +296,19 @@ class Graph:
             half = self.when(self.node(op.EQ, a, b), self.mul(self.constant(0.5), slope))
             return [(x, self.add(self.when(self._ahead(code, x, y), slope), half)) for x, y in ((a, b), (b, a))]
         if code == op.POW:
-            return self._power_pieces(node, slope)
+            return self._power_pieces(node, slope, kind)
         if code == op.ATAN2:
             length = self.add(self.mul(a, a), self.mul(b, b))
             over = self.div(slope, length)
             return (a, self.mul(over, b)), (b, self.neg(self.mul(over, a)))
         return ((a, self._chain(code, node, a, slope)),)
 
-    def _power_pieces(self, node: int, slope: int) -> Pieces:
+    def _power_pieces(self, node: int, slope: int, kind: int) -> Pieces:
         a, b = self.a[node], self.b[node]
-        if self.varies[a]:
+        if self.varies[a] & kind:
             down = self.mul(self.mul(slope, b), self.power(a, self.sub(b, ONE)))
             yield a, self.when(self.node(op.NE, b, ZERO), down)
-        if self.varies[b]:  # zero to whatever is positive stays zero
+        if self.varies[b] & kind:  # zero to whatever is positive stays zero
             still = self.mul(self.node(op.EQ, a, ZERO), self.node(op.LE, ZERO, b))
             yield b, self.when(self.no(still), self.mul(slope, self.mul(node, self.node(op.LOG, a))))
 

@@ -29,20 +29,54 @@ class Outputs(NamedTuple):
     """The lower triangle."""
 
 
-def differentiate(graph: Graph, y: Sequence[int], lam: Sequence[int], mu: Sequence[int], values: Sequence[int]) -> Outputs:
+class Inputs(NamedTuple):
+    """Nodes."""
+
+    y: list[int]
+    lam: list[int]
+    mu: list[int]
+    theta: list[int]
+
+    @property
+    def all(self) -> list[int]:
+        """In the order of the slots."""
+        return [*self.y, *self.lam, *self.mu, *self.theta]
+
+
+def differentiate(graph: Graph, given: Inputs, values: Sequence[int]) -> Outputs:
     """All derivatives of the program whose ``values`` are f, h and g, one after another."""
-    f, h, g = values[0], list(values[1 : 1 + len(lam)]), list(values[1 + len(lam) :])
-    place = {node: k for k, node in enumerate(y)}
+    f, h, g = _parts(given, values)
+    place = {node: k for k, node in enumerate(given.y)}
 
     def row(root: int) -> dict[int, int]:
-        return {place[k]: slope for k, slope in graph.gradient(root, y).items()}
+        return {place[k]: slope for k, slope in graph.gradient(root, given.y).items()}
 
     slope = row(f)
     jh = {(i, k): node for i, root in enumerate(h) for k, node in row(root).items()}
     jg = {(i, k): node for i, root in enumerate(g) for k, node in row(root).items()}
-    total = graph.add(f, graph.total(map(graph.mul, (*lam, *mu), (*h, *g))))
-    hessian = {(i, k): node for i, root in row(total).items() for k, node in row(root).items() if k <= i}
-    return Outputs(f, h, g, [slope.get(k, ZERO) for k in range(len(y))], jh, jg, dict(sorted(hessian.items())))
+    bent = row(_lagrangian(graph, given, values))
+    hessian = {(i, k): node for i, root in bent.items() for k, node in row(root).items() if k <= i}
+    return Outputs(f, h, g, [slope.get(k, ZERO) for k in range(len(place))], jh, jg, dict(sorted(hessian.items())))
+
+
+def pull_back(graph: Graph, given: Inputs, values: Sequence[int], weights: Inputs) -> Outputs:
+    """In the place of g, the derivatives of ``u . grad_y L + a . h + b . g`` with respect to the parameters, for weights u,
+    a and b that are called y, λ and μ."""
+    _, h, g = _parts(given, values)
+    slope = graph.gradient(_lagrangian(graph, given, values), given.y)
+    pairs = [(u, slope.get(y, ZERO)) for u, y in zip(weights.y, given.y, strict=True)]
+    pairs += [*zip(weights.lam, h, strict=True), *zip(weights.mu, g, strict=True)]
+    found = graph.gradient(graph.total(graph.mul(a, b) for a, b in pairs), given.theta, THETA)
+    return Outputs(ZERO, [], [found.get(k, ZERO) for k in given.theta], [], {}, {}, {})
+
+
+def _parts(given: Inputs, values: Sequence[int]) -> tuple[int, list[int], list[int]]:
+    p = len(given.lam)
+    return values[0], list(values[1 : 1 + p]), list(values[1 + p :])
+
+
+def _lagrangian(graph: Graph, given: Inputs, values: Sequence[int]) -> int:
+    return graph.add(values[0], graph.total(map(graph.mul, (*given.lam, *given.mu), values[1:])))
 
 
 def generate(graph: Graph, inputs: Sequence[int], outputs: Outputs, limit: int) -> Tape | None:
@@ -70,15 +104,18 @@ def generate(graph: Graph, inputs: Sequence[int], outputs: Outputs, limit: int) 
     for node, place in made.slots.items():
         if graph.op[node] == CONSTANT:
             constants[place] = graph.value[node]
-    vectors = (slots([o.f]), slots(o.h), slots(o.g), slots(o.gradient))
-    return Tape(made.count, constants, *code, *vectors, *entries(o.jh), *entries(o.jg), *entries(o.hessian))
+    vectors = {"f": slots([o.f]), "h": slots(o.h), "g": slots(o.g), "gradient": slots(o.gradient)}
+    named = {"jh": o.jh, "jg": o.jg, "hess": o.hessian}
+    parts = ("row", "col", "slot")
+    matrices = {f"{k}_{part}": a for k, v in named.items() for part, a in zip(parts, entries(v), strict=True)}
+    return Tape(made.count, constants, code[0], code[1], code[2], code[3], **vectors, **matrices)
 
 
 class _Generator:
     """Operations in the order of their segments, and slots for their results.
 
-    What a later segment reads, or the caller, keeps its slot for good: the segments may be run again and again, ``values`` more
-    often than the others. All else gives its slot back after its last use.
+    What a later segment reads, or the caller, keeps its slot for good: the segments may be run again and again, ``values``
+    more often than the others. All else gives its slot back after its last use.
     """
 
     def __init__(self, graph: Graph, inputs: Sequence[int], roots: dict[int, list[int]]):
@@ -130,8 +167,8 @@ class _Generator:
         return code
 
     def _sums_of_products(self, segment: int) -> tuple[set[int], dict[int, tuple[int, int]]]:
-        """Products that are needed only to be added to something that is needed for nothing else: these products, and for each
-        of the sums the other term and the product."""
+        """Products that are needed only to be added to something that is needed for nothing else: these products, and for
+        each of the sums the other term and the product."""
         graph = self.graph
         products: set[int] = set()
         sums: dict[int, tuple[int, int]] = {}

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddn_cvx.program.tape_ops import Nodes, NotScalarError, Operations
+from ddn_cvx.program.tape_ops import Nodes, NotScalarError
+from ddn_cvx.program.tape_sums import Sums
 
 
 def shape_of(wanted: Sequence[int], x: Nodes) -> tuple[int, ...]:
@@ -16,7 +17,7 @@ def shape_of(wanted: Sequence[int], x: Nodes) -> tuple[int, ...]:
     return tuple(int(s) for s in wanted) if x.size or -1 not in wanted else torch.empty(x.shape).reshape(*wanted).shape
 
 
-class Shapes(Operations):
+class Shapes(Sums):
     """The whole table."""
 
     def _view(self, x: Nodes, shape: Sequence[int]) -> Nodes:

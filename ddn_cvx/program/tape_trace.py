@@ -39,7 +39,8 @@ class _Watch(TorchDispatchMode):
     """Keeps the nodes of every tensor that depends on an input."""
 
     def __init__(self, graph: Graph, inputs: Sequence[tuple[Tensor, Nodes]]):
-        super().__init__()
+        untyped: Any = super()
+        untyped.__init__()
         self.table = Shapes(graph)
         # The tensors themselves are kept as well, so that no other gets the same id.
         self._known = {id(tensor): (tensor, nodes) for tensor, nodes in inputs}

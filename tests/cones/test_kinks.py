@@ -136,7 +136,7 @@ def awkward(cone: Cone) -> Tensor:
 @pytest.mark.parametrize("cone", [c for c in CONES if not isinstance(c, Power) or len(c.alphas) == 1], ids=name)
 def test_finite_everywhere(cone: Cone, dtype: torch.dtype) -> None:
     v = awkward(cone)
-    v = (v if dtype == torch.float64 else v[: -200]).to(dtype).requires_grad_()
+    v = (v if dtype == torch.float64 else v[:-200]).to(dtype).requires_grad_()
     h, a = (torch.randn(v.shape, generator=generator(i), dtype=dtype) for i in range(2))
     (first,) = torch.autograd.grad((h * cone.project(v)).sum(), v)
     spectrum = cone.spectrum(v.detach())

@@ -38,9 +38,7 @@ class Program:
         return max(float(np.abs(part).max(initial=0.0)) for part in parts) / size
 
 
-def random_program(
-    seed: int, n: int, equalities: int, inequalities: int, bounds: int, rank: int | None = None
-) -> Program:
+def random_program(seed: int, n: int, equalities: int, inequalities: int, bounds: int, rank: int | None = None) -> Program:
     """Feasible by construction, with about half of the inequalities tight at the feasible point."""
     rng = np.random.default_rng(seed)
     F = rng.standard_normal((n if rank is None else rank, n))

@@ -44,9 +44,7 @@ def interior(cones, rng, dual):
     for _ in range(cones.exp):
         x, y = 0.5 * rng.standard_normal(), 0.5 + rng.random()
         # y exp(x/y) <= z, and for the dual -u exp(v/u) <= e w, u < 0
-        parts.append(
-            np.array([-y, x, y * np.exp(-x / y - 1) + 0.5] if dual else [x, y, y * np.exp(x / y) + 0.5])
-        )
+        parts.append(np.array([-y, x, y * np.exp(-x / y - 1) + 0.5] if dual else [x, y, y * np.exp(x / y) + 0.5]))
     for alpha in cones.power:
         u = 0.5 + rng.random(len(alpha))
         bound = np.prod((u / alpha if dual else u) ** np.array(alpha))
@@ -84,7 +82,5 @@ def select(data, rows):
 def kkt_residual(program, data, raw: RawSolution):
     """Largest violation of the optimality conditions, relative to the size of the solution, ``(B,)``."""
     v = raw.y - raw.s
-    error = torch.cat(
-        [program.residual(torch.cat([raw.x, v], 1), data), program.cones.project_dual(v) - raw.y], 1
-    )
+    error = torch.cat([program.residual(torch.cat([raw.x, v], 1), data), program.cones.project_dual(v) - raw.y], 1)
     return error.abs().amax(1) / (1 + torch.cat([raw.x, raw.y, raw.s], 1).abs().amax(1))

@@ -109,9 +109,7 @@ def cvxpy_model(program, data, i):
     for k in cones.psd:
         M = cp.Variable((k, k), PSD=True)
         entries = [(r, c) for c in range(k) for r in range(c + 1)]
-        constraints += [
-            s[at + e] == M[r, c] * (1 if r == c else np.sqrt(2)) for e, (r, c) in enumerate(entries)
-        ]
+        constraints += [s[at + e] == M[r, c] * (1 if r == c else np.sqrt(2)) for e, (r, c) in enumerate(entries)]
         at += len(entries)
     for _ in range(cones.exp):
         constraints.append(s[at] + cp.rel_entr(s[at + 1], s[at + 2]) <= 0)  # x + y log(y/z) <= 0
@@ -188,10 +186,7 @@ def test_no_constraints(name):
         "OSQP",
     ):  # the interior-point methods take P to be what the declaration says
         assert raw.status[3] == Status.UNBOUNDED
-    assert (
-        kkt_residual(program, select(data, slice(0, 1)), type(raw)(*(t[:1] for t in vars(raw).values())))
-        < 1e-9
-    )
+    assert kkt_residual(program, select(data, slice(0, 1)), type(raw)(*(t[:1] for t in vars(raw).values()))) < 1e-9
     assert raw.x[1:3].isnan().all()
 
 
@@ -210,11 +205,7 @@ def test_no_variables(name):
 def test_empty_batch_and_nothing_at_all(name):
     program, data = random_program(CONES["linear"])
     raw = solve(build(name), program, select(data, slice(0, 0)))
-    assert (
-        raw.x.shape == (0, program.n)
-        and raw.y.shape == raw.s.shape == (0, program.m)
-        and raw.status.shape == (0,)
-    )
+    assert raw.x.shape == (0, program.n) and raw.y.shape == raw.s.shape == (0, program.m) and raw.status.shape == (0,)
     if name == "interior_point":
         return
     nothing = ConicProgram(Pattern.of(sp.csc_array((0, 0))), Pattern.of(sp.csc_array((0, 0))), Product())
@@ -308,17 +299,13 @@ def test_a_package_that_breaks_down_fails_one_element(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["clarabel", "scs", "ecos", "diffcp", "diffcp Clarabel", "Clarabel by cvxpy"]
-)
+@pytest.mark.parametrize("name", ["clarabel", "scs", "ecos", "diffcp", "diffcp Clarabel", "Clarabel by cvxpy"])
 @pytest.mark.parametrize("cones", ["linear", "exponential"])
 def test_no_numbers_make_a_solver_raise(name, cones):
     program, data = random_program(CONES[cones], batch=12)
     generator = torch.Generator().manual_seed(1)
     span = torch.linspace(0, 300, 12)[:, None]
-    data = ConicData(
-        *(t * 10.0 ** ((torch.rand(t.shape, generator=generator) * 2 - 1) * span).double() for t in data)
-    )
+    data = ConicData(*(t * 10.0 ** ((torch.rand(t.shape, generator=generator) * 2 - 1) * span).double() for t in data))
     solver = build(name)
     if name in ("scs", "diffcp"):
         solver = replace(solver, max_iters=500)

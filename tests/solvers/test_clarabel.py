@@ -19,10 +19,7 @@ FIELDS = ("x", "y", "s", "status", "iterations")
 
 
 def same(a: RawSolution, b: RawSolution, rows_a=slice(None), rows_b=slice(None)) -> bool:
-    return all(
-        np.array_equal(getattr(a, f)[rows_a].numpy(), getattr(b, f)[rows_b].numpy(), equal_nan=True)
-        for f in FIELDS
-    )
+    return all(np.array_equal(getattr(a, f)[rows_a].numpy(), getattr(b, f)[rows_b].numpy(), equal_nan=True) for f in FIELDS)
 
 
 def unequal_batch(cones, batch=12):
@@ -54,9 +51,7 @@ def test_an_element_does_not_see_its_batch(cones, monkeypatch):
 def test_threads_are_used_for_much_work_only(monkeypatch):
     names = set()
     original = Workspace.get
-    monkeypatch.setattr(
-        Workspace, "get", lambda *a: names.add(threading.current_thread().name) or original(*a)
-    )
+    monkeypatch.setattr(Workspace, "get", lambda *a: names.add(threading.current_thread().name) or original(*a))
     program, data = random_program(CONES["linear"], batch=4)
     Clarabel(threads=2).solve(program, data, Workspace())
     assert names == {"MainThread"}
@@ -86,10 +81,7 @@ def test_equilibration_is_exact_and_keeps_the_cones(cones):
     assert all((scaled.E[:, b.rows] == scaled.E[:, b.rows][:, :1]).all() for b in blocks)
     P, A = (t.numpy() for t in program.dense(data))
     Ps, As = (
-        t.numpy()
-        for t in program.dense(
-            ConicData(*(torch.as_tensor(t) for t in (scaled.P, scaled.q, scaled.A, scaled.b)))
-        )
+        t.numpy() for t in program.dense(ConicData(*(torch.as_tensor(t) for t in (scaled.P, scaled.q, scaled.A, scaled.b))))
     )
     D, E, c = scaled.D, scaled.E, scaled.c
     assert np.array_equal(Ps, c[:, :, None] * D[:, :, None] * P * D[:, None])
@@ -122,8 +114,7 @@ def test_options_are_checked(option, value):
 def test_options_reach_clarabel():
     program, data = random_program(CONES["semidefinite"])
     tight, loose = (
-        Clarabel(tol_feas=t, tol_gap_abs=t, tol_gap_rel=t).solve(program, data, Workspace())
-        for t in (1e-10, 1e-3)
+        Clarabel(tol_feas=t, tol_gap_abs=t, tol_gap_rel=t).solve(program, data, Workspace()) for t in (1e-10, 1e-3)
     )
     assert (loose.iterations < tight.iterations).all()
     settings = Clarabel(max_iter=7)._solver(program).get_settings()

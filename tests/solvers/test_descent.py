@@ -55,6 +55,7 @@ def test_against_scipy(solver: NonlinearSolver) -> None:
     point = solver.solve(unconstrained(12, f), Theta((X, c), (True, True)), torch.zeros(6, 12, dtype=F64))
     assert point.status.tolist() == [Status.SOLVED] * 6
     for y, one_X, one_c in zip(point.y, X, c, strict=True):
+
         def value(v: np.ndarray, one_X: Tensor = one_X, one_c: Tensor = one_c) -> float:
             return float(f(torch.from_numpy(v)[None], one_X[None], one_c[None]))
 

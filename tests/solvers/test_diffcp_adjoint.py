@@ -33,9 +33,7 @@ def newton(program, data, z):
     return z
 
 
-@pytest.mark.parametrize(
-    "cones, quadratic", [*((kind, True) for kind in KINDS), ("linear", False), ("several", False)]
-)
+@pytest.mark.parametrize("cones, quadratic", [*((kind, True) for kind in KINDS), ("linear", False), ("several", False)])
 def test_gradient_is_the_slope(cones, quadratic):
     program, data = random_program(KINDS[cones], batch=2, seed=5, quadratic=quadratic)
     rng = np.random.default_rng(1)
@@ -65,8 +63,7 @@ def test_modes_agree(mode):
     raw = TIGHT.solve(program, data, Workspace())
     ones = torch.ones_like
     iterative, dense = (
-        DiffcpAdjoint(mode=m).vjp(program, data, raw.x, raw.y, raw.s, ones(raw.x), ones(raw.y))
-        for m in (mode, "dense")
+        DiffcpAdjoint(mode=m).vjp(program, data, raw.x, raw.y, raw.s, ones(raw.x), ones(raw.y)) for m in (mode, "dense")
     )
     for a, b in zip(iterative, dense, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
@@ -101,9 +98,7 @@ def test_attached_to_a_solve():
         assert torch.count_nonzero(leaf.grad[1]) == 0
         np.testing.assert_allclose(leaf.grad[rest], value, rtol=1e-4, atol=1e-5)
     # Nothing solved: nothing to differentiate.
-    x, _, _ = DiffcpAdjoint().attach(
-        _Solved(program, torch.zeros(3, dtype=torch.bool)), ConicData(*leaves), ()
-    )
+    x, _, _ = DiffcpAdjoint().attach(_Solved(program, torch.zeros(3, dtype=torch.bool)), ConicData(*leaves), ())
     assert all(not g.any() for g in torch.autograd.grad(x.sum(), leaves))
 
 

@@ -97,12 +97,11 @@ def infeasible_programs() -> dict[str, tuple[NonlinearProgram, list]]:
 
     return {
         "two equalities": (program(2, norm2, h=lambda y, t: [y[:, 0], y[:, 0] - 1]), [[3.0, 1.0]]),
-        "circle and line": (
-            program(2, norm2, h=lambda y, t: [y.square().sum(-1) - 1, y[:, 0] - 2]), [[0.3, 1.0]]
-        ),
+        "circle and line": (program(2, norm2, h=lambda y, t: [y.square().sum(-1) - 1, y[:, 0] - 2]), [[0.3, 1.0]]),
         "two half-spaces": (program(2, norm2, g=lambda y, t: [y[:, 0], 1 - y[:, 0]]), [[3.0, 1.0]]),
         "inequality and bound": (
-            program(1, norm2, g=lambda y, t: [1 + y[:, 0] ** 2 - 0.5], box=lambda t: (-t[:, :1], t[:, :1])), [[0.7]]
+            program(1, norm2, g=lambda y, t: [1 + y[:, 0] ** 2 - 0.5], box=lambda t: (-t[:, :1], t[:, :1])),
+            [[0.7]],
         ),
         "negative square": (program(1, norm2, h=lambda y, t: [y[:, 0] ** 2 + 1]), [[2.0]]),
         "crossed bounds": (program(1, norm2, box=lambda t: (t[:, :1], -t[:, :1])), [[0.0]]),
@@ -155,9 +154,7 @@ def test_redundant_rows_fixed_variables_and_bounds_of_some_elements() -> None:
             1, torch.tensor([0]), t[:, :1]
         )
 
-    node = program(
-        3, lambda y, t: (y - 2).square().sum(-1), h=lambda y, t: [y.sum(-1) - 3, 2 * y.sum(-1) - 6], box=box
-    )
+    node = program(3, lambda y, t: (y - 2).square().sum(-1), h=lambda y, t: [y.sum(-1) - 3, 2 * y.sum(-1) - 6], box=box)
     inf = float("inf")
     point = solve(node, [[0.0, 0.0, 0.0]] * 2, [[0.5, -inf, -inf, 0], [1.5, 1.2, -inf, 0]])
     assert point.status.tolist() == [Status.SOLVED] * 2
@@ -169,9 +166,7 @@ def test_redundant_rows_fixed_variables_and_bounds_of_some_elements() -> None:
 
 def test_second_order_correction() -> None:
     """Maratos' example: near the solution on a circle full steps raise both objective and violation."""
-    node = program(
-        2, lambda y, t: 2 * (y.square().sum(-1) - 1) - y[:, 0], h=lambda y, t: [y.square().sum(-1) - 1]
-    )
+    node = program(2, lambda y, t: 2 * (y.square().sum(-1) - 1) - y[:, 0], h=lambda y, t: [y.square().sum(-1) - 1])
     angles = torch.linspace(0.1, 0.8, 20, dtype=F64)
     point = solve(node, torch.stack((angles.cos(), angles.sin()), -1).tolist())
     torch.testing.assert_close(point.y, torch.tensor([[1.0, 0.0]], dtype=F64).expand(20, 2), atol=1e-9, rtol=0)

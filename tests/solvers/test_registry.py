@@ -43,9 +43,7 @@ def test_unknown_names_get_a_suggestion():
 
 
 def test_unknown_options_get_a_suggestion():
-    with pytest.raises(
-        InputError, match=r"'scs' has no option 'eps_absolute' \(did you mean 'eps_abs'\?\).*max_iters"
-    ):
+    with pytest.raises(InputError, match=r"'scs' has no option 'eps_absolute' \(did you mean 'eps_abs'\?\).*max_iters"):
         resolve("scs", {"eps_absolute": 1e-4})
     with pytest.raises(InputError, match=r"max_iter.*belong into the solver object: Clarabel"):
         resolve(Clarabel(), {"max_iter": 3})
@@ -71,9 +69,7 @@ def test_uninstalled_solver_is_named(monkeypatch):
 def test_cvxpy_solver_without_duals_is_refused(monkeypatch):
     program, data = random_program(CONES["linear"], batch=1)
     monkeypatch.setattr(cvxpy_any, "_nonneg", None)
-    monkeypatch.setitem(
-        cvxpy_any._RECIPES, "nonneg", lambda _: (lambda s: [s >= 0][0], lambda c: c.dual_value)
-    )
+    monkeypatch.setitem(cvxpy_any._RECIPES, "nonneg", lambda _: (lambda s: [s >= 0][0], lambda c: c.dual_value))
     solver = CvxpySolver("OSQP")
     monkeypatch.setattr("cvxpy.constraints.nonpos.Inequality.dual_value", None)
     with pytest.raises(InputError, match="no dual variables"):

@@ -40,9 +40,7 @@ def test_rows_are_selected_and_reordered():
         assert matrix.has_sorted_indices
 
 
-@pytest.mark.parametrize(
-    "cones", [c for c in CONES if c != "higher power"]
-)  # SCS, used here, has none of these
+@pytest.mark.parametrize("cones", [c for c in CONES if c != "higher power"])  # SCS, used here, has none of these
 def test_epigraph_has_the_same_solution(cones):
     program, data = random_program(CONES[cones])
     epigraph = Epigraph(program)
