@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddn_cvx.kernels.jit import inner, jit
+from ddn_cvx.kernels.jit import inner, jit, lean
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -63,137 +63,137 @@ class Tape(NamedTuple):
     """The Hessian's lower triangle with the diagonal."""
 
 
-@inner
+@lean
 def run(code: Any, work: Any) -> None:
     """Execute ``code`` (k, 4) for all lanes of ``work`` (slots, lanes)."""
-    lanes = work.shape[1]
+    lanes = range(work.shape[1])
     for k in range(len(code)):
-        op, out, a, b = code[k, 0], code[k, 1], code[k, 2], code[k, 3]
+        op, out, a, b = code[k, 0], work[code[k, 1]], work[code[k, 2]], work[code[k, 3]]
         if op == ADD:
-            for i in range(lanes):
-                work[out, i] = work[a, i] + work[b, i]
+            for i in lanes:
+                out[i] = a[i] + b[i]
         elif op == SUB:
-            for i in range(lanes):
-                work[out, i] = work[a, i] - work[b, i]
+            for i in lanes:
+                out[i] = a[i] - b[i]
         elif op == MUL:
-            for i in range(lanes):
-                work[out, i] = work[a, i] * work[b, i]
+            for i in lanes:
+                out[i] = a[i] * b[i]
         elif op == DIV:
-            for i in range(lanes):
-                work[out, i] = work[a, i] / work[b, i]
+            for i in lanes:
+                out[i] = a[i] / b[i]
         elif op == FMA:
-            for i in range(lanes):
-                work[out, i] += work[a, i] * work[b, i]
+            for i in lanes:
+                out[i] += a[i] * b[i]
         elif op == COPY:
-            for i in range(lanes):
-                work[out, i] = work[a, i]
+            for i in lanes:
+                out[i] = a[i]
         elif op == NEG:
-            for i in range(lanes):
-                work[out, i] = -work[a, i]
+            for i in lanes:
+                out[i] = -a[i]
         elif op == WHEN:
-            for i in range(lanes):
-                work[out, i] = work[b, i] if work[a, i] != 0.0 else 0.0
+            for i in lanes:
+                out[i] = b[i] if a[i] != 0.0 else 0.0
         else:
-            _seldom(op, out, a, b, work)
+            _seldom(op, out, a, b)
 
 
-@inner
-def _seldom(op: int, out: int, a: int, b: int, work: Any) -> None:
+@lean
+def _seldom(op: int, out: Any, a: Any, b: Any) -> None:
     """The operations that take so long that a call more does not matter."""
-    lanes = work.shape[1]
+    lanes = range(len(out))
     if op == POW:
-        for i in range(lanes):
-            work[out, i] = work[a, i] ** work[b, i]
+        for i in lanes:
+            out[i] = a[i] ** b[i]
     elif op == SQRT:
-        for i in range(lanes):
-            work[out, i] = math.sqrt(work[a, i])
+        for i in lanes:
+            out[i] = math.sqrt(a[i])
     elif op == EXP:
-        for i in range(lanes):
-            work[out, i] = math.exp(work[a, i])
+        for i in lanes:
+            out[i] = math.exp(a[i])
     elif op == LOG:
-        for i in range(lanes):
-            work[out, i] = math.log(work[a, i])
+        for i in lanes:
+            out[i] = math.log(a[i])
     elif op == SIN:
-        for i in range(lanes):
-            work[out, i] = math.sin(work[a, i])
+        for i in lanes:
+            out[i] = math.sin(a[i])
     elif op == COS:
-        for i in range(lanes):
-            work[out, i] = math.cos(work[a, i])
+        for i in lanes:
+            out[i] = math.cos(a[i])
     elif op == TANH:
-        for i in range(lanes):
-            work[out, i] = math.tanh(work[a, i])
+        for i in lanes:
+            out[i] = math.tanh(a[i])
     elif op == SIGMOID:
-        for i in range(lanes):
-            work[out, i] = 1.0 / (1.0 + math.exp(-work[a, i]))
+        for i in lanes:
+            out[i] = 1.0 / (1.0 + math.exp(-a[i]))
     elif op == LT:
-        for i in range(lanes):
-            work[out, i] = 1.0 if work[a, i] < work[b, i] else 0.0
+        for i in lanes:
+            out[i] = 1.0 if a[i] < b[i] else 0.0
     elif op == LE:
-        for i in range(lanes):
-            work[out, i] = 1.0 if work[a, i] <= work[b, i] else 0.0
+        for i in lanes:
+            out[i] = 1.0 if a[i] <= b[i] else 0.0
     elif op == EQ:
-        for i in range(lanes):
-            work[out, i] = 1.0 if work[a, i] == work[b, i] else 0.0
+        for i in lanes:
+            out[i] = 1.0 if a[i] == b[i] else 0.0
     elif op == NE:
-        for i in range(lanes):
-            work[out, i] = 1.0 if work[a, i] != work[b, i] else 0.0
+        for i in lanes:
+            out[i] = 1.0 if a[i] != b[i] else 0.0
     elif op == MIN:  # NaN, if one of them is
-        for i in range(lanes):
-            work[out, i] = work[a, i] if work[a, i] < work[b, i] or work[a, i] != work[a, i] else work[b, i]
+        for i in lanes:
+            out[i] = a[i] if a[i] < b[i] or a[i] != a[i] else b[i]
     elif op == MAX:
-        for i in range(lanes):
-            work[out, i] = work[a, i] if work[a, i] > work[b, i] or work[a, i] != work[a, i] else work[b, i]
+        for i in lanes:
+            out[i] = a[i] if a[i] > b[i] or a[i] != a[i] else b[i]
     elif op == ABS:
-        for i in range(lanes):
-            work[out, i] = abs(work[a, i])
+        for i in lanes:
+            out[i] = abs(a[i])
     elif op == SIGN:  # zero of NaN, as in torch
-        for i in range(lanes):
-            work[out, i] = (1.0 if work[a, i] > 0.0 else 0.0) - (1.0 if work[a, i] < 0.0 else 0.0)
+        for i in lanes:
+            out[i] = (1.0 if a[i] > 0.0 else 0.0) - (1.0 if a[i] < 0.0 else 0.0)
     elif op == FLOOR:
-        for i in range(lanes):
-            work[out, i] = math.floor(work[a, i]) if math.isfinite(work[a, i]) else work[a, i]
+        for i in lanes:
+            out[i] = math.floor(a[i]) if math.isfinite(a[i]) else a[i]
     elif op == EXPM1:
-        for i in range(lanes):
-            work[out, i] = math.expm1(work[a, i])
+        for i in lanes:
+            out[i] = math.expm1(a[i])
     elif op == LOG1P:
-        for i in range(lanes):
-            work[out, i] = math.log1p(work[a, i])
+        for i in lanes:
+            out[i] = math.log1p(a[i])
     elif op == TAN:
-        for i in range(lanes):
-            work[out, i] = math.tan(work[a, i])
+        for i in lanes:
+            out[i] = math.tan(a[i])
     elif op == ASIN:
-        for i in range(lanes):
-            work[out, i] = math.asin(work[a, i])
+        for i in lanes:
+            out[i] = math.asin(a[i])
     elif op == ACOS:
-        for i in range(lanes):
-            work[out, i] = math.acos(work[a, i])
+        for i in lanes:
+            out[i] = math.acos(a[i])
     elif op == ATAN:
-        for i in range(lanes):
-            work[out, i] = math.atan(work[a, i])
+        for i in lanes:
+            out[i] = math.atan(a[i])
     elif op == SINH:
-        for i in range(lanes):
-            work[out, i] = math.sinh(work[a, i])
+        for i in lanes:
+            out[i] = math.sinh(a[i])
     elif op == COSH:
-        for i in range(lanes):
-            work[out, i] = math.cosh(work[a, i])
+        for i in lanes:
+            out[i] = math.cosh(a[i])
     elif op == ASINH:
-        for i in range(lanes):
-            work[out, i] = math.asinh(work[a, i])
+        for i in lanes:
+            out[i] = math.asinh(a[i])
     elif op == ACOSH:
-        for i in range(lanes):
-            work[out, i] = math.acosh(work[a, i])
+        for i in lanes:
+            out[i] = math.acosh(a[i])
     elif op == ATANH:
-        for i in range(lanes):
-            work[out, i] = math.atanh(work[a, i])
+        for i in lanes:
+            out[i] = math.atanh(a[i])
     elif op == ATAN2:
-        for i in range(lanes):
-            work[out, i] = math.atan2(work[a, i], work[b, i])
+        for i in lanes:
+            out[i] = math.atan2(a[i], b[i])
     elif op == ERF:
-        for i in range(lanes):
-            work[out, i] = math.erf(work[a, i])
+        for i in lanes:
+            out[i] = math.erf(a[i])
     else:
-        for i in range(lanes):
-            work[out, i] = math.erfc(work[a, i])
+        for i in lanes:
+            out[i] = math.erfc(a[i])
 
 
 @inner

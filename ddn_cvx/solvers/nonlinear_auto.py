@@ -11,6 +11,7 @@ from torch import Tensor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
+from ddn_cvx.solvers.compiled_nonlinear import CompiledInteriorPoint
 from ddn_cvx.solvers.descent import check_positive, unconstrained_only
 from ddn_cvx.solvers.lbfgs import LBFGS
 from ddn_cvx.solvers.least_squares import LeastSquares
@@ -23,7 +24,8 @@ from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 class NonlinearAuto(NonlinearSolver):
     """``Newton`` without constraints, ``NonlinearInteriorPoint`` with; for many variables their matrix-free kin.
 
-    Elements that the first choice does not solve get a second chance with another method.
+    Small programs on the CPU whose functions can be traced go to ``CompiledInteriorPoint`` first. Elements that the first
+    choice does not solve get a second chance with another method.
     """
 
     name: ClassVar[str] = "nonlinear_auto"
@@ -48,7 +50,16 @@ class NonlinearAuto(NonlinearSolver):
     ) -> NonlinearPoint:
         """Solve the batch with the solver that ``explain`` names."""
         first, second, _ = self._choice(program)
-        point = first.solve(program, theta, start, warm)
+        compiled = CompiledInteriorPoint()
+        if program.residuals is None and compiled.takes(program, theta, start):
+            point = compiled.solve(program, theta, start, warm)
+            rows = torch.nonzero(point.status != int(Status.SOLVED)).flatten()
+            if not len(rows):
+                return point
+            again = first.solve(program, theta.take(rows), start[rows], None if warm is None else warm.take(rows))
+            point = point.put(rows, again)
+        else:
+            point = first.solve(program, theta, start, warm)
         # these two ends are verdicts on the method, the others on the element
         poor = (point.status == int(Status.ITERATION_LIMIT)) | (point.status == int(Status.INACCURATE))
         rows = torch.nonzero(poor).flatten()

@@ -7,6 +7,7 @@ from typing import Any
 
 from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
 from ddn_cvx.solvers.by_name import find
+from ddn_cvx.solvers.compiled_nonlinear import CompiledInteriorPoint
 from ddn_cvx.solvers.lbfgs import LBFGS
 from ddn_cvx.solvers.newton import Newton, NewtonKrylov
 from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
@@ -15,7 +16,10 @@ from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 
 NONLINEAR_SOLVERS: dict[str, type[NonlinearSolver]] = {
     "auto": NonlinearAuto,
-    **{kind.name: kind for kind in (AugmentedLagrangian, LBFGS, Newton, NewtonKrylov, NonlinearInteriorPoint)},
+    **{
+        kind.name: kind
+        for kind in (AugmentedLagrangian, CompiledInteriorPoint, LBFGS, Newton, NewtonKrylov, NonlinearInteriorPoint)
+    },
 }
 
 
