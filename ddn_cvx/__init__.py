@@ -25,6 +25,7 @@ from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.broyden import Broyden
 from ddn_cvx.solvers.clarabel import Clarabel
+from ddn_cvx.solvers.compiled_nonlinear import CompiledInteriorPoint
 from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver
 from ddn_cvx.solvers.diffcp import Diffcp
@@ -58,6 +59,7 @@ __all__ = [
     "Broyden",
     "BundleAdjustment",
     "Clarabel",
+    "CompiledInteriorPoint",
     "ConicInteriorPoint",
     "CvxpySolver",
     "DeclarationError",

@@ -3,8 +3,8 @@
     minimise  f(y)   subject to  h(y) = 0,   g(y) + t = 0,   sigma_k (y_j(k) - bound_k) = t_k,   t > 0
 
 Slacks t belong to the inequalities first, then to the finite bounds; their multipliers are v. A variable whose bounds
-coincide is fixed there. Functions are scaled at the start by powers of two so that no gradient exceeds 100 (Wächter & Biegler
-2006, section 3.8); multipliers in a lane are those of the scaled functions.
+coincide is fixed there. Functions are scaled at the start by powers of two so that no gradient exceeds 100 (Wächter &
+Biegler 2006, section 3.8); multipliers in a lane are those of the scaled functions.
 
 Lanes lie side by side, so that the tape evaluates the functions of all of them at once.
 """
@@ -16,25 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ddn_cvx.kernels import nonlinear_rows as at
 from ddn_cvx.kernels.jit import inner, lean
 from ddn_cvx.kernels.tape import Tape
 
 Integers = NDArray[np.int64]
-
-# rows of x: (n,) each
-Y, TRIAL_Y, SAVED_Y, GRADIENT, SLOPE, DY, DY_AFFINE, DY_CENTRAL, DY_SECOND, FREE, LOWER, UPPER, X_ROWS = range(13)
-# rows of e: (p,) each
-LAM, TRIAL_LAM, SAVED_LAM, H, TRIAL_H, SECOND_H, DLAM, DLAM_AFFINE, DLAM_CENTRAL, DLAM_SECOND, SCALE_H, E_ROWS = range(12)
-# rows of c: (m + 2n,) each, of which the first count[ROWS] are used, and of G .. SCALE_G the first m
-T, TRIAL_T, SAVED_T, V, TRIAL_V, SAVED_V, DT, DT_AFFINE, DT_CENTRAL, DT_SECOND, DV, DV_AFFINE, DV_CENTRAL, DV_SECOND = range(
-    14
-)
-G, TRIAL_G, SECOND_G, SCALE_G, SIGMA, BOUND, C_ROWS = range(14, 21)
-# numbers
-F, TRIAL_F, SCALE_F, MU, SHIFT, FORCED, LENGTH, LONGEST, LONGEST_V, FRACTION = range(10)
-THETA, PHI, DESCENT, LEAST_THETA, MOST_THETA, ERROR, BEST, POLISH_AT, POLISHED, MERIT, NUMBERS = range(10, 21)
-# counters
-ELEMENT, STATE, ROWS, ITERATION, FIXED_MODE, ENTRIES, HALVINGS, CRAWLED, TROUBLE, WAITED, MERITS, COUNTS = range(12)
 
 CAPACITY = 24
 """Pairs that a filter holds; the oldest gives way."""
@@ -105,11 +91,11 @@ def bank(tape: Any, layout: Any, lanes: int) -> Any:
     n, p, m = layout.n, layout.p, layout.m
     size = n + p + m
     return Lane(
-        np.zeros((lanes, X_ROWS, n)),
-        np.zeros((lanes, E_ROWS, p)),
-        np.zeros((lanes, C_ROWS, m + 2 * n)),
-        np.zeros((lanes, NUMBERS)),
-        np.zeros((lanes, COUNTS), np.int64),
+        np.zeros((lanes, at.X_ROWS, n)),
+        np.zeros((lanes, at.E_ROWS, p)),
+        np.zeros((lanes, at.C_ROWS, m + 2 * n)),
+        np.zeros((lanes, at.NUMBERS)),
+        np.zeros((lanes, at.COUNTS), np.int64),
         np.zeros((lanes, m + 2 * n), np.int64),
         np.zeros((lanes, len(layout.jh_slot))),
         np.zeros((lanes, len(layout.jg_slot))),
@@ -151,59 +137,60 @@ def begin(layout: Any, lane: Any, start: Any, lower: Any, upper: Any) -> bool:
         low, high = lower[j], upper[j]
         if not low <= high:
             return False
-        x[LOWER, j], x[UPPER, j] = low, high
+        x[at.LOWER, j], x[at.UPPER, j] = low, high
         width = high - low
         y = start[j]
-        x[FREE, j] = 1.0 if width > 0.0 else 0.0
+        x[at.FREE, j] = 1.0 if width > 0.0 else 0.0
         if width > 0.0:
             if low > -np.inf:
-                c[SIGMA, rows], c[BOUND, rows], column[rows] = 1.0, low, j
+                c[at.SIGMA, rows], c[at.BOUND, rows], column[rows] = 1.0, low, j
                 y = max(y, low + _INSIDE * min(max(abs(low), 1.0), width))
                 rows += 1
             if high < np.inf:
-                c[SIGMA, rows], c[BOUND, rows], column[rows] = -1.0, high, j
+                c[at.SIGMA, rows], c[at.BOUND, rows], column[rows] = -1.0, high, j
                 y = min(y, high - _INSIDE * min(max(abs(high), 1.0), width))
                 rows += 1
         else:
             y = low
-        x[TRIAL_Y, j] = y
+        x[at.TRIAL_Y, j] = y
     for k in range(m):
-        c[SCALE_G, k], c[TRIAL_V, k] = 1.0, 0.0
+        c[at.SCALE_G, k], c[at.TRIAL_V, k] = 1.0, 0.0
     for i in range(layout.p):
-        lane.e[SCALE_H, i], lane.e[TRIAL_LAM, i] = 1.0, 0.0
+        lane.e[at.SCALE_H, i], lane.e[at.TRIAL_LAM, i] = 1.0, 0.0
     lane.number[:] = 0.0
-    lane.number[SCALE_F] = 1.0
+    lane.number[at.SCALE_F] = 1.0
     lane.count[:] = 0
-    lane.count[ROWS] = rows
+    lane.count[at.ROWS] = rows
     return True
 
 
 @lean
-def show(layout: Any, lane: Any, work: Any, i: int) -> None:
-    """Put the trial point where the tape reads it."""
+def show(layout: Any, lanes: Any, work: Any, i: int) -> None:
+    """Put the trial point of lane i where the tape reads it."""
+    lane = lane_of(lanes, i)
     n, p, m = layout.n, layout.p, layout.m
-    inverse = 1.0 / lane.number[SCALE_F]
+    inverse = 1.0 / lane.number[at.SCALE_F]
     for j in range(n):
-        work[j, i] = lane.x[TRIAL_Y, j]
+        work[j, i] = lane.x[at.TRIAL_Y, j]
     for k in range(p):
-        work[n + k, i] = lane.e[TRIAL_LAM, k] * lane.e[SCALE_H, k] * inverse
+        work[n + k, i] = lane.e[at.TRIAL_LAM, k] * lane.e[at.SCALE_H, k] * inverse
     for k in range(m):
-        work[n + p + k, i] = lane.c[TRIAL_V, k] * lane.c[SCALE_G, k] * inverse
+        work[n + p + k, i] = lane.c[at.TRIAL_V, k] * lane.c[at.SCALE_G, k] * inverse
 
 
 @lean
 def read_values(tape: Any, lane: Any, work: Any, i: int) -> bool:
     """Scaled f, h and g at the trial point; whether they are finite."""
     number, e, c = lane.number, lane.e, lane.c
-    number[TRIAL_F] = work[tape.f[0], i] * number[SCALE_F]
-    total = number[TRIAL_F] * 0.0
+    number[at.TRIAL_F] = work[tape.f[0], i] * number[at.SCALE_F]
+    total = number[at.TRIAL_F] * 0.0
     for k in range(len(tape.h)):
-        value = work[tape.h[k], i] * e[SCALE_H, k]
-        e[TRIAL_H, k] = value
+        value = work[tape.h[k], i] * e[at.SCALE_H, k]
+        e[at.TRIAL_H, k] = value
         total += value * 0.0
     for k in range(len(tape.g)):
-        value = work[tape.g[k], i] * c[SCALE_G, k]
-        c[TRIAL_G, k] = value
+        value = work[tape.g[k], i] * c[at.SCALE_G, k]
+        c[at.TRIAL_G, k] = value
         total += value * 0.0
     return total == 0.0
 
@@ -211,18 +198,18 @@ def read_values(tape: Any, lane: Any, work: Any, i: int) -> bool:
 @lean
 def read_derivatives(tape: Any, layout: Any, lane: Any, work: Any, i: int) -> bool:
     """Scaled derivatives at the trial point, if they are finite; whether they are."""
-    scale, total = lane.number[SCALE_F], 0.0
+    scale, total = lane.number[at.SCALE_F], 0.0
     for slots in (tape.gradient, tape.hess_slot, layout.jh_slot, layout.jg_slot):
         for slot in slots:
             total += work[slot, i] * 0.0
     if total != 0.0:
         return False
     for j in range(layout.n):
-        lane.x[GRADIENT, j] = work[tape.gradient[j], i] * scale
+        lane.x[at.GRADIENT, j] = work[tape.gradient[j], i] * scale
     for k in range(len(tape.hess_slot)):
         lane.hessian[k] = work[tape.hess_slot[k], i] * scale
-    _read_rows(layout.jh_start, layout.jh_slot, lane.e[SCALE_H], work, i, lane.jh)
-    _read_rows(layout.jg_start, layout.jg_slot, lane.c[SCALE_G], work, i, lane.jg)
+    _read_rows(layout.jh_start, layout.jh_slot, lane.e[at.SCALE_H], work, i, lane.jh)
+    _read_rows(layout.jg_start, layout.jg_slot, lane.c[at.SCALE_G], work, i, lane.jg)
     return True
 
 
@@ -237,21 +224,21 @@ def _read_rows(start: Any, slot: Any, scale: Any, work: Any, i: int, out: Any) -
 def rescale(layout: Any, lane: Any) -> None:
     """Set the scales by the derivatives that were read with scales of one, and apply them to what was read."""
     number, e, c = lane.number, lane.e, lane.c
-    scale = _scale(lane.x[GRADIENT], 0, layout.n)
-    number[SCALE_F] = scale
-    number[TRIAL_F] *= scale
+    scale = _scale(lane.x[at.GRADIENT], 0, layout.n)
+    number[at.SCALE_F] = scale
+    number[at.TRIAL_F] *= scale
     for j in range(layout.n):
-        lane.x[GRADIENT, j] *= scale
+        lane.x[at.GRADIENT, j] *= scale
     for row in range(layout.p):
         scale = _scale(lane.jh, layout.jh_start[row], layout.jh_start[row + 1])
-        e[SCALE_H, row] = scale
-        e[TRIAL_H, row] *= scale
+        e[at.SCALE_H, row] = scale
+        e[at.TRIAL_H, row] *= scale
         for k in range(layout.jh_start[row], layout.jh_start[row + 1]):
             lane.jh[k] *= scale
     for row in range(layout.m):
         scale = _scale(lane.jg, layout.jg_start[row], layout.jg_start[row + 1])
-        c[SCALE_G, row] = scale
-        c[TRIAL_G, row] *= scale
+        c[at.SCALE_G, row] = scale
+        c[at.TRIAL_G, row] *= scale
         for k in range(layout.jg_start[row], layout.jg_start[row + 1]):
             lane.jg[k] *= scale
 
@@ -272,27 +259,27 @@ def _scale(entries: Any, first: int, last: int) -> float:
 def accept(layout: Any, lane: Any) -> None:
     """The trial point becomes the iterate."""
     x, e, c = lane.x, lane.e, lane.c
-    lane.number[F] = lane.number[TRIAL_F]
+    lane.number[at.F] = lane.number[at.TRIAL_F]
     for j in range(layout.n):
-        x[Y, j] = x[TRIAL_Y, j]
+        x[at.Y, j] = x[at.TRIAL_Y, j]
     for k in range(layout.p):
-        e[LAM, k], e[H, k] = e[TRIAL_LAM, k], e[TRIAL_H, k]
+        e[at.LAM, k], e[at.H, k] = e[at.TRIAL_LAM, k], e[at.TRIAL_H, k]
     for k in range(layout.m):
-        c[G, k] = c[TRIAL_G, k]
-    for k in range(lane.count[ROWS]):
-        c[T, k], c[V, k] = c[TRIAL_T, k], c[TRIAL_V, k]
+        c[at.G, k] = c[at.TRIAL_G, k]
+    for k in range(lane.count[at.ROWS]):
+        c[at.T, k], c[at.V, k] = c[at.TRIAL_T, k], c[at.TRIAL_V, k]
 
 
 @lean
 def save(layout: Any, lane: Any) -> None:
     """Remember the iterate, to come back to it."""
-    _shift(layout, lane, Y, LAM, T, V, SAVED_Y, SAVED_LAM, SAVED_T, SAVED_V)
+    _shift(layout, lane, at.Y, at.LAM, at.T, at.V, at.SAVED_Y, at.SAVED_LAM, at.SAVED_T, at.SAVED_V)
 
 
 @lean
 def go_back(layout: Any, lane: Any) -> None:
     """What was saved becomes the trial point."""
-    _shift(layout, lane, SAVED_Y, SAVED_LAM, SAVED_T, SAVED_V, TRIAL_Y, TRIAL_LAM, TRIAL_T, TRIAL_V)
+    _shift(layout, lane, at.SAVED_Y, at.SAVED_LAM, at.SAVED_T, at.SAVED_V, at.TRIAL_Y, at.TRIAL_LAM, at.TRIAL_T, at.TRIAL_V)
 
 
 @lean
@@ -302,7 +289,7 @@ def _shift(layout: Any, lane: Any, y: int, lam: int, t: int, v: int, to_y: int, 
         x[to_y, j] = x[y, j]
     for k in range(layout.p):
         e[to_lam, k] = e[lam, k]
-    for k in range(lane.count[ROWS]):
+    for k in range(lane.count[at.ROWS]):
         c[to_t, k], c[to_v, k] = c[t, k], c[v, k]
 
 
@@ -329,12 +316,12 @@ def push(start: Any, column: Any, J: Any, row: int, d: Any) -> float:
 def lagrangian_slope(layout: Any, lane: Any) -> None:
     """The gradient of the Lagrangian, bounds included, zero for fixed variables."""
     x, c = lane.x, lane.c
-    slope = x[SLOPE]
+    slope = x[at.SLOPE]
     for j in range(layout.n):
-        slope[j] = x[GRADIENT, j]
-    pull(layout.jh_start, layout.jh_col, lane.jh, lane.e[LAM], 1.0, slope)
-    pull(layout.jg_start, layout.jg_col, lane.jg, c[V], 1.0, slope)
-    for k in range(layout.m, lane.count[ROWS]):
-        slope[lane.column[k]] -= c[SIGMA, k] * c[V, k]
+        slope[j] = x[at.GRADIENT, j]
+    pull(layout.jh_start, layout.jh_col, lane.jh, lane.e[at.LAM], 1.0, slope)
+    pull(layout.jg_start, layout.jg_col, lane.jg, c[at.V], 1.0, slope)
+    for k in range(layout.m, lane.count[at.ROWS]):
+        slope[lane.column[k]] -= c[at.SIGMA, k] * c[at.V, k]
     for j in range(layout.n):
-        slope[j] *= x[FREE, j]
+        slope[j] *= x[at.FREE, j]

@@ -8,33 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ddn_cvx.kernels import nonlinear_rows as at
 from ddn_cvx.kernels.indefinite import factor, solve
 from ddn_cvx.kernels.jit import lean
-from ddn_cvx.kernels.nonlinear_lane import (
-    BOUND,
-    DY,
-    FREE,
-    GRADIENT,
-    LAM,
-    ROWS,
-    SCALE_F,
-    SCALE_G,
-    SCALE_H,
-    SIGMA,
-    SLOPE,
-    TRIAL_LAM,
-    TRIAL_V,
-    TRIAL_Y,
-    G,
-    H,
-    T,
-    V,
-    Y,
-    lagrangian_slope,
-    pull,
-)
-from ddn_cvx.kernels.nonlinear_lane import DY_AFFINE as LOOSE
-from ddn_cvx.kernels.nonlinear_lane import DY_CENTRAL as SIZE
+from ddn_cvx.kernels.nonlinear_lane import lagrangian_slope, pull
 from ddn_cvx.kernels.nonlinear_newton import add_rows, times_hessian
 
 _DUAL_SHIFT = 1e-10
@@ -44,9 +21,9 @@ _LARGE_GRADIENT = 100.0
 @lean
 def guess(lane: Any) -> None:
     """Drop the multipliers of the rows that look inactive."""
-    for k in range(lane.count[ROWS]):
-        if lane.c[V, k] <= lane.c[T, k]:
-            lane.c[V, k] = 0.0
+    for k in range(lane.count[at.ROWS]):
+        if lane.c[at.V, k] <= lane.c[at.T, k]:
+            lane.c[at.V, k] = 0.0
 
 
 @lean
@@ -54,18 +31,18 @@ def step(tape: Any, layout: Any, lane: Any, right: Any) -> bool:
     """Put the trial point where the step on the active rows (V > 0) leads; False if it leads nowhere."""
     n, p, m = layout.n, layout.p, layout.m
     x, e, c, K = lane.x, lane.e, lane.c, lane.K
-    loose, dy = x[LOOSE], x[DY]
+    loose, dy = x[at.DY_AFFINE], x[at.DY]
     for j in range(n):
-        loose[j], dy[j], right[j] = x[FREE, j], 0.0, 0.0
-    for k in range(m, lane.count[ROWS]):
-        if c[V, k] > 0.0:
+        loose[j], dy[j], right[j] = x[at.FREE, j], 0.0, 0.0
+    for k in range(m, lane.count[at.ROWS]):
+        if c[at.V, k] > 0.0:
             j = lane.column[k]
             if loose[j] == 0.0:
                 return False
-            loose[j], dy[j] = 0.0, c[BOUND, k] - x[Y, j]
+            loose[j], dy[j] = 0.0, c[at.BOUND, k] - x[at.Y, j]
     size = n + p
     for k in range(m):
-        size += c[V, k] > 0.0
+        size += c[at.V, k] > 0.0
     for i in range(size):
         for j in range(i, size):
             K[i, j] = 0.0
@@ -77,19 +54,19 @@ def step(tape: Any, layout: Any, lane: Any, right: Any) -> bool:
     add_rows(layout.jh_start, layout.jh_col, lane.jh, loose, n, K)
     times_hessian(tape, lane, dy, -1.0, right)
     for j in range(n):
-        right[j] -= x[GRADIENT, j]
-    pull(layout.jh_start, layout.jh_col, lane.jh, e[LAM], -1.0, right)
-    pull(layout.jg_start, layout.jg_col, lane.jg, c[V], -1.0, right)
+        right[j] -= x[at.GRADIENT, j]
+    pull(layout.jh_start, layout.jh_col, lane.jh, e[at.LAM], -1.0, right)
+    pull(layout.jg_start, layout.jg_col, lane.jg, c[at.V], -1.0, right)
     for j in range(n):
         right[j] *= loose[j]
     for k in range(p):
-        right[n + k] = -e[H, k]
+        right[n + k] = -e[at.H, k]
         for i in range(layout.jh_start[k], layout.jh_start[k + 1]):
             right[n + k] -= lane.jh[i] * dy[layout.jh_col[i]]
     row = n + p
     for k in range(m):
-        if c[V, k] > 0.0:
-            right[row], largest = -c[G, k], 0.0
+        if c[at.V, k] > 0.0:
+            right[row], largest = -c[at.G, k], 0.0
             for i in range(layout.jg_start[k], layout.jg_start[k + 1]):
                 j, value = layout.jg_col[i], lane.jg[i]
                 K[j, row] = value * loose[j]
@@ -102,17 +79,17 @@ def step(tape: Any, layout: Any, lane: Any, right: Any) -> bool:
         return False
     solve(K, size, lane.pivots, right)
     for j in range(n):
-        x[TRIAL_Y, j] = x[Y, j] + (right[j] if loose[j] > 0.0 else dy[j])
+        x[at.TRIAL_Y, j] = x[at.Y, j] + (right[j] if loose[j] > 0.0 else dy[j])
     for k in range(p):
-        e[TRIAL_LAM, k] = e[LAM, k] + right[n + k]
+        e[at.TRIAL_LAM, k] = e[at.LAM, k] + right[n + k]
     row = n + p
     for k in range(m):
-        c[TRIAL_V, k] = 0.0
-        if c[V, k] > 0.0:
-            c[TRIAL_V, k] = max(0.0, c[V, k] + right[row])
+        c[at.TRIAL_V, k] = 0.0
+        if c[at.V, k] > 0.0:
+            c[at.TRIAL_V, k] = max(0.0, c[at.V, k] + right[row])
             row += 1
-    for k in range(m, lane.count[ROWS]):
-        c[TRIAL_V, k] = c[V, k]
+    for k in range(m, lane.count[at.ROWS]):
+        c[at.TRIAL_V, k] = c[at.V, k]
     return True
 
 
@@ -121,12 +98,12 @@ def settle(layout: Any, lane: Any) -> None:
     """Multipliers of active bounds from the gradient of the Lagrangian."""
     c = lane.c
     lagrangian_slope(layout, lane)
-    for k in range(layout.m, lane.count[ROWS]):
-        if c[V, k] > 0.0:
+    for k in range(layout.m, lane.count[at.ROWS]):
+        if c[at.V, k] > 0.0:
             j = lane.column[k]
-            v = max(0.0, c[V, k] + c[SIGMA, k] * lane.x[SLOPE, j])
-            lane.x[SLOPE, j] += c[SIGMA, k] * (c[V, k] - v)
-            c[V, k] = v
+            v = max(0.0, c[at.V, k] + c[at.SIGMA, k] * lane.x[at.SLOPE, j])
+            lane.x[at.SLOPE, j] += c[at.SIGMA, k] * (c[at.V, k] - v)
+            c[at.V, k] = v
 
 
 @lean
@@ -134,20 +111,20 @@ def error(layout: Any, lane: Any) -> float:
     """The largest violation of the optimality conditions of the functions as given, relative to the sizes of what should
     cancel; ``SLOPE`` holds the gradient of the Lagrangian. Complementarity is ``min(multiplier, distance)``."""
     x, e, c, number = lane.x, lane.e, lane.c, lane.number
-    inverse = 1.0 / number[SCALE_F]
-    size = x[SIZE]
+    inverse = 1.0 / number[at.SCALE_F]
+    size = x[at.DY_CENTRAL]
     for j in range(layout.n):
-        size[j] = abs(x[GRADIENT, j])
-    worst = _rows_error(layout.jh_start, layout.jh_col, lane.jh, e[SCALE_H], e[LAM], e[H], size, inverse, False)
-    other = _rows_error(layout.jg_start, layout.jg_col, lane.jg, c[SCALE_G], c[V], c[G], size, inverse, True)
+        size[j] = abs(x[at.GRADIENT, j])
+    worst = _rows_error(layout.jh_start, layout.jh_col, lane.jh, e[at.SCALE_H], e[at.LAM], e[at.H], size, inverse, False)
+    other = _rows_error(layout.jg_start, layout.jg_col, lane.jg, c[at.SCALE_G], c[at.V], c[at.G], size, inverse, True)
     worst = max(worst, other)
-    for k in range(layout.m, lane.count[ROWS]):
-        distance = c[SIGMA, k] * (x[Y, lane.column[k]] - c[BOUND, k])
-        worst = max(worst, abs(min(c[V, k] * inverse, distance)))
+    for k in range(layout.m, lane.count[at.ROWS]):
+        distance = c[at.SIGMA, k] * (x[at.Y, lane.column[k]] - c[at.BOUND, k])
+        worst = max(worst, abs(min(c[at.V, k] * inverse, distance)))
     largest, slope = 0.0, 0.0
     for j in range(layout.n):
         largest = max(largest, size[j])
-        slope = max(slope, abs(x[SLOPE, j]))
+        slope = max(slope, abs(x[at.SLOPE, j]))
     return max(worst, slope * inverse / (1.0 + largest * inverse))
 
 

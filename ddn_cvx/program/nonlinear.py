@@ -230,7 +230,7 @@ class NonlinearProgram:
 
     def hessian(self, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor) -> Tensor:
         """Hessian of the Lagrangian, ``(B, n, n)``, symmetric."""
-        traced = None if _wants_graph(y, theta, lam, mu) else self._tapes.known(y, theta)
+        traced = None if _wants_graph(y, theta, lam, mu) else self._tapes.known(y, theta, lam, mu)
         if traced is None:
             return self.hessian_by_torch(y, theta, lam, mu)
         return derivatives(self, traced.tape, pack(self, y, theta, lam, mu), 2).H
@@ -288,7 +288,7 @@ class NonlinearProgram:
     ) -> list[Tensor] | None:
         """Derivatives of ``Σ u . grad L + a . h + b . g`` with respect to the parameters, if there is a tape for them and no
         graph is wanted."""
-        traced = None if _wants_graph(y, theta, lam, mu, u, a, b) else self._tapes.known(y, theta)
+        traced = None if _wants_graph(y, theta, lam, mu, u, a, b) else self._tapes.known(y, theta, lam, mu, u, a, b)
         if traced is None or traced.pull is None:
             return None
         return pulled(self, traced.pull, pack(self, y, theta, lam, mu, u, a, b), theta)

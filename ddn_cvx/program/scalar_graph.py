@@ -24,8 +24,10 @@ THETA, POINT, WEIGHT = 1, 2, 4
 ZERO, ONE = 0, 1
 """The first two nodes."""
 
-LIMIT = 300_000
-"""Nodes of a graph."""
+LIMIT = 200_000
+"""Nodes of a graph; a second's work at most."""
+VISITS = 600_000
+"""Nodes that reverse sweeps may pass in all."""
 
 Pieces = Iterable[tuple[int, int]]
 Rule = Callable[[int, int], Pieces]
@@ -37,7 +39,7 @@ _FLAT = {op.LT, op.LE, op.EQ, op.NE, op.SIGN, op.FLOOR}
 
 
 class TooLargeError(Exception):
-    """The graph has more than ``LIMIT`` nodes."""
+    """The graph has more than ``LIMIT`` nodes, or takes more than ``VISITS`` steps to differentiate."""
 
 
 _FOLD: dict[int, Callable[[float, float], float]] = {
@@ -84,6 +86,7 @@ class Graph:
         self._constants: dict[float, int] = {}
         self._known: dict[tuple[int, int, int], int] = {}
         self._rules: list[tuple[Sequence[int], Rule]] = []
+        self._visits = 0
         self.constant(0.0), self.constant(1.0)
 
     # ------------------------------------------------------------------------------------------------ nodes
@@ -249,8 +252,11 @@ class Graph:
         sweep."""
         if not self.varies[root] & kind:
             return {}
-        slopes = {root: ONE}
-        for node in sorted(self._beneath(root, kind), reverse=True):
+        slopes, beneath = {root: ONE}, self._beneath(root, kind)
+        self._visits += len(beneath)
+        if self._visits > VISITS:
+            raise TooLargeError
+        for node in sorted(beneath, reverse=True):
             slope = slopes.get(node, ZERO)
             if slope == ZERO:
                 continue

@@ -162,14 +162,14 @@ class Tapes:
         self.refused: dict[Key, str] = {}
         self._here: Key = ()
 
-    def known(self, y: Tensor, theta: Theta) -> Traced | None:
+    def known(self, y: Tensor, theta: Theta, *others: Tensor) -> Traced | None:
         """The tapes that were last confirmed, for tensors that are plain numbers on the CPU."""
-        return self._found.get(_key(theta)) if self._found and len(y) and _is_plain(y, theta) else None
+        return self._found.get(_key(theta)) if self._found and len(y) and _is_plain(y, *others, *theta.tensors) else None
 
     def confirm(self, program: NonlinearProgram, y: Tensor, theta: Theta, values: Values | None = None) -> Tape | None:
         """The tape, made if there is none, whose values at ``y`` (B, n) are those of the functions as they are now."""
         key = _key(theta)
-        if key in self.refused or not len(y) or not program.is_dense or not _is_plain(y, theta):
+        if key in self.refused or not len(y) or not program.is_dense or not _is_plain(y, *theta.tensors):
             return None
         traced = self._found.get(key)
         here = tuple((t.data_ptr(), t._version, t.shape) for t in (y, *theta.tensors))
@@ -199,13 +199,13 @@ def _key(theta: Theta) -> Key:
     return theta.batched, tuple(t.shape[own:] for t, own in zip(theta.tensors, theta.batched, strict=True))
 
 
-def _is_plain(y: Tensor, theta: Theta) -> bool:
+def _is_plain(*tensors: Tensor) -> bool:
     return all(
         type(t) in (Tensor, torch.nn.Parameter)
         and t.dtype == torch.float64
         and t.device.type == "cpu"
         and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        for t in (y, *theta.tensors)
+        for t in tensors
     )
 
 
