@@ -67,9 +67,8 @@ def solve_batch(
                     busy += 1
             if element[i] >= 0:
                 show(layout, lanes, work, i)
-        run(tape.values, work)
-        run(tape.first, work)
-        run(tape.second, work)
+        for code in (tape.values, tape.first, tape.second):  # one call to compile
+            run(code, work)
         for i in range(LANES):
             if element[i] < 0:
                 continue
