@@ -75,7 +75,7 @@ def solve_batch(
             then = phase.judge(tape, layout, lanes, i, work, warm)
             while then < phase.WAIT:
                 if then == phase.ITERATE:
-                    then = phase.iterate(tape, layout, options, lanes, i, right)
+                    then = phase.iterate(tape, layout, options, lanes, i)
                 elif then == phase.STEP:
                     then = phase.step(tape, layout, options, lanes, i, right)
                 elif then == phase.SHORTEN:
@@ -84,8 +84,10 @@ def solve_batch(
                     then = phase.polish(tape, layout, lanes, i, right)
                 elif then == phase.CHECK:
                     then = phase.check(layout, options, lanes, i)
+                elif then == phase.REFIT:
+                    then = phase.refit(layout, lanes, i, right)
                 else:
-                    then = phase.initialise(layout, options, lanes, i, right, warm, lam, mu, z)
+                    then = phase.initialise(layout, options, lanes, i, warm, lam, mu, z)
             if then != phase.WAIT:
                 k = element[i]
                 status[k] = then
