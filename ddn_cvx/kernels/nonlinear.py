@@ -67,16 +67,15 @@ def solve_batch(
                     busy += 1
             if element[i] >= 0:
                 show(layout, lanes, work, i)
-        run(tape.values, work)
-        run(tape.first, work)
-        run(tape.second, work)
+        for code in (tape.values, tape.first, tape.second):  # one call to compile
+            run(code, work)
         for i in range(LANES):
             if element[i] < 0:
                 continue
             then = phase.judge(tape, layout, lanes, i, work, warm)
             while then < phase.WAIT:
                 if then == phase.ITERATE:
-                    then = phase.iterate(tape, layout, options, lanes, i, right)
+                    then = phase.iterate(tape, layout, options, lanes, i)
                 elif then == phase.STEP:
                     then = phase.step(tape, layout, options, lanes, i, right)
                 elif then == phase.SHORTEN:
@@ -85,8 +84,10 @@ def solve_batch(
                     then = phase.polish(tape, layout, lanes, i, right)
                 elif then == phase.CHECK:
                     then = phase.check(layout, options, lanes, i)
+                elif then == phase.REFIT:
+                    then = phase.refit(layout, lanes, i, right)
                 else:
-                    then = phase.initialise(layout, options, lanes, i, right, warm, lam, mu, z)
+                    then = phase.initialise(layout, options, lanes, i, warm, lam, mu, z)
             if then != phase.WAIT:
                 k = element[i]
                 status[k] = then

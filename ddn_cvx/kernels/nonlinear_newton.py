@@ -21,7 +21,7 @@ from ddn_cvx.kernels.indefinite import factor, solve
 from ddn_cvx.kernels.jit import lean
 from ddn_cvx.kernels.nonlinear_lane import pull, push
 
-FIRST_SHIFT, LEAST_SHIFT, LARGEST_SHIFT = 1e-4, 1e-12, 1e12
+FIRST_SHIFT, LEAST_SHIFT, LARGEST_SHIFT = 1e-2, 1e-12, 1e12
 DUAL_SHIFT = 1e-10
 """delta_c, next to the squares of the entries of a row of Jh."""
 
@@ -80,7 +80,7 @@ def factorise(tape: Any, layout: Any, lane: Any) -> bool:
         if shift == 0.0:
             shift = FIRST_SHIFT if last == 0.0 else max(LEAST_SHIFT, last / 3.0)
         else:
-            shift *= 100.0 if last == 0.0 else 8.0
+            shift *= 10.0 if last == 0.0 else 4.0
     return False
 
 

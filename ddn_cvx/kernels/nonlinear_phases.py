@@ -29,7 +29,7 @@ from ddn_cvx.kernels.nonlinear_newton import add_rows, assemble, combine, direct
 from ddn_cvx.kernels.nonlinear_search import go, measures, passes, prepare
 
 SOLVED, LIMIT, BROKEN = 0, 4, 5
-WAIT, INITIALISE, ITERATE, STEP, SHORTEN, POLISH, CHECK = range(-1, -8, -1)
+WAIT, INITIALISE, REFIT, ITERATE, STEP, SHORTEN, POLISH, CHECK = range(-1, -9, -1)
 
 # what the trial point of a lane is
 _START, _READY, _TRIAL, _CORRECTED, _FORCED, _POLISHED = range(6)
@@ -98,7 +98,7 @@ def _return(layout: Any, lane: Any) -> int:
 
 
 @lean
-def initialise(layout: Any, options: Any, lanes: Any, i: int, right: Any, warm: bool, lam: Any, mu: Any, z: Any) -> int:
+def initialise(layout: Any, options: Any, lanes: Any, i: int, warm: bool, lam: Any, mu: Any, z: Any) -> int:
     """Slacks and multipliers at the start, which stays the trial point; lam, mu and z ``(B, ...)`` are used if warm."""
     lane = lane_of(lanes, i)
     x, e, c, number = lane.x, lane.e, lane.c, lane.number
@@ -116,15 +116,15 @@ def initialise(layout: Any, options: Any, lanes: Any, i: int, right: Any, warm: 
     if warm:
         for k in range(layout.p):
             e[at.TRIAL_LAM, k] = lam[k_all, k] * scale / e[at.SCALE_H, k]
-    elif layout.p:
-        _least_squares(layout, lane, right)
     lane.count[at.STATE] = _READY
-    return WAIT
+    lane.count[at.FIXED_MODE] = lane.count[at.ROWS] == 0
+    return REFIT if layout.p and not warm else WAIT
 
 
 @lean
-def _least_squares(layout: Any, lane: Any, right: Any) -> None:
-    """Multipliers lam of least ``|grad L|``, zero where they are large."""
+def refit(layout: Any, lanes: Any, i: int, right: Any) -> int:
+    """At the trial point, which is the iterate: lam of least ``|grad L|``, zero where they are large."""
+    lane = lane_of(lanes, i)
     n, p, K, c = layout.n, layout.p, lane.K, lane.c
     for i in range(n + p):
         for j in range(i, n + p):
@@ -149,10 +149,12 @@ def _least_squares(layout: Any, lane: Any, right: Any) -> None:
             largest = max(largest, abs(right[n + k]))
     for k in range(p):
         lane.e[at.TRIAL_LAM, k] = right[n + k] if largest <= _LARGEST_MULTIPLIER else 0.0
+    lane.count[at.STATE] = _READY
+    return WAIT
 
 
 @lean
-def iterate(tape: Any, layout: Any, options: Any, lanes: Any, i: int, right: Any) -> int:
+def iterate(tape: Any, layout: Any, options: Any, lanes: Any, i: int) -> int:
     """Stop at the iterate, or polish it, or step on from it."""
     lane = lane_of(lanes, i)
     count, number = lane.count, lane.number
@@ -165,9 +167,7 @@ def iterate(tape: Any, layout: Any, options: Any, lanes: Any, i: int, right: Any
         count[at.RESETS] += 1
         save(layout, lane)
         go_back(layout, lane)
-        _least_squares(layout, lane, right)
-        count[at.STATE] = _READY
-        return WAIT
+        return REFIT
     if error < number[at.POLISH_AT] and number[at.SHIFT] == 0.0:
         number[at.POLISHED] = error
         return POLISH
@@ -218,16 +218,14 @@ def step(tape: Any, layout: Any, options: Any, lanes: Any, i: int, right: Any) -
     h, g = lane.e[at.H], c[at.SECOND_G]
     for k in range(layout.m):
         g[k] = c[at.G, k] + c[at.T, k]
-    if count[at.ROWS]:
-        direction(layout, lane, at.AFFINE, 1.0, 0.0, h, g, right)
-        direction(layout, lane, at.CENTRAL, 0.0, 1.0, h, g, right)
-        if not count[at.FIXED_MODE]:
-            dual, primal = squares(layout, lane)
-            number[at.MU] = free_barrier(lane, mean(lane), dual, primal, options.tolerance / 10.0)
-            count[at.ENTRIES] = 0
-        combine(layout, lane, number[at.MU])
-    else:
-        direction(layout, lane, at.WHOLE, 1.0, 0.0, h, g, right)
+    for part in (at.AFFINE, at.CENTRAL):
+        base = 1.0 if part == at.AFFINE else 0.0
+        direction(layout, lane, part, base, 1.0 - base, h, g, right)
+    if not count[at.FIXED_MODE]:
+        dual, primal = squares(layout, lane)
+        number[at.MU] = free_barrier(lane, mean(lane), dual, primal, options.tolerance / 10.0)
+        count[at.ENTRIES] = 0
+    combine(layout, lane, number[at.MU])
     if number[at.MU] < 1e-3:
         refine(tape, layout, lane, at.WHOLE, h, right)
     number[at.ERROR] = barrier_error(lane, number[at.DUAL], number[at.PRIMAL], number[at.MU])

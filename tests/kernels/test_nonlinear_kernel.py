@@ -66,7 +66,7 @@ def by_number(number: int) -> tuple[NonlinearProgram, Theta, torch.Tensor]:
 
 @pytest.mark.parametrize("number", [43, 71, 61])
 def test_an_answer_does_not_depend_on_batch_mates_lanes_and_threads(number: int) -> None:
-    """37 elements fill four and a half blocks of lanes; some of HS61 fail."""
+    """37 elements fill four and a half blocks of lanes."""
     program, theta, start = by_number(number)
     whole = CompiledInteriorPoint(threads=1).solve(program, theta, start)
     rows = torch.tensor([36, 5, 17, 0, 5])

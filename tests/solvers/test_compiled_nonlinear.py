@@ -79,20 +79,9 @@ def test_perturbed_batches(problem: Problem) -> None:
     theta, start = problem.batch(16, torch.Generator().manual_seed(0))
     point = SOLVER.solve(node, theta, start)
     solved = point.status == Status.SOLVED
-    assert solved.double().mean() >= 0.7
+    assert solved.double().mean() >= 0.9
     assert float(optimality_error(node, theta.take(solved), point.take(solved)).max()) < 1e-9
     assert not (point.mu < 0).any()
-
-
-@pytest.mark.parametrize("number", [27, 61])
-def test_auto_gives_what_is_left_a_second_chance(number: int) -> None:
-    problem = next(p for p in PROBLEMS if p.number == number)
-    theta, start = problem.batch(64, torch.Generator().manual_seed(0))
-    node = problem.program()
-    alone, auto = SOLVER.solve(node, theta, start).status, NonlinearAuto().solve(node, theta, start).status
-    assert (alone != 0).any()
-    assert ((auto == 0) | (alone != 0)).all()
-    assert (auto == 0).sum() > (alone == 0).sum()
 
 
 def test_against_scipy() -> None:
