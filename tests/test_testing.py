@@ -81,7 +81,7 @@ def test_check_cone() -> None:
 # ECOS and diffcp read a quadratic objective as a second-order cone, which costs digits before the polish.
 @pytest.mark.parametrize(
     ("solver", "tolerance"),
-    [(s, 1e-6) for s in (ddn.Clarabel(), ddn.SCS(), ddn.InteriorPoint(), ddn.Auto())]
+    [(s, 1e-6) for s in (ddn.Clarabel(), ddn.SCS(), ddn.InteriorPoint(), ddn.ConicInteriorPoint(), ddn.Auto())]
     + [(s, 1e-4) for s in (ddn.ECOS(), ddn.Diffcp())],
 )
 def test_check_solver(solver: ddn.solvers.base.Solver, tolerance: float) -> None:

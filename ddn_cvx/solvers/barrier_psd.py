@@ -84,11 +84,11 @@ class PSD(Barrier):
 
     def matrix(self, v: Tensor) -> Tensor:
         """``(..., dim)`` to ``(..., order, order)``."""
-        return v.index_select(-1, self.full).mul_(self.shrink).unflatten(-1, (self.order, self.order))
+        return _pick(v, self.full).mul_(self.shrink).unflatten(-1, (self.order, self.order))
 
     def svec(self, M: Tensor) -> Tensor:
         """The inverse of ``matrix``, which reads the upper triangle only."""
-        return M.flatten(-2).index_select(-1, self.upper).mul_(self.grow)
+        return _pick(M.flatten(-2), self.upper).mul_(self.grow)
 
     def congruence(self, G: Tensor, v: Tensor) -> Tensor:
         """``G X G'`` for ``G (B, number, k, k)`` and X given by ``v (B, r, number, dim)``; two tall products."""
@@ -123,6 +123,11 @@ class PSD(Barrier):
     def inside(self, s: Tensor, z: Tensor) -> Tensor:
         info = cholesky_ex(self.matrix(torch.cat((s, z), -3))).info
         return (info == 0).flatten(-2).all(-1)
+
+
+def _pick(v: Tensor, index: Tensor) -> Tensor:
+    """Entries of the last dimension; several times faster than ``index_select`` on the CPU."""
+    return v.gather(-1, index.expand(*v.shape[:-1], -1))
 
 
 def _positive_part(A: Tensor) -> Tensor:

@@ -191,6 +191,14 @@ def test_data_that_are_not_finite(place, bad, device):
     torch.testing.assert_close(raw.x[[0, 2]], right.x[[0, 2]], rtol=1e-9, atol=1e-9)
 
 
+def test_a_gap_that_vanishes_by_chance_is_no_solution():
+    """``min -1e6 x, x <= 0`` at ``x = 0``, ``s = 1e-9``: the residual is that small, the gap zero, and ``s'z`` is 1e-3."""
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    problem = conic_embedding.Problem(0 * one, -1e6 * one, one, 0 * one, Cones(Product(nonneg=1), one))
+    point = torch.tensor([[[0.0, 1e6, 1e-9, 1.0, 1.0]]], dtype=torch.float64)
+    assert conic_embedding.errors(problem, point).solution > 1e-4
+
+
 def test_iteration_limit_gives_no_answer():
     program, data = random_program(CONES["exponential"])
     raw = solve(program, data, max_iterations=3)
