@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.compiled import attach
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.call import Call
+from ddn_cvx.custom_op import call_operator, register
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Problem, Variable, declare
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.fixed_point import FixedPoint, Root
@@ -30,6 +32,7 @@ from ddn_cvx.inputs import Batch, gather
 from ddn_cvx.nonlinear_call import NonlinearRun
 from ddn_cvx.ode_call import OdeRun
 from ddn_cvx.root_call import RootRun
+from ddn_cvx.signature import Signature
 from ddn_cvx.solution import Solution
 from ddn_cvx.solvers.base import Solver, Workspace
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
@@ -41,7 +44,9 @@ from ddn_cvx.solvers.torchdiffeq import Torchdiffeq, resolve_integrator
 
 Declared = TorchProblem | FixedPoint | Root | ODE
 """Problems in torch functions, which say themselves what their parameters and variables are."""
+Result = TypeVar("Result")
 AnySolver = Solver | NonlinearSolver | RootSolver | Torchdiffeq
+
 
 class DeclarativeLayer(nn.Module):
     """An optimisation problem as a layer: ``layer(*parameters) -> optimal variables``.
@@ -125,10 +130,18 @@ class DeclarativeLayer(nn.Module):
                 raise DeclarationError(f"A {name} declares its own parameters and variables; pass it alone.")
             self.node = problem
             self.captured = problem.captured if isinstance(problem, TorchProblem) else problem.functions.captured
+            bare = False
         else:
-            self.node, self._bare = declare(problem, parameters, variables, gp)
+            self.node, bare = declare(problem, parameters, variables, gp)
         self.solver = _resolve(solver, solver_options, self.node)
         self._workspace = Workspace()
+        self._signature = Signature.of(self.node, bare)
+        self._number = register(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another layer: compiled models must tell them apart."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._number = register(self)
 
     def forward(self, *params: Tensor, **named: Tensor) -> Any:
         """The optimal variables for a batch of parameters.
@@ -152,20 +165,49 @@ class DeclarativeLayer(nn.Module):
         SolverError
             Some element has no solution and ``on_failure="raise"``.
         """
+        if torch.compiler.is_compiling():
+            return self._traced(params, named)
+        return self._called(params, named)
+
+    def _traced(self, params: tuple[Tensor, ...], named: dict[str, Tensor]) -> Any:
+        """The call as the compiler sees it."""
+        signature = self._signature
+        weights = self.captured.current() if signature.captures else []
+        found = call_operator(self._number, signature, params, named, weights)
+        if found is None:
+            return _outside(self._called, params, named)
+        if signature.names is not None:
+            return dict(zip(signature.names, found, strict=True))
+        return found[0] if signature.bare else tuple(found)
+
+    def evaluate(self, args: Sequence[Any], named: Mapping[str, Any], weights: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs, flat, with other tensors in the place of those that the functions of the problem capture."""
+        with self.captured.standing_in(weights) if self._signature.captures else nullcontext():
+            found = self._called(args, named)
+        if isinstance(found, Tensor):
+            return [found]
+        return list(found.values() if isinstance(found, dict) else found)
+
+    def _called(self, params: Sequence[Any], named: Mapping[str, Any]) -> Any:
         if not isinstance(self.node, ConvexProblem):
             found: Any = self._declared(self.node, self.on_failure).outputs(params, named)
             if isinstance(self.node, NonconvexProblem):
-                return found["0"] if self._bare else tuple(found.values())
+                return found["0"] if self._signature.bare else tuple(found.values())
             return found["y"] if isinstance(self.node, TorchProblem) and self.node.bare else found
         batch = gather(self.node.parameters, params, named)
         outputs, _ = self._run(self.node, batch)
-        return outputs[0] if self._bare else outputs
+        return outputs[0] if self._signature.bare else outputs
 
     def solve(self, *params: Tensor, **named: Tensor) -> Solution:
         """Like calling the layer, but returns a ``Solution`` with status, residuals, duals and regularity per element.
 
         Never raises for an element that has no solution: its status tells and its vectors are NaN.
         """
+        if torch.compiler.is_compiling():
+            return _outside(self._solved, params, named)
+        return self._solved(params, named)
+
+    def _solved(self, params: Sequence[Any], named: Mapping[str, Any]) -> Solution:
         if not isinstance(self.node, ConvexProblem):
             return self._declared(self.node, "nan").solution(params, named)
         batch = gather(self.node.parameters, params, named)
@@ -250,6 +292,12 @@ class DeclarativeLayer(nn.Module):
             return f"{shapes}, solver={self.solver}"
         program = self.node.program
         return f"n={program.n}, m={program.m}, cones={program.cones}, solver={self.solver}"
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+def _outside(function: Callable[..., Result], params: Sequence[Any], named: Mapping[str, Any]) -> Result:
+    """Call a function that the compiler is not to look into."""
+    return function(params, named)
 
 
 def _resolve(

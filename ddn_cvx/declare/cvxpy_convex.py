@@ -160,6 +160,12 @@ class ConvexProblem:
         self._direct = self._of_reduced(self._outputs)
         self._direct_primal = self._of_reduced([(True, key) for key in self._primal])
 
+    @property
+    def output_shapes(self) -> list[tuple[tuple[int, ...], bool]]:
+        """The shape of each output, and whether it is complex."""
+        found = [self._primal[key] if is_primal else self._dual[key] for is_primal, key in self._outputs]
+        return [(shape, imag is not None) for _, imag, shape in found]
+
     def _of_reduced(self, wanted: list[tuple[bool, int]]) -> list[Output] | None:
         """Variables as maps of the reduced solution; None if one of them was eliminated."""
         found: list[Output] = []
