@@ -28,6 +28,7 @@ from ddn_cvx.declare.fixed_point import FixedPoint, Root
 from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
+from ddn_cvx.explain import Explanation, Settings, explain
 from ddn_cvx.inputs import Batch, gather
 from ddn_cvx.nonlinear_call import NonlinearRun
 from ddn_cvx.ode_call import OdeRun
@@ -240,6 +241,29 @@ class DeclarativeLayer(nn.Module):
             primal={name: masked(value) for name, value in primal.items()},
             dual=tuple(tuple(masked(d) for d in duals) for duals in dual),
         )
+
+    def explain(
+        self, *params: Tensor, batch: int | None = None, device: torch.device | str | None = None, **named: Tensor
+    ) -> Explanation:
+        """What a call would do, and why: the solver and those it was preferred to, how the derivative is computed and by
+        which code, and what is checked. Nothing is solved. ``print(layer.explain())`` is a page of text.
+
+        Parameters
+        ----------
+        *params, **named : Tensor, optional
+            Those of a call; only their shapes and device matter.
+        batch : int, optional
+            Instances in a call. Default: those of the parameters, or 64.
+        device : torch.device or str, optional
+            Default: that of the parameters, or the CPU.
+
+        Raises
+        ------
+        InputError
+            Parameters of wrong count, shape, dtype or device.
+        """
+        settings = Settings(self.solver, self.adjoint, self.tolerance, self.polish_steps, self.on_failure)
+        return explain(self.node, settings, params, named, batch, device)
 
     def with_solver(self, solver: str | AnySolver | None, **options: Any) -> DeclarativeLayer:
         """The same layer with another forward solver; the problem is not read again, and everything else is shared.

@@ -31,7 +31,7 @@ CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
 CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
 # What the compiler of torch sees of a layer.
 TRACED = {"signature", "custom_op"}
-LAYER = CORE | CALLS | TRACED | {"declare", "solvers", "adjoint", "inputs", "failure", "layer"}
+LAYER = CORE | CALLS | TRACED | {"declare", "solvers", "adjoint", "inputs", "failure", "explain", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "ode_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
+    "explain": CORE | {"declare", "solvers", "adjoint", "inputs"},
     "signature": GROUND | {"declare"},
     "custom_op": GROUND | {"signature"},
     "layer": LAYER - {"layer"},
