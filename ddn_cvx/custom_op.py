@@ -17,6 +17,7 @@ import ast
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, cast
@@ -47,8 +48,14 @@ class _Run(NamedTuple):
 LAYERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _RUNS: dict[int, _Run] = {}
 _numbers = itertools.count(1)
-_USUAL = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-"""What torch dispatches to in a thread that is inside of nothing."""
+
+def _dispatched_to() -> tuple[Any, Any]:
+    return torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+
+
+with ThreadPoolExecutor(1) as _pool:
+    _USUAL = _pool.submit(_dispatched_to).result()
+    """What torch dispatches to in a thread that is inside of nothing."""
 
 
 def register(layer: Evaluates) -> int:

@@ -230,6 +230,16 @@ def test_without_gradients_nothing_is_kept() -> None:
     assert not _RUNS
 
 
+@pytest.mark.parametrize("kind", ["cone", "sphere", "torch", "fixed_point", "root"])
+def test_inference_mode(kind: str) -> None:
+    torch.manual_seed(0)
+    model = KINDS[kind]()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected = model(inputs(3))
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(inputs(3)), expected)
+
+
 def test_backward_twice_through_one_call() -> None:
     layer = projection()
     x = inputs(3).requires_grad_()
