@@ -109,7 +109,7 @@ def watched(clock: Clock) -> Iterator[None]:
 
 
 def breakdown(row: Row, seconds: float) -> dict[str, float]:
-    """Milliseconds of a forward and backward pass by part, and "autograd", the rest."""
+    """Milliseconds of a forward and backward pass by part, and "autograd", the rest; medians over the passes."""
     declaration = row.declare()
     layer = DeclarativeLayer(declaration.problem, declaration.parameters, declaration.variable)
     leaves = [torch.from_numpy(value).requires_grad_() for value in row.values([0])]
@@ -120,14 +120,16 @@ def breakdown(row: Row, seconds: float) -> dict[str, float]:
 
     for _ in range(3):
         step()
-    clock, passes, start = Clock(), 0, time.perf_counter()
+    clock, found, end = Clock(), [], time.perf_counter() + seconds
     with watched(clock):
-        while time.perf_counter() - start < seconds or passes < 5:
+        while time.perf_counter() < end or len(found) < 5:
+            clock.seconds = dict.fromkeys(PARTS, 0.0)
+            start = time.perf_counter()
             step()
-            passes += 1
-        total = time.perf_counter() - start
-    parts = {part: 1e3 * spent / passes for part, spent in clock.seconds.items()}
-    return {**parts, "autograd": 1e3 * total / passes - sum(parts.values())}
+            total = time.perf_counter() - start
+            found.append([*clock.seconds.values(), total - sum(clock.seconds.values())])
+    medians = np.median(np.array(found), axis=0)
+    return dict(zip([*PARTS, "autograd"], (1e3 * medians).tolist(), strict=True))
 
 
 def main() -> None:
