@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +21,19 @@ from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.compiled import attach
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.call import Call
+from ddn_cvx.custom_op import call_operator, register
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Problem, Variable, declare
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.fixed_point import FixedPoint, Root
 from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
+from ddn_cvx.explain import Explanation, Settings, explain
 from ddn_cvx.inputs import Batch, gather
 from ddn_cvx.nonlinear_call import NonlinearRun
 from ddn_cvx.ode_call import OdeRun
 from ddn_cvx.root_call import RootRun
+from ddn_cvx.signature import Signature
 from ddn_cvx.solution import Solution
 from ddn_cvx.solvers.base import Solver, Workspace
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
@@ -41,6 +45,7 @@ from ddn_cvx.solvers.torchdiffeq import Torchdiffeq, resolve_integrator
 
 Declared = TorchProblem | FixedPoint | Root | ODE
 """Problems in torch functions, which say themselves what their parameters and variables are."""
+Result = TypeVar("Result")
 AnySolver = Solver | NonlinearSolver | RootSolver | Torchdiffeq
 
 
@@ -126,10 +131,18 @@ class DeclarativeLayer(nn.Module):
                 raise DeclarationError(f"A {name} declares its own parameters and variables; pass it alone.")
             self.node = problem
             self.captured = problem.captured if isinstance(problem, TorchProblem) else problem.functions.captured
+            bare = False
         else:
-            self.node, self._bare = declare(problem, parameters, variables, gp)
+            self.node, bare = declare(problem, parameters, variables, gp)
         self.solver = _resolve(solver, solver_options, self.node)
         self._workspace = Workspace()
+        self._signature = Signature.of(self.node, bare)
+        self._number = register(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another layer: compiled models must tell them apart."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._number = register(self)
 
     def forward(self, *params: Tensor, **named: Tensor) -> Any:
         """The optimal variables for a batch of parameters.
@@ -153,20 +166,49 @@ class DeclarativeLayer(nn.Module):
         SolverError
             Some element has no solution and ``on_failure="raise"``.
         """
+        if torch.compiler.is_compiling():
+            return self._traced(params, named)
+        return self._called(params, named)
+
+    def _traced(self, params: tuple[Tensor, ...], named: dict[str, Tensor]) -> Any:
+        """The call as the compiler sees it."""
+        signature = self._signature
+        weights = self.captured.current() if signature.captures else []
+        found = call_operator(self._number, signature, params, named, weights)
+        if found is None:
+            return _outside(self._called, params, named)
+        if signature.names is not None:
+            return dict(zip(signature.names, found, strict=True))
+        return found[0] if signature.bare else tuple(found)
+
+    def evaluate(self, args: Sequence[Any], named: Mapping[str, Any], weights: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs, flat, with other tensors in the place of those that the functions of the problem capture."""
+        with self.captured.standing_in(weights) if self._signature.captures else nullcontext():
+            found = self._called(args, named)
+        if isinstance(found, Tensor):
+            return [found]
+        return list(found.values() if isinstance(found, dict) else found)
+
+    def _called(self, params: Sequence[Any], named: Mapping[str, Any]) -> Any:
         if not isinstance(self.node, ConvexProblem):
             found: Any = self._declared(self.node, self.on_failure).outputs(params, named)
             if isinstance(self.node, NonconvexProblem):
-                return found["0"] if self._bare else tuple(found.values())
+                return found["0"] if self._signature.bare else tuple(found.values())
             return found["y"] if isinstance(self.node, TorchProblem) and self.node.bare else found
         batch = gather(self.node.parameters, params, named)
         outputs, _ = self._run(self.node, batch)
-        return outputs[0] if self._bare else outputs
+        return outputs[0] if self._signature.bare else outputs
 
     def solve(self, *params: Tensor, **named: Tensor) -> Solution:
         """Like calling the layer, but returns a ``Solution`` with status, residuals, duals and regularity per element.
 
         Never raises for an element that has no solution: its status tells and its vectors are NaN.
         """
+        if torch.compiler.is_compiling():
+            return _outside(self._solved, params, named)
+        return self._solved(params, named)
+
+    def _solved(self, params: Sequence[Any], named: Mapping[str, Any]) -> Solution:
         if not isinstance(self.node, ConvexProblem):
             return self._declared(self.node, "nan").solution(params, named)
         batch = gather(self.node.parameters, params, named)
@@ -199,6 +241,29 @@ class DeclarativeLayer(nn.Module):
             primal={name: masked(value) for name, value in primal.items()},
             dual=tuple(tuple(masked(d) for d in duals) for duals in dual),
         )
+
+    def explain(
+        self, *params: Tensor, batch: int | None = None, device: torch.device | str | None = None, **named: Tensor
+    ) -> Explanation:
+        """What a call would do, and why: the solver and those it was preferred to, how the derivative is computed and by
+        which code, and what is checked. Nothing is solved. ``print(layer.explain())`` is a page of text.
+
+        Parameters
+        ----------
+        *params, **named : Tensor, optional
+            Those of a call; only their shapes and device matter.
+        batch : int, optional
+            Instances in a call. Default: those of the parameters, or 64.
+        device : torch.device or str, optional
+            Default: that of the parameters, or the CPU.
+
+        Raises
+        ------
+        InputError
+            Parameters of wrong count, shape, dtype or device.
+        """
+        settings = Settings(self.solver, self.adjoint, self.tolerance, self.polish_steps, self.on_failure)
+        return explain(self.node, settings, params, named, batch, device)
 
     def with_solver(self, solver: str | AnySolver | None, **options: Any) -> DeclarativeLayer:
         """The same layer with another forward solver; the problem is not read again, and everything else is shared.
@@ -251,6 +316,12 @@ class DeclarativeLayer(nn.Module):
             return f"{shapes}, solver={self.solver}"
         program = self.node.program
         return f"n={program.n}, m={program.m}, cones={program.cones}, solver={self.solver}"
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+def _outside(function: Callable[..., Result], params: Sequence[Any], named: Mapping[str, Any]) -> Result:
+    """Call a function that the compiler is not to look into."""
+    return function(params, named)
 
 
 def _resolve(

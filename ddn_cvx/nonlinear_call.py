@@ -280,7 +280,7 @@ class NonlinearRun:
         self, tensors: Sequence[Tensor], specs: Sequence[ParameterSpec], layout: Any
     ) -> tuple[Solved, NonlinearCall, Batch, Theta]:
         batch = gather(specs, tensors, {})
-        weights = self.node.captured.current() if isinstance(self.node, TorchProblem) else []
+        weights = self.node.captured.values() if isinstance(self.node, TorchProblem) else []
         if not tensors and weights:
             batch = replace(batch, dtype=weights[0].dtype, device=weights[0].device)
         count = math.prod(batch.shape)

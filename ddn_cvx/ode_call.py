@@ -157,7 +157,7 @@ class OdeRun:
             raise DeclarationError(f"{name} cannot differentiate an ODE; use adjoint=Implicit() or Unrolled().")
         functions = self.node.functions
         batch = gather(specs, tensors, {})
-        weights = functions.captured.current()
+        weights = functions.captured.values()
         if not tensors and weights:
             batch = replace(batch, dtype=weights[0].dtype, device=weights[0].device)
         count = math.prod(batch.shape)

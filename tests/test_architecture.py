@@ -29,7 +29,9 @@ GROUND = {"errors", "solution"}
 KERNELS = {"kernels"}
 CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
 CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
-LAYER = CORE | CALLS | {"declare", "solvers", "adjoint", "inputs", "failure", "layer"}
+# What the compiler of torch sees of a layer.
+TRACED = {"signature", "custom_op"}
+LAYER = CORE | CALLS | TRACED | {"declare", "solvers", "adjoint", "inputs", "failure", "explain", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -47,6 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "ode_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
     "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
+    "explain": CORE | {"declare", "solvers", "adjoint", "inputs"},
+    "signature": GROUND | {"declare"},
+    "custom_op": GROUND | {"signature"},
     "layer": LAYER - {"layer"},
     "nodes": {"__init__"},  # ready-made nodes use what users use
     "gallery": {"nodes", "errors"},

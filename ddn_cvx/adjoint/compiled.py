@@ -9,6 +9,7 @@ derivative is asked from the map in torch, at the solution that is known.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.kernels import kkt, substitution
 from ddn_cvx.kernels.jit import spread
+from ddn_cvx.kernels.memory import empty
 from ddn_cvx.kernels.structure import Structure
 from ddn_cvx.program.base import Binding
 from ddn_cvx.program.conic import ConicData
@@ -73,7 +75,10 @@ class _CompiledMap(torch.autograd.Function):
         ctx: Any, solve: Solve, binding: Binding, adjoint: Adjoint, extra: tuple[Tensor, ...], *pieces: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = [piece.detach().numpy().reshape(piece.shape[0], piece.shape[1:].numel()) for piece in pieces]
-        u = np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=1)
+        if len(parts) == 1:
+            u = np.ascontiguousarray(parts[0])
+        else:
+            u = np.concatenate(parts, axis=1, out=empty(len(parts[0]), sum(part.shape[1] for part in parts)))
         data, finite = _bind(binding, u)
         x, v, ok = solve(data, finite, torch.from_numpy(u), *extra)
         ctx.binding, ctx.solve, ctx.adjoint, ctx.u, ctx.data = binding, solve, adjoint, u, data
@@ -95,11 +100,13 @@ class _CompiledMap(torch.autograd.Function):
                 found = iter(torch.autograd.grad(again[:2], wanted, grads[:2], create_graph=True))
             gradients = [next(found) if need else None for need in needed]
         else:
-            whole, start, gradients = _pull_back(ctx, x, v, ok, *grads[:2]), 0, []
+            sizes, whole_wanted = [piece.shape[1:].numel() for piece in pieces], all(needed)
+            whole, start, gradients = _pull_back(ctx, sizes, x, v, ok, *grads[:2]), 0, []
             for piece, need in zip(pieces, needed, strict=True):
-                stop = start + piece.shape[1:].numel()
-                part = np.ascontiguousarray(whole[:, start:stop]).reshape(piece.shape) if need else None
-                gradients.append(None if part is None else torch.from_numpy(part))
+                stop = start + piece.numel()
+                # A part of the whole keeps all of its memory: a copy, unless all of it is wanted.
+                part = whole[start:stop] if whole_wanted else whole[start:stop].copy()
+                gradients.append(torch.from_numpy(part.reshape(piece.shape)) if need else None)
                 start = stop
         return (None, None, None, None, *gradients)
 
@@ -109,19 +116,19 @@ def _bind(binding: Binding, u: Array) -> tuple[ConicData, Tensor]:
     assert substituted is not None and structure is not None
     batch, stops = len(u), substituted.stops
     sizes = [int(stops[0]), structure.n, int(stops[2] - stops[1]), structure.m]
-    data, finite = [np.empty((batch, size)) for size in sizes], np.empty(batch, np.bool_)
+    data, finite = [empty(batch, size) for size in sizes], np.empty(batch, np.bool_)
     work = 4 * len(substituted.offset) + 2 * len(substituted.places) * substituted.eliminated
     spread(substitution.bind, batch, work, substituted, u, *data, finite)
     return ConicData(*map(torch.from_numpy, data)), torch.from_numpy(finite)
 
 
-def _pull_back(ctx: Any, x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
+def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
     substituted, structure = ctx.binding.compiled, ctx.binding.program.structure
     values = [t.numpy() for t in (ctx.data.P, ctx.data.A, v, ok)]
     g, h = _solve_once(ctx, structure, values, (ctx.data.P, ctx.data.A, v, ok), gx, gv)
-    out = np.empty_like(ctx.u)
-    work = 10 * len(substituted.offset)
-    spread(substitution.pull_back, len(out), work, substituted, structure, ctx.u, x.numpy(), *values[2:], g, h, out)
+    out, ends = empty(ctx.u.size), np.array([*accumulate(sizes)], np.int64)
+    work, batch = 10 * len(substituted.offset), len(ctx.u)
+    spread(substitution.pull_back, batch, work, substituted, structure, ctx.u, x.numpy(), *values[2:], g, h, ends, out)
     return out
 
 

@@ -13,6 +13,8 @@ import dis
 import functools
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,6 +23,9 @@ from torch.overrides import TorchFunctionMode
 
 DEPTH = 6
 """How far attributes and containers are followed."""
+
+
+_STAND_INS: ContextVar[Mapping[int, list[Tensor]] | None] = ContextVar("stand-ins for captured tensors", default=None)
 
 
 class _Originals:
@@ -82,6 +87,19 @@ class Captured(nn.Module):
         """Their values now, which ``torch.func.functional_call`` or a copy of the layer may have replaced."""
         pairs = zip(self._paths, self._originals.tensors, strict=True)
         return [original if path is None else self._lookup(path) for path, original in pairs]
+
+    def values(self) -> list[Tensor]:
+        """What a call is a function of: their values now, or what stands in for them."""
+        return (_STAND_INS.get() or {}).get(id(self)) or self.current()
+
+    @contextmanager
+    def standing_in(self, values: Sequence[Tensor]) -> Iterator[None]:
+        """While this context lasts, calls use these values in the place of the captured ones."""
+        token = _STAND_INS.set({**(_STAND_INS.get() or {}), id(self): list(values)})
+        try:
+            yield
+        finally:
+            _STAND_INS.reset(token)
 
     def _lookup(self, path: str) -> Tensor:
         owner, _, name = path.rpartition(".")

@@ -160,6 +160,27 @@ class ConvexProblem:
         self._direct = self._of_reduced(self._outputs)
         self._direct_primal = self._of_reduced([(True, key) for key in self._primal])
 
+    def describe_map(self) -> str:
+        """In words, how parameters become problem data."""
+        linear = self._elimination.map.linear
+        entries, size = linear.shape
+        kind = "a gather, for every number is at most one parameter" if linear.is_gather else "a sparse product"
+        parts = [f"{size} numbers to {entries} by {kind}"]
+        if self._lifted:
+            parts.append(f"{len(self._lifted)} expressions of parameters evaluated first")
+        if self._logarithms:
+            parts.append("logarithms, as for every geometric program")
+        eliminated = self._elimination.shape[1]
+        if eliminated:
+            parts.append(f"{eliminated} auxiliary variables eliminated")
+        return "; ".join(parts)
+
+    @property
+    def output_shapes(self) -> list[tuple[tuple[int, ...], bool]]:
+        """The shape of each output, and whether it is complex."""
+        found = [self._primal[key] if is_primal else self._dual[key] for is_primal, key in self._outputs]
+        return [(shape, imag is not None) for _, imag, shape in found]
+
     def _of_reduced(self, wanted: list[tuple[bool, int]]) -> list[Output] | None:
         """Variables as maps of the reduced solution; None if one of them was eliminated."""
         found: list[Output] = []

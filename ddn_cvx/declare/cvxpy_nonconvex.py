@@ -96,6 +96,7 @@ class NonconvexProblem:
             for key, shape in of
         }
         self._outputs = [self._output(k, v) for k, v in enumerate(variables)]
+        self.output_shapes = [(tuple(v.shape), False) for v in variables]
         self.n = self._entries.n
         p, m = (sum(row.size for row in group) for group in (self._equalities, self._inequalities))
         self.sizes = (self.n, p, m)

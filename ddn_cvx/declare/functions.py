@@ -74,7 +74,7 @@ class Functions:
     def theta(self, values: Sequence[Tensor], device: torch.device) -> Theta:
         """The inputs ``(B, *shape)`` and everything captured; differentiable."""
         own = [v.to(self.dtype) for v in values]
-        shared = [t.to(device=device, dtype=self.dtype) for t in self.captured.current()]
+        shared = [t.to(device=device, dtype=self.dtype) for t in self.captured.values()]
         return Theta((*own, *shared), (True,) * len(own) + (False,) * len(shared))
 
     def unpack(self, y: Tensor) -> dict[str, Tensor]:

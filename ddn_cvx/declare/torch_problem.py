@@ -139,7 +139,7 @@ class TorchProblem:
 
     def theta(self, values: Sequence[Tensor], device: torch.device) -> Theta:
         """The inputs ``(B, *shape)`` and everything captured, in double precision; differentiable."""
-        shared = [t.to(device=device, dtype=torch.float64) for t in self.captured.current()]
+        shared = [t.to(device=device, dtype=torch.float64) for t in self.captured.values()]
         return Theta((*values, *shared), (True,) * len(values) + (False,) * len(shared))
 
     def program(self, theta: Theta, layout: Any) -> NonlinearProgram:

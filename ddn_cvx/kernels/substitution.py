@@ -76,9 +76,21 @@ def bind(first: int, last: int, sub: Any, u: Any, P: Any, q: Any, A: Any, b: Any
 
 @jit
 def pull_back(
-    first: int, last: int, sub: Any, structure: Any, u: Any, x: Any, v: Any, ok: Any, g: Any, h: Any, out: Any
+    first: int,
+    last: int,
+    sub: Any,
+    structure: Any,
+    u: Any,
+    x: Any,
+    v: Any,
+    ok: Any,
+    g: Any,
+    h: Any,
+    ends: Any,
+    out: Any,
 ) -> None:
-    """The gradient with respect to the parameters, ``out`` (B, k), zero where not ``ok``.
+    """The gradient with respect to the parameters, zero where not ``ok``. It comes in pieces, of which ``ends`` are the ends
+    within the k parameters: ``out`` (B k,) holds one piece (B, size) after the other.
 
     ``(g, h)`` solves ``J'(g, h) = `` cotangents of ``(x, v)`` (``adjoint.implicit``), g (B, n), h (B, m).
     """
@@ -87,9 +99,11 @@ def pull_back(
     sections = np.empty(sub.offset.shape[0])
     a, e = sub.stops, sub.eliminated
     pull, Mx, Mg, back, y, s = np.empty(e), np.empty(e), np.empty(e), np.empty(e), np.empty(v.shape[1]), np.empty(v.shape[1])
+    row, batch = np.empty(u.shape[1]), u.shape[0]
     for k in range(first, last):
-        fill(out[k], 0.0)
+        fill(row, 0.0)
         if not ok[k]:
+            _deal(row, ends, k, batch, out)
             continue
         project(structure, v[k], y, s)
         if e:
@@ -122,11 +136,24 @@ def pull_back(
             sections[i] = h[k, i - a[2]]
         if sub.is_gather:
             for t in range(a[6]):
-                out[k, source[t]] += factor[t] * sections[t]
-            continue
-        for t in range(a[6]):
-            for place in range(indptr[t], indptr[t + 1]):
-                out[k, indices[place]] += values[place] * sections[t]
+                row[source[t]] += factor[t] * sections[t]
+        else:
+            for t in range(a[6]):
+                for place in range(indptr[t], indptr[t + 1]):
+                    row[indices[place]] += values[place] * sections[t]
+        _deal(row, ends, k, batch, out)
+
+
+@inner
+def _deal(row: Any, ends: Any, k: int, batch: int, out: Any) -> None:
+    """The pieces of a row to where element k of each of them is."""
+    start = 0
+    for stop in ends:
+        size = stop - start
+        place = batch * start + k * size
+        for j in range(size):
+            out[place + j] = row[start + j]
+        start = stop
 
 
 @inner

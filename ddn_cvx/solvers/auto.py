@@ -1,67 +1,113 @@
-"""The default solver: picks by the structure of the program, never by its numbers or the size of the batch.
+"""The default solver: the one that should be fastest by a measured cost model (:mod:`ddn_cvx.solvers.cost`).
 
-An element's answer must not change with its batch mates, so neither may the solver.
+It looks at the structure of the program and at the device, never at the numbers or at how many instances there are: an
+element's answer must not change with its batch mates, so neither may the solver. The model is asked for batches of fixed
+sizes instead, and the solver is taken whose times have the least geometric mean.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
+from ddn_cvx.errors import InputError
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.active_set import ActiveSet
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
+from ddn_cvx.solvers.cost import Size, seconds
 from ddn_cvx.solvers.elementwise import require_positive
+from ddn_cvx.solvers.first_order import FirstOrder
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.mehrotra import Mehrotra
 
-CURVED = 300
-"""n + m from which a dense program with curved cones is solved faster by batched tensors, even alone, than one at a time."""
+
+@dataclass(frozen=True)
+class Candidate:
+    """A solver, and what speaks for or against it."""
+
+    solver: Solver
+    seconds: tuple[float, ...] | None
+    """Estimated time of each of the batches, on one thread; None if it was not measured on the device."""
+    refusal: str | None
+    """Why it is out of the question."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The solver that is taken, and those it was compared with."""
+
+    solver: Solver
+    reason: str
+    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """``ActiveSet`` for small strictly convex quadratic programs, ``Mehrotra`` for other small linear and quadratic
-    programs, ``InteriorPoint`` for dense ones of moderate size, ``Clarabel`` for all others and for elements that the first
-    choice does not solve. Numbers that are not on the CPU stay where they are up to moderate size: they are for
-    ``InteriorPoint`` or, with other cones, ``ConicInteriorPoint``, which solves dense programs of that size on the CPU too.
+    """Picks among ``ActiveSet``, ``Mehrotra``, ``InteriorPoint``, ``ConicInteriorPoint``, ``FirstOrder`` and ``Clarabel`` by
+    estimated time. ``Clarabel`` gives elements that another one does not solve a second chance.
     """
 
     name: ClassVar[str] = "auto"
-    on_device: ClassVar[bool] = True  # it hands on what the chosen solver works on
+    on_device: ClassVar[bool] = True  # it hands each solver tensors where that one works
     minds_units: ClassVar[bool] = False  # it takes them out for the solvers that do
 
-    most: int = 600
-    """n + m above which dense factors, one for each element, take too much memory and time (default 600)."""
-    density: float = 0.3
-    """Share of the entries of P and A that must be stored for dense algebra to pay (default 0.3)."""
+    batches: tuple[int, ...] = (1, 64)
+    """Sizes of the batches that the choice is made for, whatever comes (default 1 and 64)."""
+    most: int = 1200
+    """n + m above which dense matrices, some for each element, take too much memory (default 1200)."""
     threads: int | None = None
     """Threads that share a batch; None is one a processor (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "most", "density", *([] if self.threads is None else ["threads"]))
+        require_positive(self, "most", *([] if self.threads is None else ["threads"]))
+        sizes = self.batches
+        if not (isinstance(sizes, tuple) and sizes and all(isinstance(b, int) and b > 0 for b in sizes)):
+            raise InputError(f"batches must be a tuple of positive integers such as (1, 64), got {sizes!r}.")
 
     def unsupported(self, program: ConicProgram) -> str | None:
-        return self._choice(program)[0].unsupported(program)
+        return self._solvers[-1].unsupported(program)
 
-    def explain(self, program: ConicProgram, batch: int) -> str:
-        """One sentence: the solver for a batch of this size and why."""
-        solver, reason = self._choice(program)
-        return f"{type(solver).__name__} for {batch} instances of n = {program.n}, m = {program.m}: {reason}"
+    def explain(self, program: ConicProgram, device: str = "cpu") -> str:
+        """One sentence: the solver and why."""
+        choice = self.pick(program, device)
+        return f"{type(choice.solver).__name__} for n = {program.n}, m = {program.m}: {choice.reason}"
+
+    def pick(self, program: ConicProgram, device: str = "cpu") -> Choice:
+        """The solver for a program on a kind of device, with the estimates that decide."""
+        refusals = [self._refusal(solver, program, device) for solver in self._solvers]
+        able = [solver for solver, refusal in zip(self._solvers, refusals, strict=True) if refusal is None]
+        times = self._times(able, program, device)
+        candidates = tuple(
+            Candidate(solver, times.get(solver.name), refusal)
+            for solver, refusal in zip(self._solvers, refusals, strict=True)
+        )
+        if not times:
+            best = next((solver for solver in able if solver.on_device), able[-1])
+            reason = "and it works there" if best.on_device else "and no solver that works there takes it"
+            return Choice(best, f"nothing was measured on {device}, {reason}", candidates)
+        best, *others = sorted(able, key=lambda solver: math.prod(times.get(solver.name, (math.inf,))))
+        if not others:
+            reasons = "; ".join(sorted({refusal for refusal in refusals if refusal is not None}))
+            return Choice(best, f"no other solver takes it: {reasons}", candidates)
+        sizes = " and ".join(map(str, self.batches))
+        first, second = (" and ".join(map(in_words, times.get(solver.name, ()))) for solver in (best, others[0]))
+        reason = f"batches of {sizes} should take {first} on one thread, with {type(others[0]).__name__} {second}"
+        return Choice(best, reason, candidates)
 
     def solve(
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch with the solver that ``explain`` names."""
-        away = data.q.device.type != "cpu"
-        solver, _ = workspace.get((self, program, away), lambda: self._choice(program, away))
+        device = data.q.device.type
+        solver: Solver = workspace.get((self, program, device), lambda: self.pick(program, device).solver)
         raw = solve_in_units(solver, program, data, workspace)
-        if isinstance(solver, Clarabel):
+        if isinstance(solver, Clarabel) or not program.has_sparse_factor:
             return raw
         if not bool(raw.status.any()):  # SOLVED is zero
             return raw
@@ -69,34 +115,45 @@ class Auto(Solver):
         if bool(settled.all()):
             return raw
         again = torch.nonzero(~settled).flatten()
-        second = solve_in_units(self._clarabel, program, ConicData(*(t[again] for t in data)), workspace)
+        second = solve_in_units(self._solvers[-1], program, ConicData(*(t[again] for t in data)), workspace)
         parts = ("x", "y", "s", "status", "iterations")
         merged = {part: getattr(raw, part).index_copy(0, again, getattr(second, part)) for part in parts}
         return replace(raw, **merged)
 
     @property
-    def _clarabel(self) -> Clarabel:
-        return Clarabel(threads=self.threads)
-
-    def _choice(self, program: ConicProgram, away: bool = False) -> tuple[Solver, str]:
-        n, m = program.n, program.m
-        if away and n and n + m <= self.most:
-            solver = InteriorPoint() if program.cones.is_polyhedral else ConicInteriorPoint()
-            return solver, "its numbers are on a device that solves a whole batch at once"
-        density = (2 * program.P.nnz + program.A.nnz) / max(n * (n + 1) + m * n, 1)
-        if not program.cones.is_polyhedral:
-            if CURVED <= n + m <= self.most and density >= self.density:
-                return ConicInteriorPoint(), f"a program with {density:.0%} of its entries is solved in one batch"
-            return self._clarabel, "it has cones other than half-lines"
-        if ActiveSet().unsupported(program) is None:
-            return ActiveSet(self.threads), "a small strictly convex quadratic program is solved exactly by active sets"
-        if Mehrotra().unsupported(program) is None:
-            return Mehrotra(self.threads), "a small linear or quadratic program is solved in compiled code"
-        if not n or n + m > self.most:
-            return self._clarabel, f"n + m = {n + m} is above {self.most}" if n else "it has no variables"
-        if density < self.density:
-            return self._clarabel, f"only {density:.0%} of the entries of P and A are stored"
+    def _solvers(self) -> tuple[Solver, ...]:
+        """In the order of preference where times are equal; the last one takes everything."""
         return (
+            ActiveSet(self.threads),
+            Mehrotra(self.threads),
             InteriorPoint(),
-            f"a quadratic program with {density:.0%} of its entries is solved in one batch",
+            ConicInteriorPoint(),
+            FirstOrder(),
+            Clarabel(threads=self.threads),
         )
+
+    def _refusal(self, solver: Solver, program: ConicProgram, device: str) -> str | None:
+        size = program.n + program.m
+        if isinstance(solver, InteriorPoint | ConicInteriorPoint) and size > self.most:
+            return f"n + m = {size} is above {self.most}, too much memory for dense matrices of each instance"
+        if isinstance(solver, FirstOrder) and program.has_sparse_factor and (device == "cpu" or size <= self.most):
+            return "it is for programs too large for a factorisation on the device"
+        if isinstance(solver, Clarabel) and not program.has_sparse_factor:
+            return "with entries all over, factors would need too much memory"
+        return solver.unsupported(program)
+
+    def _times(self, able: list[Solver], program: ConicProgram, device: str) -> dict[str, tuple[float, ...]]:
+        """Seconds of each of the batches by solver."""
+        found: dict[str, tuple[float, ...]] = {}
+        size = Size.of(program)
+        for solver in able:
+            times = [seconds(solver.name, size, batch, device) for batch in self.batches]
+            known = tuple(time for time in times if time is not None)
+            if known:
+                found[solver.name] = known
+        return found
+
+
+def in_words(time: float) -> str:
+    """Seconds with a unit."""
+    return f"{time * 1e6:.0f} µs" if time < 1e-3 else f"{time * 1e3:.3g} ms" if time < 1 else f"{time:.3g} s"

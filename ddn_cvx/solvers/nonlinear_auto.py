@@ -41,7 +41,7 @@ class NonlinearAuto(NonlinearSolver):
 
     def explain(self, program: NonlinearProgram) -> str:
         """One sentence: the solver that is tried first and why."""
-        first, _, reason = self._choice(program)
+        first, _, reason = self.pick(program)
         return f"{type(first).__name__} for n = {program.n}, p = {program.p}, m = {program.m}: {reason}"
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class NonlinearAuto(NonlinearSolver):
         self, program: NonlinearProgram, theta: Theta, start: Tensor, warm: NonlinearPoint | None = None
     ) -> NonlinearPoint:
         """Solve the batch with the solver that ``explain`` names."""
-        first, second, _ = self._choice(program)
+        first, second, _ = self.pick(program)
         compiled = CompiledInteriorPoint()
         if program.residuals is None and compiled.takes(program, theta, start):
             point = compiled.solve(program, theta, start, warm)
@@ -69,7 +69,8 @@ class NonlinearAuto(NonlinearSolver):
         better = _improved(point.take(rows), again)
         return point.put(rows[better], again.take(better))
 
-    def _choice(self, program: NonlinearProgram) -> tuple[NonlinearSolver, NonlinearSolver, str]:
+    def pick(self, program: NonlinearProgram) -> tuple[NonlinearSolver, NonlinearSolver, str]:
+        """The solver that is tried first, the one for elements it does not solve, and why."""
         small = program.n + program.p + program.m <= self.dense
         if unconstrained_only(program) is None:
             if small and program.residuals is not None:

@@ -43,7 +43,7 @@ def test_hock_schittkowski(number: int) -> None:
 
 def test_second_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the first solver stops early the second one's answer counts."""
-    monkeypatch.setattr(NonlinearAuto, "_choice", lambda self, program: (Newton(max_iterations=2), Newton(), "test"))
+    monkeypatch.setattr(NonlinearAuto, "pick", lambda self, program: (Newton(max_iterations=2), Newton(), "test"))
     problem = next(p for p in PROBLEMS if p.number == 38)
     node = NonlinearProgram(4, 0, 0, lambda y, theta: problem.evaluate(y, theta.tensors[0]))
     theta, start = problem.batch(6, torch.Generator().manual_seed(0))

@@ -4,15 +4,20 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from programs import CONES, random_program
 
 import ddn_cvx.solvers.cvxpy_any as cvxpy_any
+from ddn_cvx.cones import Product
 from ddn_cvx.errors import InputError
-from ddn_cvx.program.conic import ConicData
+from ddn_cvx.linalg.pattern import Pattern
+from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers import cost
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.base import Workspace
 from ddn_cvx.solvers.clarabel import Clarabel
+from ddn_cvx.solvers.cost import OPERATIONS, Size
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver, installed
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.registry import SOLVERS, resolve
@@ -86,16 +91,52 @@ def test_auto_picks_by_structure():
     small, _ = random_program(CONES["linear"], batch=1)
     dense, data = random_program(CONES["linear"], n=520, batch=2)
     curved, _ = random_program(CONES["second-order"], n=50, batch=1)
-    large, _ = random_program(CONES["linear"], n=700, batch=1)
-    assert Auto().explain(dense, 8).startswith("InteriorPoint for 8 instances of n = 520, m = 8")
-    assert Auto().explain(small, 8).split()[0] in ("ActiveSet", "Mehrotra")
-    for program, reason in ((curved, "cones"), (large, "n + m")):
-        sentence = Auto().explain(program, 8)
+    large, _ = random_program(CONES["linear"], n=1300, batch=1)
+    assert Auto().explain(dense).startswith("InteriorPoint for n = 520, m = 8: batches of 1 and 64 should take")
+    assert Auto().explain(small).split()[0] in ("ActiveSet", "Mehrotra")
+    for program, reason in ((curved, "other cones"), (large, "n + m = 1308 is above 1200")):
+        sentence = Auto().explain(program)
         assert sentence.startswith("Clarabel") and reason in sentence
-    sparse, _ = random_program(CONES["linear"], n=520, batch=1, quadratic=False)
-    assert "only" in Auto().explain(sparse, 8)
     raw = Auto().solve(dense, data, Workspace())
     np.testing.assert_array_equal(raw.x, InteriorPoint().solve(dense, data, Workspace()).x)
+
+
+def chain(n):
+    """A sparse program: neighbours are close to each other."""
+    identity = sp.eye_array(n)
+    A = sp.csc_array(sp.vstack([identity - sp.eye_array(n, k=1), -identity]))
+    return ConicProgram(Pattern.of(sp.csc_array(identity)), Pattern.of(A), Product(zero=n, nonneg=n))
+
+
+def test_the_cost_model_counts_sparse_factors():
+    """A chain has factors without fill: their cost grows with n, that of dense ones with its third power."""
+    small, large = Size.of(chain(100)), Size.of(chain(200))
+    assert large.sparse < 2.5 * small.sparse < 100 * 100 * 40
+    assert OPERATIONS["interior_point"](large) > 6 * OPERATIONS["interior_point"](small)
+    assert isinstance(Auto().pick(chain(260)).solver, Clarabel)
+
+
+def test_auto_is_made_for_batches_of_a_size(monkeypatch):
+    """The numbers of the model decide; the batch that comes does not."""
+    program, _ = random_program(CONES["linear"], n=520, batch=1)
+    rates = {("interior_point", "cpu"): (1.0, 1e-4, 1e30), ("clarabel", "cpu"): (0.0, 0.1, 1e30)}
+    monkeypatch.setattr(cost, "RATES", rates)
+    for batches, expected in (((1,), Clarabel), ((1000,), InteriorPoint), ((1, 1000), InteriorPoint)):
+        choice = Auto(batches=batches).pick(program)
+        assert isinstance(choice.solver, expected)
+        assert {c.solver.name for c in choice.candidates if c.seconds is not None} == {"interior_point", "clarabel"}
+    assert Auto(batches=(10, 1000)).pick(program).candidates[-1].seconds == pytest.approx((1.0, 100.0))
+    for bad in ((), (0,), 64, [64]):
+        with pytest.raises(InputError, match="batches"):
+            Auto(batches=bad)
+
+
+def test_auto_stays_on_a_device_without_measurements():
+    program, _ = random_program(CONES["linear"], batch=1)
+    choice = Auto().pick(program, "cuda")
+    assert isinstance(choice.solver, InteriorPoint) and "cuda" in choice.reason
+    curved, _ = random_program(CONES["exponential"], batch=1)
+    assert isinstance(Auto().pick(curved, "cuda").solver, Clarabel)
 
 
 def test_auto_gives_failures_a_second_chance(monkeypatch):
