@@ -138,8 +138,8 @@ def _problem_data(pp: ParamConeProg) -> tuple[ConicProgram, sp.csr_array]:
         upper = np.unique(place)
         P = _pattern(upper, n, n)
         # Either triangle may hold the numbers: the symmetric part is what the quadratic form sees.
-        weight = np.where(i == j, 1.0, 0.5)
-        P_map = sp.csr_array((weight, (np.searchsorted(upper, place), np.arange(len(place)))), (P.nnz, len(place))) @ quadratic
+        halves = (np.where(i == j, 1.0, 0.5), (np.searchsorted(upper, place), np.arange(len(place))))
+        P_map = sp.csr_array(halves, (P.nnz, len(place))) @ quadratic
     q = sp.csr_array(pp.q)
     dims = pp.cone_dims
     power = tuple((float(a), 1.0 - float(a)) for a in dims.p3d) + tuple(tuple(map(float, a)) for a in dims.pnd)
@@ -187,8 +187,8 @@ def _parameter_sources(
                 sources[new.id] = {"real": LinearSource(root.root, "log", root.terms)}
         elif isinstance(reduction, CvxAttr2Constr):
             for old, new in reduction._parameters.items():
-                origin = sources[old.id]["real"]
-                sources[new.id] = {"real": origin if is_compact(old) else origin.map(_Lower(old))}
+                whole = sources[old.id]["real"]
+                sources[new.id] = {"real": whole if is_compact(old) else whole.map(_Lower(old))}
     return [(int(pp.param_id_to_col[p.id]), sources[p.id]["real"]) for p in pp.parameters]
 
 

@@ -16,6 +16,7 @@ from ddn_cvx.solvers.active_set import ActiveSet
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.elementwise import require_positive
+from ddn_cvx.solvers.first_order import FirstOrder
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.mehrotra import Mehrotra
 
@@ -23,8 +24,8 @@ from ddn_cvx.solvers.mehrotra import Mehrotra
 @dataclass(frozen=True)
 class Auto(Solver):
     """``ActiveSet`` for small strictly convex quadratic programs, ``Mehrotra`` for other small linear and quadratic
-    programs, ``InteriorPoint`` for dense ones of moderate size, ``Clarabel`` for all others and for elements that the first
-    choice does not solve.
+    programs, ``InteriorPoint`` for dense ones of moderate size, ``FirstOrder`` for large ones without a sparse factor and
+    for large ones on a GPU, ``Clarabel`` for all others and for elements that the first choice does not solve.
     """
 
     name: ClassVar[str] = "auto"
@@ -53,8 +54,10 @@ class Auto(Solver):
     ) -> RawSolution:
         """Solve the batch with the solver that ``explain`` names."""
         solver, _ = workspace.get((self, program), lambda: self._choice(program))
+        if data.q.device.type == "cuda" and not program.is_dense:
+            solver = FirstOrder()
         raw = solve_in_units(solver, program, data, workspace)
-        if isinstance(solver, Clarabel):
+        if isinstance(solver, Clarabel) or not program.has_sparse_factor:
             return raw
         if not bool(raw.status.any()):  # SOLVED is zero
             return raw
@@ -73,6 +76,8 @@ class Auto(Solver):
 
     def _choice(self, program: ConicProgram) -> tuple[Solver, str]:
         n, m = program.n, program.m
+        if not program.has_sparse_factor:
+            return FirstOrder(), f"with n + m = {n + m} and entries all over, factors would need too much memory"
         if not program.cones.is_polyhedral:
             return self._clarabel, "it has cones other than half-lines"
         if ActiveSet().unsupported(program) is None:

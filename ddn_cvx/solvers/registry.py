@@ -14,6 +14,7 @@ from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver, installed
 from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.ecos import ECOS
+from ddn_cvx.solvers.first_order import FirstOrder
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.mehrotra import Mehrotra
 from ddn_cvx.solvers.scs import SCS
@@ -24,6 +25,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "clarabel": Clarabel,
     "diffcp": Diffcp,
     "ecos": ECOS,
+    "first_order": FirstOrder,
     "interior_point": InteriorPoint,
     "mehrotra": Mehrotra,
     "scs": SCS,
