@@ -9,12 +9,14 @@ Where K is singular the solution is of least norm in these scaled variables.
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ddn_cvx.cones import DualSpectrum, Product
+from ddn_cvx.errors import DegradedAnswerWarning
 from ddn_cvx.linalg.iterative import minres
 from ddn_cvx.linalg.kkt import NullSpace
 from ddn_cvx.linalg.pattern import Pattern
@@ -24,6 +26,8 @@ SWEEPS = 8  # of the scaling
 TOLERANCE = 1e-13  # relative residual that is aimed at
 ITERATIONS = 4000  # of one solve
 ROUNDS = 4
+POOR = 1e-7
+"""Relative residual of a derivative that is worth a warning."""
 SINGULAR = 1e-6
 """Share of a vector outside the range of K that counts as a null space."""
 
@@ -88,6 +92,10 @@ class KrylovKKT:
             left, best = torch.where((better & (error > TOLERANCE)).unsqueeze(1), rest, 0.0), torch.minimum(error, best)
             if not bool(left.any()):
                 break
+        rest = scale * r - scaled(z)
+        # What is left may lie outside the range of K, and then K takes it to zero.
+        outside = scaled(rest).norm(dim=1) <= POOR * rest.norm(dim=1)
+        self.accurate = (best <= POOR) | outside
         return scale * z
 
     @cached_property
@@ -117,6 +125,14 @@ class KrylovKKT:
         for one, two in zip(g.unbind(2), h.unbind(2), strict=True):
             one, two = torch.where(self.row, one, 0.0), torch.where(self.row, two, 0.0)
             z = self._solve(torch.cat((one + self.A.transposed(two), self.root * self._rotate(two)), 1))
+            if not bool(self.accurate.all()):
+                warnings.warn(
+                    f"The derivatives of {int((~self.accurate).sum())} of {len(g)} batch elements have a relative residual "
+                    f"above {POOR:g}: their KKT systems are ill-conditioned, and too large for a factor. Rescale the "
+                    "problem, or add a small quadratic term to the objective.",
+                    DegradedAnswerWarning,
+                    stacklevel=2,
+                )
             found.append((z[:, : self.n], self._unrotate(self.root * z[:, self.n :]) - two))
         return self._columns(found, g, h)
 

@@ -83,7 +83,7 @@ class Products:
 def _stacked(values: Floats, index: Index, start: Index, length: int) -> tuple[Floats, Index, Index]:
     """Values, indices and starts of block-diagonal compressed columns (or rows) with ``length`` rows (columns) a block."""
     count, nnz = len(values), len(index)
-    kind = np.int32 if max(count * max(nnz, length), len(start) * count) < 2**31 else np.int64
+    kind: Any = np.int32 if max(count * max(nnz, length), len(start) * count) < 2**31 else np.int64
     shift = np.arange(count, dtype=kind)[:, None]
     stacked = (index.astype(kind) + shift * length).ravel()
     starts = np.append((start[:-1].astype(kind) + shift * nnz).ravel(), kind(count * nnz))

@@ -39,6 +39,7 @@ _SAFETY = 1.05  # what these may be too small by
 _ENOUGH, _SOME, _LONG = 0.2, 0.8, 0.36  # a restart: the residual has fallen so much; or less and rises; or is this old
 _WEIGHT_GAIN = 0.5  # how far the logarithm of the primal weight moves at a restart
 _WEIGHTS = (1e-5, 1e5)
+_CURVED = 0.1  # the least primal weight next to |P|/|A|
 _RAYS_EVERY = 5  # checks between two looks for certificates
 
 
@@ -53,8 +54,8 @@ class FirstOrder(Solver):
     """Residuals and gap at which an element is solved; the layer polishes what it gets (default 1e-8)."""
     inaccurate_tolerance: float = 1e-4
     """Largest residual of an INACCURATE element (default 1e-4)."""
-    certificate_tolerance: float = 1e-7
-    """Largest residual of a certificate of infeasibility or unboundedness (default 1e-7)."""
+    certificate_tolerance: float = 1e-6
+    """Largest residual of a certificate of infeasibility or unboundedness (default 1e-6)."""
     max_iterations: int = 200_000
     """Iterations after which an element gives up (default 200 000)."""
     check_every: int = 40
@@ -160,6 +161,9 @@ class _Run:
 
         norm_A = norm(lambda v: self.A.transposed(self.A(v))).sqrt()
         norm_P = torch.zeros_like(norm_A) if self.diagonal else norm(self.P)
+        # Where curvature bounds the primal step, a lower weight makes the dual steps smaller and nothing larger.
+        curvature = self.d.amax(1, keepdim=True) if self.diagonal else norm_P
+        self.least_omega = (_CURVED * curvature / norm_A.clamp(min=1e-12)).clamp(max=1.0)
         return _SAFETY * norm_A, _SAFETY * norm_P
 
     def _P_times(self, x: Tensor) -> Tensor:
@@ -238,7 +242,7 @@ class _Run:
         way_x, way_y = (step.x - s.x0).norm(dim=1, keepdim=True), (step.y - s.y0).norm(dim=1, keepdim=True)
         known = now & (way_x > 1e-12) & (way_y > 1e-12) & torch.isfinite(way_x) & torch.isfinite(way_y)
         ratio = torch.where(known, way_y / way_x.clamp(min=1e-300), s.omega)
-        omega = (s.omega * (ratio / s.omega) ** _WEIGHT_GAIN).clamp(*_WEIGHTS)
+        omega = (s.omega * (ratio / s.omega) ** _WEIGHT_GAIN).clamp(*_WEIGHTS).maximum(self.least_omega)
         x, y = torch.where(now, step.x, s.x), torch.where(now, step.y, s.y)
         x0, y0 = torch.where(now, step.x, s.x0), torch.where(now, step.y, s.y0)
         self.state = s._replace(
@@ -295,7 +299,7 @@ class _Run:
     def _compact(self, keep: Tensor) -> None:
         data, *factors = self.scaled
         self._load(Scaled(ConicData(*(t[keep] for t in data)), *(t[keep] for t in factors)))
-        self.norm_A, self.norm_P = self.norm_A[keep], self.norm_P[keep]
+        self.norm_A, self.norm_P, self.least_omega = self.norm_A[keep], self.norm_P[keep], self.least_omega[keep]
         self.state = _State(*(t[keep] for t in self.state))
 
 
