@@ -26,6 +26,7 @@ SWEEPS = 8  # of the scaling
 TOLERANCE = 1e-13  # relative residual that is aimed at
 ITERATIONS = 4000  # of one solve
 ROUNDS = 4
+ROUNDING = 1e-14  # eigenvalues of a derivative of a projection, between 0 and 1, that are zero
 POOR = 1e-7
 """Relative residual of a derivative that is worth a warning."""
 SINGULAR = 1e-6
@@ -53,7 +54,7 @@ class KrylovKKT:
         P = P[:, torch.as_tensor(which, device=P.device)]
         self.P, self.A = Products(pattern, P), Products(A_pattern, A)
         self.spectrum, self.row, self.visible = spectrum, row, visible
-        values = spectrum.values.clamp(0, 1)
+        values = torch.where(spectrum.values > ROUNDING, spectrum.values.clamp(max=1), 0.0)
         self.root, self.low = values.sqrt(), values - 1.0
         share = _block_means(cones, values)
         squares = Products(pattern, P.square()), Products(A_pattern, A.square())
@@ -65,6 +66,7 @@ class KrylovKKT:
         for _ in range(SWEEPS):
             columns = d * d * (P(d * d) + A.transposed(share * e * e))
             rows = e * e * (share * A(d * d) + (1 - share).square() * e * e)
+            self.empty = torch.cat((columns, rows), 1) == 0
             d, e = (t / torch.where(s > 0, s, 1.0) ** 0.25 for t, s in ((d, columns), (e, rows)))
         return torch.cat((d, e), 1)
 
@@ -82,6 +84,8 @@ class KrylovKKT:
         def scaled(z: Tensor) -> Tensor:
             return scale * self._times(scale * z)
 
+        # What stands alone, like the epigraph variable of an inactive cone, stays zero.
+        r = torch.where(self.empty, 0.0, r)
         z, left, best = torch.zeros_like(r), scale * r, torch.full_like(size, torch.inf)
         for _ in range(ROUNDS):
             trial = z + minres(scaled, left, TOLERANCE, ITERATIONS)

@@ -7,6 +7,7 @@ one matrix, which multiplies all vectors at once. Memory is that of the values a
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,8 @@ class Products:
         """A torch matrix in compressed rows, one block an element."""
         _, stacked, starts = _stacked(np.empty((len(values), 0)), index, start, cols)
         count = len(values)
-        with torch.sparse.check_sparse_tensor_invariants(enable=False):
+        with torch.sparse.check_sparse_tensor_invariants(enable=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls this layout a beta
             return torch.sparse_csr_tensor(
                 torch.as_tensor(starts, device=values.device),
                 torch.as_tensor(stacked, device=values.device),

@@ -26,8 +26,10 @@ def solve(program: ConicProgram, data: ConicData, warm: RawSolution | None = Non
     return FirstOrder(**options).solve(program, data, Workspace(), warm)
 
 
-@pytest.mark.parametrize("quadratic", [True, False])
-@pytest.mark.parametrize("cones", ["linear", "second-order", "semidefinite", "exponential"])
+@pytest.mark.parametrize(
+    "cones, quadratic",
+    [("linear", True), ("linear", False), ("second-order", True), ("semidefinite", False), ("exponential", False)],
+)
 def test_small_programs_against_clarabel(cones: str, quadratic: bool) -> None:
     program, data = random_program(CONES[cones], quadratic=quadratic)
     raw = solve(program, data)
@@ -89,7 +91,6 @@ def test_programs_without_solution_get_a_certificate(cones: str, infeasible: boo
 
 def test_each_element_has_its_own_end() -> None:
     """Solved, infeasible, unbounded and invalid ones in one batch, which shrinks on the way; as each is alone."""
-    A = torch.tensor([[1.0, -1.0, 1.0]], dtype=torch.float64).expand(4, 3)  # x <= high, -x <= -low, z = 0 ...
     rows = np.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
     program = ConicProgram(Pattern.of(sp.csc_array((2, 2))), Pattern.of(sp.csc_array(rows)), Product(1, 2))
     q = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [torch.nan, 0.0]], dtype=torch.float64)
@@ -117,7 +118,8 @@ def test_a_warm_start_at_the_solution_ends_at_the_first_look() -> None:
 def test_it_says_so_when_it_gives_up() -> None:
     raw = solve(*random_program(CONES["linear"]), max_iterations=40, inaccurate_tolerance=1e-9)
     assert raw.status.tolist() == [Status.ITERATION_LIMIT] * 3 and raw.iterations.tolist() == [40] * 3
-    assert solve(*random_program(CONES["linear"], batch=0)).x.shape == (0, 7)
+    program, data = random_program(CONES["linear"])
+    assert solve(program, select(data, [])).x.shape == (0, 7)
     with pytest.raises(InputError, match="tolerance"):
         FirstOrder(tolerance=0.0)
 
