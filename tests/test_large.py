@@ -60,10 +60,10 @@ def test_sparse_tensors_are_what_dense_ones_are() -> None:
 
 
 def test_other_entries_are_refused() -> None:
-    layer, A = regression()
+    layer, _ = regression()
     b = torch.zeros(5, dtype=torch.float64)
     few = torch.sparse_coo_tensor([[0, 1], [0, 1]], [1.0, 2.0], (5, 3), dtype=torch.float64, check_invariants=True)
-    with pytest.raises(ddn.InputError, match="7 entries.*with 2 entries"):
+    with pytest.raises(ddn.InputError, match=r"7 entries.*with 2 entries"):
         layer(few, b)
     full = torch.ones(5, 3, dtype=torch.float64)
     with pytest.raises(ddn.SolverError, match="INVALID_DATA"):
@@ -188,12 +188,12 @@ def test_a_concave_objective_of_a_large_layer_is_invalid() -> None:
 
 
 def test_memory_is_linear_in_the_entries() -> None:
-    """200 000 entries of a matrix whose square of sides would be 6 GB."""
+    """100 000 entries of a matrix that would take 400 MB, and its maps many times that."""
     code = """
 import json, benchmarks.large as large
-row = large.measure("least squares, entries along a band", 200_000)
+row = large.measure("least squares, entries along a band", 100_000)
 print(json.dumps(row))
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     row = json.loads(done.stdout)
-    assert row["memory"] < 700 and row["error"] < 1e-4
+    assert row["memory"] < 380 and row["error"] < 1e-4
