@@ -128,8 +128,8 @@ def main() -> None:
 
 _HEAD = """# Large sparse problems
 
-`python -m benchmarks.large`; one instance, float64. Peak memory is above that of the imported packages; the first call
-includes compilation and, once a layer, the look for a sparse factor. The gradient error is relative, along a random
+`python -m benchmarks.large`; one instance, float64. Peak memory is above that of the imported packages; building
+includes the look for a sparse factor, the first call compilation. The gradient error is relative, along a random
 direction, against central differences; constraints may change sides within their step.
 
 """

@@ -111,17 +111,20 @@ def test_products_give_what_factors_give(curved: bool, monkeypatch: pytest.Monke
     value = torch.randn(2, n, generator=generator, dtype=torch.float64).requires_grad_()
     weight = torch.randn(2, n, generator=generator, dtype=torch.float64)
 
+    outputs = [x] if curved else [x, limits[0].dual_variables[0]]
+
     def derivatives(layer: ddn.DeclarativeLayer) -> list[torch.Tensor]:
-        out = layer(value)
-        first = torch.autograd.grad((out.square() * weight).sum(), value, create_graph=True)[0]
+        out, *dual = layer(value)
+        loss = (out.square() * weight).sum() + sum((d * weight.flip(1)).sum() for d in dual)
+        first = torch.autograd.grad(loss, value, create_graph=True)[0]
         return [out, first] if curved else [out, first, torch.autograd.grad((first * weight).sum(), value)[0]]
 
-    layer = ddn.DeclarativeLayer(problem, [p], x)
+    layer = ddn.DeclarativeLayer(problem, [p], outputs)
     expected = derivatives(layer)
     assert isinstance(_factor(layer, value), SparseKKT)
     monkeypatch.setattr("ddn_cvx.linalg.fill.GROWTH", 0)
     monkeypatch.setattr("ddn_cvx.linalg.fill.ALWAYS", 1)
-    other = ddn.DeclarativeLayer(problem, [p], x)
+    other = ddn.DeclarativeLayer(problem, [p], outputs)
     assert isinstance(_factor(other, value), KrylovKKT)
     for found, known in zip(derivatives(other), expected, strict=True):
         torch.testing.assert_close(found, known, rtol=1e-6, atol=1e-7)

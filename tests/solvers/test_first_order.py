@@ -76,6 +76,10 @@ def without_solution(cones: Product, infeasible: bool, seed: int) -> tuple[Conic
         s[: cones.zero] = 0
         A -= np.outer(A @ x + s, x) / (x @ x)
         q -= (q @ x + 1) * x / (x @ x)
+        if cones.is_polyhedral:  # curved, but not along the ray
+            R = rng.standard_normal((2, n))
+            R -= np.outer(R @ x, x) / (x @ x)
+            P = R.T @ R
         b = A @ rng.standard_normal(n) + s
     parts = (P[program.P.rows, program.P.cols], q, A[program.A.rows, program.A.cols], b)
     return program, ConicData(*(torch.as_tensor(p).unsqueeze(0) for p in parts))
