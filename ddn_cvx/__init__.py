@@ -30,6 +30,7 @@ from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver
 from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.ecos import ECOS
+from ddn_cvx.solvers.first_order import FirstOrder
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.lbfgs import LBFGS
 from ddn_cvx.solvers.least_squares import BundleAdjustment, LeastSquares
@@ -69,6 +70,7 @@ __all__ = [
     "Diffcp",
     "DiffcpAdjoint",
     "DifferentiationError",
+    "FirstOrder",
     "FixedPoint",
     "Implicit",
     "InputError",

@@ -13,13 +13,15 @@ from torch import Tensor
 from ddn_cvx.errors import InputError
 from ddn_cvx.program.base import ParameterSpec
 
+_STRAY = 1e-4  # relative size of an entry outside a sparsity pattern that finite differences may leave there
+
 
 @dataclass(frozen=True)
 class Batch:
     """Arguments of one call, broadcast to a common batch."""
 
     values: list[Tensor]
-    """Double precision, ``(B, *shape)`` each."""
+    """Double precision, ``(B, *shape)`` each; of a sparse parameter its entries, ``(B, nnz)``."""
     shape: tuple[int, ...]
     """The leading batch dimensions, with product B."""
     dtype: torch.dtype
@@ -54,8 +56,10 @@ def gather(specs: Sequence[ParameterSpec], args: Sequence[Tensor], named: Mappin
     values, size = [], math.prod(batch)
     for spec, tensor in zip(specs, tensors, strict=True):
         precise = tensor.to(torch.complex128 if spec.is_complex else torch.float64)
-        if precise.shape != (size, *spec.shape):
-            precise = precise.expand((*batch, *spec.shape)).reshape((size, *spec.shape))
+        if spec.entries is not None:
+            precise = _entries(spec, precise)
+        if precise.shape != (size, *spec.inner):
+            precise = precise.expand((*batch, *spec.inner)).reshape((size, *spec.inner))
         values.append(precise)
     return Batch(values, batch, dtype, device)
 
@@ -125,11 +129,43 @@ def _check(spec: ParameterSpec, shape: torch.Size, dtype: torch.dtype, layout: t
             f"Parameter {spec.name!r} is real but got dtype {dtype}; declare it with complex=True or pass its real part."
         )
     if not (dtype.is_floating_point or dtype.is_complex):
-        raise InputError(f"Parameter {spec.name!r} must have a floating-point dtype, got {dtype}; call .float() on it.")
-    if layout != torch.strided:
-        raise InputError(f"Parameter {spec.name!r} must be a dense tensor, got layout {layout}; call .to_dense() on it.")
+        raise InputError(
+            f"Parameter {spec.name!r} must have a floating-point dtype, got {dtype}; call .float() on it."
+        )
+    if layout != torch.strided and (spec.entries is None or layout not in (torch.sparse_coo, torch.sparse_csr)):
+        raise InputError(
+            f"Parameter {spec.name!r} must be a dense tensor, got layout {layout}; call .to_dense() on it. Parameters that "
+            "are declared with sparsity= may be sparse tensors in COO or CSR layout."
+        )
     k = len(spec.shape)
     trailing = tuple(shape[len(shape) - k :]) if len(shape) >= k else None
     if trailing != spec.shape:
         expected = ", ".join(["*batch", *map(str, spec.shape)])
         raise InputError(f"Parameter {spec.name!r} must have shape ({expected}), got {tuple(shape)}.")
+
+
+def _entries(spec: ParameterSpec, tensor: Tensor) -> Tensor:
+    """The entries ``(*batch, nnz)`` of a sparse parameter; NaN in elements with others that are not zero."""
+    assert spec.entries is not None
+    batch = tensor.shape[: tensor.ndim - len(spec.shape)]
+    where = torch.as_tensor(spec.entries, device=tensor.device)
+    if tensor.layout == torch.strided:
+        flat = tensor.reshape(*batch, math.prod(spec.shape))
+        found = flat.index_select(-1, where)
+        with torch.no_grad():
+            others = flat.detach().index_fill(-1, where, 0.0).abs().amax(-1, keepdim=True) if flat.shape[-1] else found
+            largest = found.detach().abs().amax(-1, keepdim=True) if len(where) else 0.0
+            stray = others > _STRAY * (1.0 + largest)
+        return torch.where(stray, torch.nan, found)
+    coo = tensor.to_sparse_coo().coalesce()
+    places = torch.zeros_like(coo.indices()[0])
+    for index, length in zip(coo.indices(), tensor.shape, strict=True):
+        places = places * length + index
+    order = where.argsort()
+    instances = torch.arange(batch.numel(), device=tensor.device).unsqueeze(1) * math.prod(spec.shape)
+    if not torch.equal(places, (instances + where[order]).flatten()):
+        raise InputError(
+            f"Parameter {spec.name!r} is declared with {len(where)} entries; the sparse tensor {tuple(tensor.shape)} with "
+            f"{len(places)} entries must hold exactly these in each instance, zeros among them stored."
+        )
+    return coo.values().reshape(*batch, len(where)).index_select(-1, order.argsort())

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import cvxpy as cp
 import numpy as np
+import scipy.sparse as sp
 import torch
 from cvxpy.constraints.constraint import Constraint
 from cvxpy.expressions.leaf import Leaf
 from torch import Tensor
 
-from ddn_cvx.declare.atoms import compile_expressions
+from ddn_cvx.declare.atoms import compile_expressions, is_compact
 
 Values = Mapping[int, Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -34,7 +35,9 @@ class AsDeclared:
         leaves = [*problem.parameters(), *problem.variables()]
         declared = [*problem.constraints, *(c for v in problem.variables() for c in implied(v))]
         self.checks = _Checks(declared, leaves, problem.objective.args[0])
-        self.parameters = [_Checks(implied(p), [p]) for p in problem.parameters() if implied(p)]
+        # Of a sparse parameter its entries are checked.
+        pairs = [(p.id, _entries(p) if is_compact(p) else p) for p in problem.parameters()]
+        self.parameters = [(key, p.id, _Checks(implied(p), [p])) for key, p in pairs if implied(p)]
 
     def __call__(self, values: Values, expected: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
         """Objective ``(B,)`` and largest relative violation ``(B,)`` for values by leaf id, each ``(B, *shape)``; an
@@ -58,8 +61,8 @@ class AsDeclared:
         are symmetrised anyway.
         """
         good = torch.ones_like(like, dtype=torch.bool)
-        for checks in self.parameters:
-            _, args = checks.evaluate(values)
+        for key, leaf, checks in self.parameters:
+            _, args = checks.evaluate({leaf: values[key]})
             good = good & (checks.worst(args, 1e-4, like.shape[0]) <= 1e-4)
         return good
 
@@ -77,7 +80,7 @@ class _Checks:
             widest = max(arg.ndim for arg in constraint.args)
             expressions += constraint.args
             self.ndims += [(arg.ndim, widest if elementwise else arg.ndim) for arg in constraint.args]
-        self._evaluate = compile_expressions(expressions, leaves, numeric_fallback=True).every
+        self._evaluate = compile_expressions(expressions, leaves, numeric_fallback=True, compact=True).every
 
     def evaluate(self, values: Values) -> tuple[list[Tensor], list[Tensor]]:
         """The further expressions, and the arguments of the constraints one after the other."""
@@ -220,6 +223,15 @@ def _extra(constraint: Constraint) -> object:
         alpha = constraint.alpha.value
         return alpha if getattr(constraint, "axis", 0) == 0 else alpha.T
     return getattr(constraint, "axis", None)
+
+
+def _entries(parameter: cp.Parameter) -> cp.Parameter:
+    """The entries of a sparse parameter as a vector with the same attributes."""
+    where, bounds = parameter.sparse_idx, parameter.attributes["bounds"]
+    if bounds is not None:
+        bounds = [b.data if sp.issparse(b) else b if np.ndim(b) == 0 else b[where] for b in bounds]
+    signs = {name: parameter.attributes[name] for name in ("nonneg", "nonpos")}
+    return cp.Parameter(len(where[0]), bounds=bounds, **signs)
 
 
 def implied(leaf: Leaf) -> list[Constraint]:

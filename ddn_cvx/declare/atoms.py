@@ -17,16 +17,25 @@ import numpy as np
 import scipy.sparse as sp
 from cvxpy.atoms.atom import Atom
 from cvxpy.expressions.constants.constant import Constant
+from cvxpy.expressions.constants.parameter import Parameter
 from cvxpy.expressions.expression import Expression
 from cvxpy.expressions.leaf import Leaf
 
+from ddn_cvx.declare.atoms_affine import SCATTER
 from ddn_cvx.declare.atoms_base import RULES, Node, no_rule
 from ddn_cvx.declare.atoms_evaluator import Array, Evaluator, Input, Step
 from ddn_cvx.declare.atoms_numeric import NUMERIC, has_numeric
 from ddn_cvx.errors import DeclarationError
 
 
-def compile_expression(expr: Expression, leaves: Sequence[Leaf], numeric_fallback: bool = False) -> Evaluator:
+def is_compact(leaf: Leaf) -> bool:
+    """Whether a leaf is a real parameter declared with a sparsity pattern, of which only the entries need be known."""
+    return isinstance(leaf, Parameter) and leaf.sparse_idx is not None and leaf.ndim > 0 and not leaf.is_complex()
+
+
+def compile_expression(
+    expr: Expression, leaves: Sequence[Leaf], numeric_fallback: bool = False, compact: bool = False
+) -> Evaluator:
     """Translate a cvxpy expression into a batched torch function.
 
     Parameters
@@ -38,6 +47,9 @@ def compile_expression(expr: Expression, leaves: Sequence[Leaf], numeric_fallbac
     numeric_fallback : bool
         Evaluate atoms without a torch rule by their own ``numeric``, one batch element at a time in numpy. The result of
         an evaluator that needed it has no gradient: use it to check constraints.
+    compact : bool
+        Values of sparse parameters are their entries ``(*batch, nnz)`` in the order of ``leaf.sparse_idx``. Products with
+        such a matrix are sparse; elsewhere it is filled up with zeros.
 
     Returns
     -------
@@ -49,14 +61,14 @@ def compile_expression(expr: Expression, leaves: Sequence[Leaf], numeric_fallbac
     DeclarationError
         An atom has no torch rule, or a variable or parameter of ``expr`` is not among ``leaves``.
     """
-    return compile_expressions([expr], leaves, numeric_fallback)
+    return compile_expressions([expr], leaves, numeric_fallback, compact)
 
 
 def compile_expressions(
-    expressions: Sequence[Expression], leaves: Sequence[Leaf], numeric_fallback: bool = False
+    expressions: Sequence[Expression], leaves: Sequence[Leaf], numeric_fallback: bool = False, compact: bool = False
 ) -> Evaluator:
     """The same for several expressions at once, which share what they have in common: see ``Evaluator.every``."""
-    return _Compiler(leaves, numeric_fallback).compile(expressions)
+    return _Compiler(leaves, numeric_fallback, compact).compile(expressions)
 
 
 Reference = tuple[str, int]  # ("input", "constant" or "step", its number)
@@ -65,12 +77,19 @@ Reference = tuple[str, int]  # ("input", "constant" or "step", its number)
 class _Compiler:
     """Post-order walk of expressions."""
 
-    def __init__(self, leaves: Sequence[Leaf], numeric_fallback: bool):
+    def __init__(self, leaves: Sequence[Leaf], numeric_fallback: bool, compact: bool):
+        self.compact = {leaf.id: len(leaf.sparse_idx[0]) for leaf in leaves if compact and is_compact(leaf)}
         self.leaves = {
-            leaf.id: Input(leaf.id, f"{type(leaf).__name__} {leaf.name()!r}", tuple(leaf.shape)) for leaf in leaves
+            leaf.id: Input(
+                leaf.id,
+                f"{type(leaf).__name__} {leaf.name()!r}",
+                (self.compact[leaf.id],) if leaf.id in self.compact else tuple(leaf.shape),
+            )
+            for leaf in leaves
         }
         self.numeric_fallback = numeric_fallback
         self.inputs: list[Input] = []
+        self.positions: dict[int, int] = {}
         self.constants: list[Array] = []
         self.steps: list[tuple[str, Node, list[Reference]]] = []
         # None stands for a constant, folded only where a step needs it. The item is kept next to its reference, so that
@@ -101,6 +120,11 @@ class _Compiler:
     def reference(self, item: Expression | Array) -> Reference | None:
         if isinstance(item, (np.ndarray, Constant)):
             return None
+        if isinstance(item, Leaf) and item.id in self.compact:
+            place = np.ravel_multi_index(item.sparse_idx, item.shape).astype(np.int64)
+            node = Node(shape=tuple(item.shape), arg_shapes=((len(place),), (len(place),)))
+            self.steps.append((SCATTER, node, [self.input(item), self.fold(place)]))
+            return "step", len(self.steps) - 1
         if isinstance(item, Leaf):
             return self.input(item)
         if not isinstance(item, Atom):
@@ -113,13 +137,18 @@ class _Compiler:
                 f"The expression uses the {type(leaf).__name__.lower()} {leaf.name()!r}, which is not among the leaves to "
                 f"evaluate it from ({', '.join(known.name for known in self.leaves.values()) or 'none'}). Add it to them."
             )
-        self.inputs.append(self.leaves[leaf.id])
-        return "input", len(self.inputs) - 1
+        if leaf.id not in self.positions:
+            self.positions[leaf.id] = len(self.inputs)
+            self.inputs.append(self.leaves[leaf.id])
+        return "input", self.positions[leaf.id]
 
     def atom(self, atom: Atom) -> Reference | None:
         name = type(atom).__name__
         items: list[Expression | Array] = list(atom.args)
         attributes: dict[str, Any] = {}
+        product = self.sparse_product(atom) if name == "MulExpression" and self.compact else None
+        if product is not None:
+            return product
         if name in RULES:
             attributes = dict(RULES[name].reads(atom))
             items = [*attributes.pop("args", items), *_further_operands(attributes)]
@@ -132,6 +161,20 @@ class _Compiler:
         node = Node(shape=tuple(atom.shape), arg_shapes=tuple(tuple(item.shape) for item in items), **attributes)
         self.steps.append((name, node, [self.operand(item) for item in items]))
         return "step", len(self.steps) - 1
+
+    def sparse_product(self, atom: Atom) -> Reference | None:
+        """The product of a sparse parameter, or its transpose, and another expression; None if it is none."""
+        for side, matrix, other in (("left", *atom.args), ("right", *reversed(atom.args))):
+            turned = type(matrix).__name__ == "transpose"
+            leaf = matrix.args[0] if turned else matrix
+            if isinstance(leaf, Leaf) and leaf.id in self.compact and leaf.ndim == 2 and other.ndim <= 2:
+                rows, cols = (index.astype(np.int64) for index in leaf.sparse_idx[:: -1 if turned else 1])
+                into, out = (rows, cols) if side == "left" else (cols, rows)
+                operands = [self.operand(other), self.fold(into), self.fold(out), self.input(leaf)]
+                shapes = (tuple(other.shape), *((len(rows),),) * 3)
+                self.steps.append(("MulExpression", Node(shape=tuple(atom.shape), arg_shapes=shapes, sparse=side), operands))
+                return "step", len(self.steps) - 1
+        return None
 
     def fold(self, item: Expression | Array) -> Reference:
         if id(item) not in self.folded:

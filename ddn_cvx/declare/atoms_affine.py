@@ -24,6 +24,7 @@ from ddn_cvx.declare.atoms_base import (
     same_batch,
     same_dtype,
 )
+from ddn_cvx.program.affine_map import take
 
 DENSE_LIMIT = 1_000_000  # entries from which a sparse constant matrix is multiplied entry by entry
 
@@ -89,6 +90,17 @@ def imag(node: Node, x: Tensor) -> Tensor:
 # ---------------------------------------------------------------- matrix products
 
 
+SCATTER = "sparse parameter"
+
+
+@rule(SCATTER)
+def scatter(node: Node, entries: Tensor, places: Tensor) -> Tensor:
+    """All entries of a sparse array from those that are not zero."""
+    size = math.prod(node.shape)
+    whole = entries.new_zeros((*entries.shape[:-1], size)).scatter(-1, places.expand_as(entries), entries)
+    return whole.reshape(*entries.shape[:-1], *node.shape)
+
+
 def sparse_constant(expr: Expression) -> sp.coo_array | None:
     """The value of a constant matrix that is stored sparse and too large to be made dense."""
     if expr.size < DENSE_LIMIT or not expr.is_constant() or expr.parameters():
@@ -104,9 +116,9 @@ def sparse_operands(matrix: sp.coo_array) -> dict[str, Any]:
 
 
 def sparse_apply(x: Tensor, length: int, rows: Tensor, cols: Tensor, entries: Tensor) -> Tensor:
-    """``S x`` along the last dimension, ``(*batch, columns) -> (*batch, length)``."""
-    products = x.index_select(-1, cols) * entries
-    return products.new_zeros((*products.shape[:-1], length)).index_add(-1, rows, products)
+    """``S x`` along the last dimension, ``(*batch, columns) -> (*batch, length)``; S may be of a batch, too."""
+    products = take(x, cols) * entries
+    return products.new_zeros((*products.shape[:-1], length)).scatter_add(-1, rows.expand_as(products), products)
 
 
 def _matmul(atom: Any) -> dict[str, Any]:
@@ -145,6 +157,7 @@ def _sparse_matmul(node: Node, x: Tensor, rows: Tensor, cols: Tensor, entries: T
     """``S X`` is applied to the columns of X, ``X S`` as the transpose of S to its rows."""
     if len(node.arg_shapes[0]) == 1:
         return sparse_apply(x, math.prod(node.shape), rows, cols, entries)
+    entries = entries.unsqueeze(-2)  # the same for all columns
     if node.sparse == "left":
         return sparse_apply(x.mT, node.shape[0], rows, cols, entries).mT
     return sparse_apply(x, node.shape[-1], rows, cols, entries)

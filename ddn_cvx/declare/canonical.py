@@ -30,6 +30,7 @@ from cvxpy.utilities.psd_utils import TriangleKind
 from numpy.typing import NDArray
 
 from ddn_cvx.cones import Product
+from ddn_cvx.declare.atoms import is_compact
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicProgram
@@ -123,28 +124,46 @@ def canonicalise(problem: cp.Problem, parameters: Sequence[cp.Parameter], gp: bo
 def _problem_data(pp: ParamConeProg) -> tuple[ConicProgram, sp.csr_array]:
     n, m, width = pp.x.size, int(pp.constr_size), pp.total_param_size + 1
     # cvxpy stacks [A | b] column by column; entry (i, j) is row j * m + i of the tensor, and its sign is s = Ax + b.
-    tensor = sp.csr_array(sp.coo_array(pp.A, dtype=float)) if m else sp.csr_array((0, width))
-    stored = np.unique(tensor.tocoo().row) if m else np.zeros(0, np.int64)
-    stored = stored[stored < n * m]
-    A = Pattern.of(sp.csc_array((np.ones(len(stored)), (stored % max(m, 1), stored // max(m, 1))), shape=(m, n)))
-    A_map = -tensor[A.cols * m + A.rows] if m else sp.csr_array((0, width))
-    b_map = tensor[n * m : (n + 1) * m] if m else sp.csr_array((0, width))
+    stored, tensor = _nonempty_rows(pp.A if m else sp.coo_array((0, width)))
+    A = _pattern(stored[stored < n * m], m, n)
+    A_map = -tensor[: A.nnz]  # in the order of the pattern
+    b_map = _spread(tensor[A.nnz :], stored[A.nnz :] - n * m, m)
     if pp.P is None:
         P = Pattern.of(sp.csc_array((n, n)))
         P_map = sp.csr_array((0, width))
     else:
-        quadratic = sp.csr_array(sp.coo_array(pp.P, dtype=float))
-        entries = np.unique(quadratic.tocoo().row)
+        entries, quadratic = _nonempty_rows(pp.P)
         i, j = entries % n, entries // n
-        pattern = sp.csc_array((np.ones(len(entries)), (np.minimum(i, j), np.maximum(i, j))), shape=(n, n))
-        P = Pattern.of(pattern)
+        place = np.maximum(i, j) * n + np.minimum(i, j)
+        upper = np.unique(place)
+        P = _pattern(upper, n, n)
         # Either triangle may hold the numbers: the symmetric part is what the quadratic form sees.
-        P_map = 0.5 * (quadratic[P.cols * n + P.rows] + quadratic[P.rows * n + P.cols])
+        halves = (np.where(i == j, 1.0, 0.5), (np.searchsorted(upper, place), np.arange(len(place))))
+        P_map = sp.csr_array(halves, (P.nnz, len(place))) @ quadratic
     q = sp.csr_array(pp.q)
     dims = pp.cone_dims
     power = tuple((float(a), 1.0 - float(a)) for a in dims.p3d) + tuple(tuple(map(float, a)) for a in dims.pnd)
     cones = Product(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, power)
     return ConicProgram(P, A, cones, np.zeros(n, bool)), sp.csr_array(sp.vstack([P_map, q[:n], q[n : n + 1], A_map, b_map]))
+
+
+def _nonempty_rows(matrix: Any) -> tuple[NDArray[np.int64], sp.csr_array]:
+    """The numbers of the rows that store something, ascending, and these rows. Of rows there may be as many as a dense
+    matrix has entries, so nothing here is as long as that."""
+    coo = sp.coo_array(matrix, dtype=float)
+    rows, place = np.unique(coo.coords[0].astype(np.int64), return_inverse=True)
+    return rows, sp.csr_array((coo.data, (place, coo.coords[1])), shape=(len(rows), coo.shape[1]))
+
+
+def _pattern(places: NDArray[np.int64], rows: int, cols: int) -> Pattern:
+    """The pattern with entries at these places, ascending, of a matrix stacked column by column."""
+    count = np.bincount(places // max(rows, 1), minlength=cols)
+    return Pattern((rows, cols), np.append(0, np.cumsum(count)).astype(np.int64), places % max(rows, 1))
+
+
+def _spread(matrix: sp.csr_array, rows: NDArray[np.int64], length: int) -> sp.csr_array:
+    """A matrix with these rows among ``length``, the others empty."""
+    return sp.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), (length, len(rows))) @ matrix
 
 
 def _parameter_sources(pp: ParamConeProg, chain: Any, parameters: Sequence[cp.Parameter]) -> list[tuple[int, LinearSource]]:
@@ -166,7 +185,8 @@ def _parameter_sources(pp: ParamConeProg, chain: Any, parameters: Sequence[cp.Pa
                 sources[new.id] = {"real": LinearSource(root.root, "log", root.terms)}
         elif isinstance(reduction, CvxAttr2Constr):
             for old, new in reduction._parameters.items():
-                sources[new.id] = {"real": sources[old.id]["real"].map(_Lower(old))}
+                whole = sources[old.id]["real"]
+                sources[new.id] = {"real": whole if is_compact(old) else whole.map(_Lower(old))}
     return [(int(pp.param_id_to_col[p.id]), sources[p.id]["real"]) for p in pp.parameters]
 
 
@@ -187,6 +207,8 @@ class _Lower:
 def _root(position: int, parameter: cp.Parameter, part: str) -> LinearSource:
     """The parameter itself; symmetric and Hermitian ones are averaged with their (conjugate) transpose,
     so that a gradient is that of the symmetric argument and not twice its triangle."""
+    if is_compact(parameter):
+        return LinearSource(position, part, ((1.0, np.arange(len(parameter.sparse_idx[0]))),))
     index = np.arange(parameter.size).reshape(parameter.shape)
     attributes = parameter.attributes
     if parameter.ndim == 2 and any(attributes[a] for a in [*SYMMETRIC_ATTRIBUTES, "hermitian"]):

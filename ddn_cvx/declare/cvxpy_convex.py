@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.declare.as_declared import AsDeclared
-from ddn_cvx.declare.atoms import compile_expression
+from ddn_cvx.declare.atoms import compile_expression, is_compact
 from ddn_cvx.declare.auto_dpp import has_constant_curvature, to_dpp
 from ddn_cvx.declare.canonical import Canonical, canonicalise
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
@@ -33,6 +33,11 @@ Parameter: TypeAlias = cp.Parameter
 Variable: TypeAlias = cp.Variable
 
 Output = tuple[SparseLinear, SparseLinear | None, tuple[int, ...]]
+
+
+def _specify(p: cp.Parameter) -> ParameterSpec:
+    entries = np.ravel_multi_index(p.sparse_idx, p.shape).astype(np.int64) if is_compact(p) else None
+    return ParameterSpec(p.name(), tuple(p.shape), p.is_complex(), entries)
 
 
 class ConvexProblem:
@@ -65,12 +70,12 @@ class ConvexProblem:
         check_declaration(problem, gp)
         self.gp = gp
         self.sign = -1.0 if isinstance(problem.objective, cp.Maximize) else 1.0
-        self.parameters = tuple(ParameterSpec(p.name(), tuple(p.shape), p.is_complex()) for p in parameters)
+        self.parameters = tuple(_specify(p) for p in parameters)
         self.declared = AsDeclared(problem)
         self._parameter_ids = [p.id for p in parameters]
         self._variable_ids = {v.name(): v.id for v in problem.variables()}
         posed, lifted = self._parametrise(problem)
-        self._lifted = [compile_expression(expr, parameters) for _, expr in lifted]
+        self._lifted = [compile_expression(expr, parameters, compact=True) for _, expr in lifted]
         roots = [*parameters, *(p for p, _ in lifted)]
         canonical = canonicalise(posed, roots, gp)
         self._bind_map(canonical, roots)
@@ -101,7 +106,7 @@ class ConvexProblem:
             parts = ["real", "imag"] if root.is_complex() else ["real"]
             for part in parts:
                 blocks[k, part] = width
-                width += root.size
+                width += len(root.sparse_idx[0]) if is_compact(root) else root.size
         for _, source in canonical.sources:
             if source.part == "log" and (source.root, "log") not in blocks:
                 blocks[source.root, "log"] = width

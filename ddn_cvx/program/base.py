@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.kernels.substitution import Substitution
@@ -20,6 +22,14 @@ class ParameterSpec:
     name: str
     shape: tuple[int, ...]
     is_complex: bool
+    entries: NDArray[np.int64] | None = field(default=None, compare=False)
+    """Of a sparse parameter the places of its entries in the flattened array (C order), ``(nnz,)``: only their values, in
+    this order, go into the program."""
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """The shape of what goes into the program."""
+        return self.shape if self.entries is None else (len(self.entries),)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from ddn_cvx.cones import Product
 from ddn_cvx.kernels.structure import Structure
+from ddn_cvx.linalg.fill import has_sparse_factor
+from ddn_cvx.linalg.inertia import Definiteness
 from ddn_cvx.linalg.kkt import Bounds
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.affine_map import constant, take
@@ -95,6 +97,15 @@ class ConicProgram:
         """Whether dense linear algebra is used (n + m small)."""
         return self.n + self.m <= DENSE_LIMIT
 
+    @cached_property
+    def has_sparse_factor(self) -> bool:
+        """Whether the KKT matrix can be factorised sparsely; looked at for large programs only."""
+        return self.is_dense or has_sparse_factor(self.P, self.A, self.cones)
+
+    @cached_property
+    def _definiteness(self) -> Definiteness:
+        return Definiteness(self.P)
+
     def index(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Row and column indices ``(P rows, P cols, A rows, A cols)`` on a device."""
         if device not in self._index:
@@ -115,11 +126,13 @@ class ConicProgram:
         return P.view(batch, self.n, self.n), A.view(batch, self.m, self.n)
 
     def is_convex(self, data: ConicData) -> Tensor:
-        """Whether P is positive semidefinite up to rounding, ``(B,)`` bool; dense programs only, others are trusted."""
-        if not self.P.nnz or not self.is_dense:
+        """Whether P is positive semidefinite up to rounding, ``(B,)`` bool; see ``linalg.inertia`` for large programs."""
+        if not self.P.nnz:
             return torch.ones(data.q.shape[0], dtype=torch.bool, device=data.q.device)
-        P, _ = self.dense(data)
         shift = 1e-8 * data.P.abs().amax(-1) + 1e-300
+        if not self.is_dense:
+            return self._definiteness(data.P, shift)
+        P, _ = self.dense(data)
         _, info = torch.linalg.cholesky_ex(P + torch.diag_embed(shift.unsqueeze(-1).expand(-1, self.n)))
         return info == 0
 

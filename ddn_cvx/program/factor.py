@@ -1,4 +1,5 @@
-"""The KKT factor of a conic program at a point: compiled or dense for small programs, sparse for large ones."""
+"""The KKT factor of a conic program at a point: compiled or dense for small programs, sparse for large ones, and none but
+products for those whose factors would not be sparse."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.linalg.kkt import DenseKKT, NullSpace
+from ddn_cvx.linalg.krylov import KrylovKKT
 from ddn_cvx.linalg.polyhedral import PolyhedralKKT
 from ddn_cvx.linalg.sparse import SparseKKT
 from ddn_cvx.program.conic import ConicData, ConicProgram
@@ -16,7 +18,9 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 class KKT(Protocol):
     """Solves with the Jacobian J of the residual, and with its transpose, for k right-hand sides at once."""
 
-    null: NullSpace
+    @property
+    def null(self) -> NullSpace:
+        """Where J is singular."""
 
     def forward(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """``J (a, c) = (r, t)``; r (B, n, k), t (B, m, k)."""
@@ -46,6 +50,9 @@ def factorise(
     if program.is_dense:
         return _dense(program, P, A, v, ok, dense)
     spectrum = program.cones.dual_spectrum(v)
+    if not program.has_sparse_factor:
+        visible = torch.as_tensor(program.visible, device=v.device)
+        return KrylovKKT(program.P, program.A, P, A, program.cones, spectrum, ok, visible)
     return SparseKKT(program.P, program.A, P, A, program.cones, spectrum, ok, program.visible)
 
 

@@ -15,6 +15,7 @@ from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver, installed
 from ddn_cvx.solvers.diffcp import Diffcp
 from ddn_cvx.solvers.ecos import ECOS
+from ddn_cvx.solvers.first_order import FirstOrder
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.mehrotra import Mehrotra
 from ddn_cvx.solvers.scs import SCS
@@ -26,6 +27,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "conic_interior_point": ConicInteriorPoint,
     "diffcp": Diffcp,
     "ecos": ECOS,
+    "first_order": FirstOrder,
     "interior_point": InteriorPoint,
     "mehrotra": Mehrotra,
     "scs": SCS,
