@@ -20,8 +20,13 @@ import numpy as np
 from ddn_cvx.kernels.dense import add, copy, dot, fill, largest
 from ddn_cvx.kernels.envelope import factor, solve
 from ddn_cvx.kernels.jit import inner, jit
-from ddn_cvx.kernels.spectrum import add_component, component, decompose, spectrum, weigh
-from ddn_cvx.kernels.structure import add_A, add_At, add_P
+from ddn_cvx.kernels.spectrum import add_component, component, decompose, vector, weigh
+from ddn_cvx.kernels.table import (
+    A_COLS, A_ROWS, BLOCK_HIGH, BLOCK_LOW, BLOCKS, COL_STARTS, COLS, ENTRIES, FIRST, INTEGERS, J_AFTER, J_BLOCK, J_BY_RANK,
+    J_COUNTS, J_FIRST, J_IDLE, J_INDEX, J_PLACE, J_ROW, J_W_BLOCK, J_W_INDEX, P_COLS, P_ROWS, PLACE, RANK, ROW_HIGH, ROW_LOW,
+    ROW_STARTS, STARTS, THIN, VISIBLE, W_ACROSS, W_AXIS, W_GRAM, W_K, W_LIFT, W_LOCAL, W_SCALE, W_SIDE, W_SIGN, W_SLACK,
+    W_WEIGHT, WIDEST, HEADER, M, N, add_A, add_At, add_P, matrix, part, side, space, top,
+)  # fmt: skip
 
 PIVOT = 1e-10
 """The smallest pivot, next to the terms it is the sum of, of a factor that is good enough."""
@@ -35,55 +40,34 @@ HALVINGS = 8
 
 
 @inner
-def workspace(structure: Any) -> Any:
-    """Space for the solution of systems of this structure."""
-    n, m, cones = structure.n, structure.m, structure.cones
-    whole = n + m
-    return (
-        spectrum(structure),
-        np.empty(whole * whole),
-        np.empty((6, n)),
-        np.empty((7, m)),
-        np.empty((4, whole)),
-        np.empty((3, n), np.int64),
-        np.empty((3, whole), np.int64),
-        np.empty(n, np.bool_),
-        np.empty((cones.tallest, cones.widest)),
-        np.empty((cones.widest, cones.widest)),
-    )
-
-
-@inner
-def prepare(structure: Any, P: Any, A: Any, work: Any) -> bool:
+def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> bool:
     """Assemble and factor the matrix for the spectrum that is there; False for elements with a small pivot."""
-    found, memory, _, _, wholes, columns, places, idle, _, _ = work
-    cones, n = structure.cones, structure.n
-    place, first, sign = columns[0], places[0], wholes[0]
-    held = found.counts[0]
-    whole = n + held
-    if not arrange(structure, found, columns, places, sign):
+    place, sign, idle, visible = space(T, J, J_PLACE), space(T, W, W_SIGN), space(T, J, J_IDLE), part(T, VISIBLE)
+    n = T[N]
+    whole = n + J[T[J_COUNTS]]
+    if not arrange(T, W, J):
         return False
-    K = memory[: whole * whole].reshape(whole, whole)
+    K = matrix(T, W, W_K, whole, whole)
     for i in range(whole):
         fill(K[i, : i + 1], 0.0)
-    P_rows, P_cols = structure.P_rows, structure.P_cols
+    P_rows, P_cols = part(T, P_ROWS), part(T, P_COLS)
     for e in range(P.shape[0]):
         put(K, place[P_rows[e]], place[P_cols[e]], P[e])
-    _add_weighed(structure, A, work, K)
+    _add_weighed(T, A, W, J, K)
     size = 0.0
     for j in range(n):
         size = max(size, K[place[j], place[j]])
-    _add_held(structure, A, work, K, size if size > 0.0 else 1.0)
-    visible = cones.visible
+    _add_held(T, A, W, J, K, size if size > 0.0 else 1.0)
     for j in range(n):
         idle[j] = not visible[j] and K[place[j], place[j]] == 0.0
         if idle[j]:
             K[place[j], place[j]] = 1.0
-    return factor(K, first[:whole], sign[:whole], PIVOT, wholes[1])
+    return factor(K, space(T, J, J_FIRST)[:whole], sign[:whole], PIVOT, space(T, W, W_SIDE))
 
 
 @inner
 def put(K: Any, i: int, j: int, value: float) -> None:
+    """Add to an entry of the lower triangle."""
     if i >= j:
         K[i, j] += value
     else:
@@ -91,326 +75,331 @@ def put(K: Any, i: int, j: int, value: float) -> None:
 
 
 @inner
-def arrange(structure: Any, found: Any, columns: Any, places: Any, sign: Any) -> bool:
-    """Where variables (``columns[0]``) and held rows (``places[1]``) go, each row right after its last variable, and where
-    their rows begin (``places[0]``)."""
-    cones, n, held = structure.cones, structure.n, found.counts[0]
-    place, by_rank, after = columns[0], columns[1], columns[2]
-    first, row_place = places[0], places[1]
-    rank, start, row_reach, block_reach = cones.rank, cones.first, cones.row_reach, cones.block_reach
+def _reach(T: Any, J: Any, r: int) -> tuple[int, int]:
+    """The lowest and the highest rank that the held row r meets."""
+    k, at = J[T[J_BLOCK] + r], J[T[J_INDEX] + r]
+    if k < 0:
+        return T[T[ROW_LOW] + at], T[T[ROW_HIGH] + at]
+    return T[T[BLOCK_LOW] + k], T[T[BLOCK_HIGH] + k]
+
+
+@inner
+def arrange(T: Any, W: Any, J: Any) -> bool:
+    """Where variables and held rows go, each row right after its last variable, and where their rows begin."""
+    place, by_rank, after, first = space(T, J, J_PLACE), space(T, J, J_BY_RANK), space(T, J, J_AFTER), space(T, J, J_FIRST)
+    sign, rank, start, held = space(T, W, W_SIGN), part(T, RANK), part(T, FIRST), J[T[J_COUNTS]]
     fill(after, 0)
     for r in range(held):
-        k = found.block[r]
-        last = row_reach[found.index[r], 1] if k < 0 else block_reach[k, 1]
+        last = _reach(T, J, r)[1]
         if last < 0:
             return False
         after[last] += 1
     position = 0
-    for j in range(n):
+    for j in range(T[N]):
         by_rank[j] = position
         position += 1 + after[j]
         after[j] = by_rank[j] + 1
-    for j in range(n):
+    for j in range(T[N]):
         place[j] = by_rank[rank[j]]
         first[by_rank[j]] = by_rank[start[j]]
         sign[by_rank[j]] = 1.0
     for r in range(held):
-        k = found.block[r]
-        low = row_reach[found.index[r], 0] if k < 0 else block_reach[k, 0]
-        last = row_reach[found.index[r], 1] if k < 0 else block_reach[k, 1]
-        row_place[r] = after[last]
-        first[after[last]] = by_rank[low]
-        sign[after[last]] = -1.0
-        after[last] += 1
+        low, last = _reach(T, J, r)
+        at = after[last]
+        J[T[J_ROW] + r], first[at], sign[at] = at, by_rank[low], -1.0
+        after[last] = at + 1
     return True
 
 
 @inner
-def _add_weighed(structure: Any, A: Any, work: Any, K: Any) -> None:
+def row_of(T: Any, A: Any, k: int, u: Any, row: Any) -> int:
+    """``row = u'A`` on the columns of block k, u on its rows; returns how many columns."""
+    a, b = T[T[STARTS] + k], T[T[STARTS] + k + 1]
+    rows, entries, places, row_starts = part(T, A_ROWS), part(T, ENTRIES), part(T, PLACE), part(T, ROW_STARTS)
+    width = T[T[COL_STARTS] + k + 1] - T[T[COL_STARTS] + k]
+    fill(row[:width], 0.0)
+    for e in range(row_starts[a], row_starts[b]):
+        row[places[e]] += u[rows[entries[e]] - a] * A[entries[e]]
+    return int(width)
+
+
+@inner
+def _add_weighed(T: Any, A: Any, W: Any, J: Any, K: Any) -> None:
     """``A'QA``."""
-    found, _, tops, _, _, columns, _, _, local, gram = work
-    cones, place, row = structure.cones, columns[0], tops[0]
-    starts, col_starts, cols, entries, row_starts = cones.starts, cones.col_starts, cones.cols, cones.entries, cones.row_starts
-    places, thin = cones.place, cones.thin
-    for k in range(found.across.shape[0]):
-        weight = found.across[k]
+    place, row, starts, axis = space(T, J, J_PLACE), top(T, W, 0), part(T, STARTS), space(T, W, W_AXIS)
+    for k in range(T[BLOCKS]):
+        weight = W[T[W_ACROSS] + k]
         if weight == 0.0:
             continue
-        a, b, c = starts[k], starts[k + 1], col_starts[k]
-        width = col_starts[k + 1] - c
-        fill(row[:width], 0.0)
-        for e in range(row_starts[a + 1], row_starts[b]):
-            row[places[e]] += found.axis[_row_of(structure, entries[e])] * A[entries[e]]
-        if thin[k]:
+        a, b = starts[k], starts[k + 1]
+        axis[a] = 0.0
+        width = row_of(T, A, k, axis[a:b], row)
+        cols = part(T, COLS)[T[T[COL_STARTS] + k] :]
+        if T[T[THIN] + k]:
             for i in range(a + 1, b):
-                add_pairs(structure, A, i, weight, place, K)
-            _add_outer(row, -weight, cols, c, width, place, K)
+                add_pairs(T, A, i, weight, place, K)
+            add_outer(row, -weight, cols, width, place, K)
         else:
-            gather(structure, A, k, local)
-            products(local, 1, b - a, width, gram)
+            gram = products(T, A, W, k, 1)
             for i in range(width):
                 for j in range(i + 1):
-                    put(K, place[cols[c + i]], place[cols[c + j]], weight * (gram[i, j] - row[i] * row[j]))
-    for r in range(found.counts[1]):
-        k = found.weighed_block[r]
-        a, b, c = starts[k], starts[k + 1], col_starts[k]
-        width = col_starts[k + 1] - c
-        u = found.U[found.weighed_index[r]]
-        fill(row[:width], 0.0)
-        for e in range(row_starts[a], row_starts[b]):
-            row[places[e]] += u[_row_of(structure, entries[e]) - a] * A[entries[e]]
-        _add_outer(row, found.weight[r], cols, c, width, place, K)
+                    put(K, place[cols[i]], place[cols[j]], weight * (gram[i, j] - row[i] * row[j]))
+    for r in range(J[T[J_COUNTS] + 1]):
+        k = J[T[J_W_BLOCK] + r]
+        width = row_of(T, A, k, vector(T, W, J[T[J_W_INDEX] + r]), row)
+        add_outer(row, W[T[W_WEIGHT] + r], part(T, COLS)[T[T[COL_STARTS] + k] :], width, place, K)
 
 
 @inner
-def _row_of(structure: Any, entry: int) -> int:
-    return int(structure.A_rows[entry])
-
-
-@inner
-def _add_outer(row: Any, factor: float, cols: Any, start: int, width: int, place: Any, K: Any) -> None:
+def add_outer(row: Any, factor: float, cols: Any, width: int, place: Any, K: Any) -> None:
+    """``K <- K + factor row row'`` for a row on the columns ``cols``."""
     for i in range(width):
         if row[i] != 0.0:
-            at, value = place[cols[start + i]], factor * row[i]
+            at, value = place[cols[i]], factor * row[i]
             for j in range(i + 1):
-                put(K, at, place[cols[start + j]], value * row[j])
+                put(K, at, place[cols[j]], value * row[j])
 
 
 @inner
-def add_pairs(structure: Any, A: Any, i: int, weight: float, place: Any, K: Any) -> None:
+def add_pairs(T: Any, A: Any, i: int, weight: float, place: Any, K: Any) -> None:
     """``K <- K + weight a a'`` for the row a of A with index i."""
-    cones, A_cols = structure.cones, structure.A_cols
-    entries = cones.entries
-    for e in range(cones.row_starts[i], cones.row_starts[i + 1]):
-        at, value = place[A_cols[entries[e]]], weight * A[entries[e]]
-        for f in range(cones.row_starts[i], e + 1):
-            put(K, at, place[A_cols[entries[f]]], value * A[entries[f]])
+    entries, cols, start, stop = part(T, ENTRIES), part(T, A_COLS), T[T[ROW_STARTS] + i], T[T[ROW_STARTS] + i + 1]
+    for e in range(start, stop):
+        at, value = place[cols[entries[e]]], weight * A[entries[e]]
+        for f in range(start, e + 1):
+            put(K, at, place[cols[entries[f]]], value * A[entries[f]])
 
 
 @inner
-def gather(structure: Any, A: Any, k: int, local: Any) -> None:
+def gather(T: Any, A: Any, W: Any, k: int) -> Any:
     """The rows of block k on its own columns."""
-    cones, A_rows = structure.cones, structure.A_rows
-    a, b = cones.starts[k], cones.starts[k + 1]
-    entries, places = cones.entries, cones.place
-    width = cones.col_starts[k + 1] - cones.col_starts[k]
+    a, b = T[T[STARTS] + k], T[T[STARTS] + k + 1]
+    rows, entries, places, row_starts = part(T, A_ROWS), part(T, ENTRIES), part(T, PLACE), part(T, ROW_STARTS)
+    local = matrix(T, W, W_LOCAL, b - a, T[T[COL_STARTS] + k + 1] - T[T[COL_STARTS] + k])
     for i in range(b - a):
-        fill(local[i, :width], 0.0)
-    for e in range(cones.row_starts[a], cones.row_starts[b]):
-        local[A_rows[entries[e]] - a, places[e]] = A[entries[e]]
+        fill(local[i], 0.0)
+    for e in range(row_starts[a], row_starts[b]):
+        local[rows[entries[e]] - a, places[e]] = A[entries[e]]
+    return local
 
 
 @inner
-def products(local: Any, start: int, stop: int, width: int, gram: Any) -> None:
-    """The lower triangle of ``R'R`` for the rows R from ``start`` to ``stop``, four rows and two columns at a time."""
+def products(T: Any, A: Any, W: Any, k: int, start: int) -> Any:
+    """The lower triangle of ``R'R`` for the rows R of block k from ``start`` on, four at a time."""
+    local = gather(T, A, W, k)
+    width, r = local.shape[1], start
+    gram = matrix(T, W, W_GRAM, width, width)
     for i in range(width):
-        fill(gram[i, : i + 1], 0.0)
-    r = start
-    while r + 3 < stop:
-        one, two, three, four = local[r], local[r + 1], local[r + 2], local[r + 3]
+        fill(gram[i], 0.0)
+    while r < local.shape[0]:
+        left = local.shape[0] - r
+        one, two, three, four = local[r], local[r + (1 if left > 1 else 0)], local[r + (2 if left > 2 else 0)], local[r + (3 if left > 3 else 0)]
         for i in range(width):
             a, b, c, d = one[i], two[i], three[i], four[i]
+            b, c, d = b if left > 1 else 0.0, c if left > 2 else 0.0, d if left > 3 else 0.0
             out = gram[i]
             for j in range(i + 1):
                 out[j] += a * one[j] + b * two[j] + c * three[j] + d * four[j]
         r += 4
-    while r < stop:
-        one = local[r]
-        for i in range(width):
-            add(gram[i, : i + 1], one[i], one)
-        r += 1
+    return gram
 
 
 @inner
-def _add_held(structure: Any, A: Any, work: Any, K: Any, size: float) -> None:
-    """The held rows, with their multiple that goes to the upper left; ``wholes[2]`` and ``wholes[3]`` keep e and eR."""
-    found, _, tops, _, wholes, columns, places, _, _, _ = work
-    cones, place, row_place, row = structure.cones, columns[0], places[1], tops[0]
-    starts, col_starts, cols, entries, row_starts = cones.starts, cones.col_starts, cones.cols, cones.entries, cones.row_starts
-    local, A_cols = cones.place, structure.A_cols
-    scale, lift = wholes[2], wholes[3]
-    for r in range(found.counts[0]):
-        k, at = found.block[r], row_place[r]
-        length = 0.0
+def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
+    """The held rows, with their multiple that goes to the upper left; ``W_SCALE`` and ``W_LIFT`` keep e and eR."""
+    place, row, entries, A_cols, row_starts = space(T, J, J_PLACE), top(T, W, 0), part(T, ENTRIES), part(T, A_COLS), part(T, ROW_STARTS)
+    for r in range(J[T[J_COUNTS]]):
+        k, index, at, slack = J[T[J_BLOCK] + r], J[T[J_INDEX] + r], J[T[J_ROW] + r], W[T[W_SLACK] + r]
+        length, start, stop, width = 0.0, 0, 0, 0
         if k < 0:
-            i = found.index[r]
-            for e in range(row_starts[i], row_starts[i + 1]):
+            start, stop = row_starts[index], row_starts[index + 1]
+            for e in range(start, stop):
                 length += A[entries[e]] * A[entries[e]]
         else:
-            a, b, c = starts[k], starts[k + 1], col_starts[k]
-            width = col_starts[k + 1] - c
-            u = found.U[found.index[r]]
-            fill(row[:width], 0.0)
-            for e in range(row_starts[a], row_starts[b]):
-                row[local[e]] += u[_row_of(structure, entries[e]) - a] * A[entries[e]]
+            width = row_of(T, A, k, vector(T, W, index), row)
             length = dot(row[:width], row[:width])
         R = size / length if length > 0.0 else 0.0
-        scale[r] = 1.0 / (1.0 + R * found.slack[r])
-        lift[r] = R * scale[r]
-        K[at, at] = -scale[r] * found.slack[r]
+        scale = 1.0 / (1.0 + R * slack)
+        W[T[W_SCALE] + r], W[T[W_LIFT] + r] = scale, R * scale
+        K[at, at] = -scale * slack
         if k < 0:
-            for e in range(row_starts[i], row_starts[i + 1]):
+            for e in range(start, stop):
                 K[at, place[A_cols[entries[e]]]] = A[entries[e]]
-            add_pairs(structure, A, i, R, place, K)
+            add_pairs(T, A, index, R, place, K)
         else:
+            cols = part(T, COLS)[T[T[COL_STARTS] + k] :]
             for j in range(width):
-                K[at, place[cols[c + j]]] = scale[r] * row[j]
-            _add_outer(row, lift[r], cols, c, width, place, K)
+                K[at, place[cols[j]]] = scale * row[j]
+            add_outer(row, R * scale, cols, width, place, K)
 
 
 @inner
-def solve_reduced(structure: Any, P: Any, A: Any, work: Any, top: Any, t: Any, u: Any, z: Any) -> None:
-    """u and z for ``top`` (n,) and ``t`` (m,), refined."""
-    found, _, tops, lows, _, _, _, _, _, _ = work
-    r, du = tops[1], tops[2]
-    rest, dz, low, omega, change = lows[0], lows[1], lows[2], lows[3], lows[4]
-    held = found.counts[0]
+def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u: Any, z: Any) -> None:
+    """u and z for ``right`` (n,), the first line without what t adds to it, and ``t`` (m,); refined."""
+    r, du, slack = top(T, W, 1), top(T, W, 2), space(T, W, W_SLACK)
+    rest, dz, low, omega, change = side(T, W, 0), side(T, W, 1), side(T, W, 2), side(T, W, 3), side(T, W, 4)
+    held = J[T[J_COUNTS]]
     fill(u, 0.0)
     fill(z, 0.0)
     fill(omega, 0.0)
-    copy(top, r)
+    copy(right, r)
     copy(t, rest)
     for h in range(held):
-        low[h] = component(structure, found, h, t)
-    size = max(largest(top), largest(t))
+        low[h] = component(T, W, J, h, t)
+    size = max(largest(right), largest(t))
     error = size
     for step in range(1 + REFINEMENTS):
-        # the weighed rows see t in the first pass only: then their equations hold, and z carries what they say
-        _once(structure, A, work, r, rest, low, du, dz, change)
+        # the weighed rows see t in the first pass only: from then on their equations hold, in z
+        _once(T, A, W, J, r, rest, low, du, dz, change)
         add(u, 1.0, du)
         add(z, 1.0, dz)
         add(omega, 1.0, change)
         if step == REFINEMENTS or error <= GOOD * size:
             break
         fill(rest, 0.0)
-        copy(top, r)
-        add_P(structure, P, -1.0, u, r)
-        add_At(structure, A, -1.0, z, r)
+        copy(right, r)
+        add_P(T, P, -1.0, u, r)
+        add_At(T, A, -1.0, z, r)
         copy(t, dz)
-        add_A(structure, A, -1.0, u, dz)
+        add_A(T, A, -1.0, u, dz)
         for h in range(held):
-            low[h] = component(structure, found, h, dz) + found.slack[h] * omega[h]
+            low[h] = component(T, W, J, h, dz) + slack[h] * omega[h]
         error = max(largest(r), largest(low[:held]))
 
 
 @inner
-def _once(structure: Any, A: Any, work: Any, r: Any, t: Any, low: Any, u: Any, z: Any, omega: Any) -> None:
-    found, memory, tops, lows, wholes, columns, places, idle, _, _ = work
-    n, held = structure.n, found.counts[0]
+def _once(T: Any, A: Any, W: Any, J: Any, r: Any, t: Any, low: Any, u: Any, z: Any, omega: Any) -> None:
+    n, held = T[N], J[T[J_COUNTS]]
     whole = n + held
-    K = memory[: whole * whole].reshape(whole, whole)
-    place, first, row_place = columns[0], places[0], places[1]
-    sign, side, scale, lift = wholes[0], wholes[1], wholes[2], wholes[3]
-    given, whole_top = lows[5], tops[3]
-    weigh(structure, found, t, given)
+    place, rows, idle, right = space(T, J, J_PLACE), space(T, J, J_ROW), space(T, J, J_IDLE), space(T, W, W_SIDE)
+    scale, lift, given, above = space(T, W, W_SCALE), space(T, W, W_LIFT), side(T, W, 5), top(T, W, 3)
+    weigh(T, W, J, t, given)
     for h in range(held):
-        add_component(structure, found, h, lift[h] * low[h], given)
-    copy(r, whole_top)
-    add_At(structure, A, 1.0, given, whole_top)
+        add_component(T, W, J, h, lift[h] * low[h], given)
+    copy(r, above)
+    add_At(T, A, 1.0, given, above)
     for j in range(n):
-        side[place[j]] = 0.0 if idle[j] else whole_top[j]
+        right[place[j]] = 0.0 if idle[j] else above[j]
     for h in range(held):
-        side[row_place[h]] = scale[h] * low[h]
-    solve(K, first[:whole], sign[:whole], side)
+        right[rows[h]] = scale[h] * low[h]
+    solve(matrix(T, W, W_K, whole, whole), space(T, J, J_FIRST)[:whole], space(T, W, W_SIGN)[:whole], right)
     for j in range(n):
-        u[j] = side[place[j]]
-    for i in range(structure.m):
+        u[j] = right[place[j]]
+    for i in range(T[M]):
         given[i] = -t[i]
-    add_A(structure, A, 1.0, u, given)
-    weigh(structure, found, given, z)
+    add_A(T, A, 1.0, u, given)
+    weigh(T, W, J, given, z)
     for h in range(held):
-        omega[h] = side[row_place[h]]
-        add_component(structure, found, h, omega[h], z)
+        omega[h] = right[rows[h]]
+        add_component(T, W, J, h, omega[h], z)
+
+
+@inner
+def workspace(T: Any) -> Any:
+    """Scratch space, of numbers and of integers."""
+    return np.zeros(T[HEADER - 1]), np.zeros(T[INTEGERS - 1], np.int64)
 
 
 @jit
 def reverse_once(
-    first: int, last: int, structure: Any, P: Any, A: Any, v: Any, ok: Any, g: Any, h: Any, u: Any, w: Any, healthy: Any
+    first: int, last: int, T: Any, P: Any, A: Any, v: Any, ok: Any, g: Any, h: Any, u: Any, w: Any, healthy: Any
 ) -> None:
     """``J' (u, w) = (g, h)`` for one right-hand side, g (B, n), h (B, m), without keeping the factors.
 
     Says in ``healthy`` (B,) which elements it has solved; those that are not ``ok`` get zeros.
     """
-    work = workspace(structure)
-    top, t = work[2][4], work[3][6]
-    y, s = np.empty(structure.m), np.empty(structure.m)
+    W, J = workspace(T)
+    right, y, s = top(T, W, 4), side(T, W, 6), side(T, W, 7)
     for k in range(first, last):
         fill(u[k], 0.0)
         fill(w[k], 0.0)
         healthy[k] = True
         if not ok[k]:
             continue
-        healthy[k] = decompose(structure, v[k], y, s, work[0]) and prepare(structure, P[k], A[k], work)
+        healthy[k] = decompose(T, v[k], y, s, W, J) and prepare(T, P[k], A[k], W, J)
         if healthy[k]:
-            copy(g[k], top)
-            add_At(structure, A[k], 1.0, h[k], top)
-            copy(h[k], t)
-            solve_reduced(structure, P[k], A[k], work, top, t, u[k], w[k])
+            copy(g[k], right)
+            add_At(T, A[k], 1.0, h[k], right)
+            solve_reduced(T, P[k], A[k], W, J, right, h[k], u[k], w[k])
             add(w[k], -1.0, h[k])
 
 
+@jit
+def polish(first: int, last: int, T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, errors: Any) -> None:
+    """Newton's method from (x, y - s), in place, where that lowers the error: relative residuals, ``errors`` (B,), which
+    are infinite for elements without a point."""
+    W, J = workspace(T)
+    for k in range(first, last):
+        if errors[k] < np.inf:
+            errors[k] = _polish(T, P[k], q[k], A[k], b[k], x[k], y[k], s[k], W, J, errors[k])
+
+
 @inner
-def polish(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, v: Any, y: Any, s: Any, work: Any, space: Any) -> float:
-    """Newton's method from (x, v), in place, with y and s at the point it ends at; returns the relative residual there."""
-    n, m = structure.n, structure.m
-    tops, lows = space
-    r, a, x_trial, top = tops[0], tops[1], tops[2], tops[3]
-    t, c, v_trial, low = lows[0], lows[1], lows[2], lows[3]
-    good = decompose(structure, v, y, s, work[0])
-    error = residual(structure, P, q, A, b, x, y, s, top, low, tops[4], lows[4])
+def _polish(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, W: Any, J: Any, given: float) -> float:
+    n, m = T[N], T[M]
+    r, a, point, trial_point, above = top(T, W, 4), top(T, W, 5), top(T, W, 6), top(T, W, 7), top(T, W, 8)
+    t, c, v, trial_v, below = side(T, W, 8), side(T, W, 9), side(T, W, 10), side(T, W, 11), side(T, W, 12)
+    y_new, s_new = side(T, W, 6), side(T, W, 7)
+    copy(x, point)
+    for i in range(m):
+        v[i] = y[i] - s[i]
+    good = decompose(T, v, y_new, s_new, W, J)
+    error = residual(T, P, q, A, b, point, y_new, s_new, above, below, W)
     for _ in range(NEWTON_STEPS):
-        if error <= GOAL or not good or not prepare(structure, P, A, work):
+        if error <= GOAL or not good or not prepare(T, P, A, W, J):
             break
         for j in range(n):
-            r[j] = -top[j]
+            r[j] = -above[j]
         for i in range(m):
-            t[i] = -low[i]
-        solve_reduced(structure, P, A, work, r, t, a, c)
-        add_A(structure, A, 1.0, a, c)
+            t[i] = -below[i]
+        solve_reduced(T, P, A, W, J, r, t, a, c)
+        add_A(T, A, 1.0, a, c)
+        length, trial, better = 1.0, np.inf, False
         for i in range(m):
             c[i] -= t[i]
-        length, better = 1.0, False
         for _ in range(HALVINGS):
             for j in range(n):
-                x_trial[j] = x[j] + length * a[j]
+                trial_point[j] = point[j] + length * a[j]
             for i in range(m):
-                v_trial[i] = v[i] + length * c[i]
-            good = decompose(structure, v_trial, y, s, work[0])
-            trial = residual(structure, P, q, A, b, x_trial, y, s, top, low, tops[4], lows[4])
-            if trial < error:
-                better = True
-                break
-            if error < 1e-11:
+                trial_v[i] = v[i] + length * c[i]
+            good = decompose(T, trial_v, y_new, s_new, W, J)
+            trial = residual(T, P, q, A, b, trial_point, y_new, s_new, above, below, W)
+            better = trial < error
+            if better or error < 1e-11:  # rounding is in the way, not a wrong active set
                 break
             length *= 0.5
         if not better:
-            decompose(structure, v, y, s, work[0])
             break
-        copy(x_trial, x)
-        copy(v_trial, v)
+        copy(trial_point, point)
+        copy(trial_v, v)
         stalled = trial > 0.1 * error and error < 1e-12
         error = trial
         if stalled:
             break
+    if not error < given:
+        return given
+    decompose(T, v, y, s, W, J)
+    copy(point, x)
     return error
 
 
 @inner
 def residual(
-    structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, top: Any, low: Any, Px: Any, Ax: Any
+    T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, above: Any, below: Any, W: Any
 ) -> float:
-    """``top = Px + q + A'y`` and ``low = Ax + s - b``; the larger of the two, relative to their terms."""
+    """``above = Px + q + A'y`` and ``below = Ax + s - b``; the larger of the two, relative to their terms."""
+    Px, Ax = top(T, W, 9), side(T, W, 13)
     fill(Px, 0.0)
     fill(Ax, 0.0)
-    fill(top, 0.0)
-    add_P(structure, P, 1.0, x, Px)
-    add_At(structure, A, 1.0, y, top)
-    add_A(structure, A, 1.0, x, Ax)
-    above = 1.0 + max(largest(q), max(largest(Px), largest(top)))
-    below = 1.0 + max(largest(b), max(largest(Ax), largest(s)))
-    for j in range(structure.n):
-        top[j] += Px[j] + q[j]
-    for i in range(structure.m):
-        low[i] = Ax[i] + s[i] - b[i]
-    error = max(largest(top) / above, largest(low) / below)
+    fill(above, 0.0)
+    add_P(T, P, 1.0, x, Px)
+    add_At(T, A, 1.0, y, above)
+    add_A(T, A, 1.0, x, Ax)
+    dual = 1.0 + max(largest(q), max(largest(Px), largest(above)))
+    primal = 1.0 + max(largest(b), max(largest(Ax), largest(s)))
+    for j in range(T[N]):
+        above[j] += Px[j] + q[j]
+    for i in range(T[M]):
+        below[i] = Ax[i] + s[i] - b[i]
+    error = max(largest(above) / dual, largest(below) / primal)
     return error if error == error else np.inf

@@ -7,69 +7,76 @@ V'`` and ``R = L V diag(lambda)^-1/2``.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ddn_cvx.kernels import exponential_scaling as exp3
-from ddn_cvx.kernels.cones import EXPONENTIAL, ROOT, SECOND_ORDER, to_matrix, to_vector
+from ddn_cvx.kernels.cones import ROOT, to_matrix, to_vector
 from ddn_cvx.kernels.dense import cholesky, dot
 from ddn_cvx.kernels.eigen import eigen
 from ddn_cvx.kernels.jit import inner
-
-Floats = NDArray[np.float64]
+from ddn_cvx.kernels.table import (
+    BLOCKS,
+    EXPONENTIAL,
+    KIND,
+    LINEAR,
+    MATRIX,
+    ORDER,
+    SECOND_ORDER,
+    STARTS,
+    W_ETA,
+    W_INVERSE,
+    W_POINT,
+    W_R,
+    W_R_INVERSE,
+    W_VALUES,
+    W_X,
+    W_Y,
+    W_Z,
+    ZERO,
+    M,
+    part,
+    side,
+    space,
+)
 
 SHRINK = 0.8
 """By this a step is shortened until it stays inside a cone that is not symmetric."""
 
-
-class Scaling(NamedTuple):
-    """The scaling of one instance."""
-
-    point: Floats
-    """``(m,)``: lambda of half-lines and second-order cones."""
-    inverse: Floats
-    """``(m,)``: z / s of inequalities, the normalised scaling point of second-order cones."""
-    eta: Floats
-    """``(k,)``: the size of the scaling of a second-order cone."""
-    R: Floats
-    """``(k, widest, widest)``, and its inverse: of semidefinite blocks; H and its inverse of the exponential ones."""
-    R_inverse: Floats
-    values: Floats
-    """``(k, widest)``: eigenvalues lambda of semidefinite blocks."""
-    X: Floats
-    Y: Floats
-    Z: Floats
-    """Matrices to work with."""
+# In the scratch space: lambda of half-lines and second-order cones (``W_POINT``); z / s of inequalities and the normalised
+# scaling points of second-order cones (``W_INVERSE``), whose sizes are ``W_ETA``; R and its inverse of semidefinite blocks,
+# and their lambda (``W_VALUES``), or H and its inverse of exponential ones.
 
 
 @inner
-def scaling(structure: Any) -> Any:
-    """Space for programs of this structure."""
-    m, cones = structure.m, structure.cones
-    k, size = cones.kind.shape[0], max(cones.widest_matrix, 3)
-    return Scaling(
-        np.empty(m),
-        np.empty(m),
-        np.empty(k),
-        np.empty((k, size, size)),
-        np.empty((k, size, size)),
-        np.empty((k, size)),
-        np.empty((size, size)),
-        np.empty((size, size)),
-        np.empty((size, size)),
-    )
+def scratch(T: Any, W: Any, code: int, order: int) -> Any:
+    """A square matrix to work with."""
+    start = T[code]
+    return W[start : start + order * order].reshape(order, order)
 
 
 @inner
-def unit(structure: Any, s: Any, z: Any) -> None:
+def block(T: Any, W: Any, code: int, k: int, order: int) -> Any:
+    """The square matrix of block k."""
+    start = T[code] + k * T[MATRIX] * T[MATRIX]
+    return W[start : start + order * order].reshape(order, order)
+
+
+@inner
+def eigenvalues(T: Any, W: Any, k: int, order: int) -> Any:
+    """lambda of the semidefinite block k."""
+    start = T[W_VALUES] + k * T[MATRIX]
+    return W[start : start + order]
+
+
+@inner
+def unit(T: Any, s: Any, z: Any) -> None:
     """The point on the central path of the cones alone from which the method starts."""
-    cones = structure.cones
-    kind, starts, order = cones.kind, cones.starts, cones.order
-    for i in range(structure.m):
-        s[i] = z[i] = 1.0 if structure.zero <= i < cones.linear else 0.0
-    for k in range(kind.shape[0]):
+    kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
+    for i in range(T[M]):
+        s[i] = z[i] = 1.0 if T[ZERO] <= i < T[LINEAR] else 0.0
+    for k in range(T[BLOCKS]):
         a = starts[k]
         if kind[k] == SECOND_ORDER:
             s[a] = z[a] = 1.0
@@ -94,33 +101,36 @@ def distance(x: Any) -> float:
 
 
 @inner
-def update(structure: Any, s: Any, z: Any, mu: float, to: Any) -> bool:
+def update(T: Any, W: Any, s: Any, z: Any, mu: float) -> bool:
     """The scaling at s and z; False where one of them has left its cone."""
-    cones = structure.cones
-    kind, starts, order = cones.kind, cones.starts, cones.order
-    for i in range(structure.zero, cones.linear):
+    kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
+    inverse, point = space(T, W, W_INVERSE), space(T, W, W_POINT)
+    for i in range(T[ZERO], T[LINEAR]):
         if not (s[i] > 0.0 and z[i] > 0.0):
             return False
-        to.inverse[i] = z[i] / s[i]
-        to.point[i] = (s[i] * z[i]) ** 0.5
-    for k in range(kind.shape[0]):
+        inverse[i] = z[i] / s[i]
+        point[i] = (s[i] * z[i]) ** 0.5
+    for k in range(T[BLOCKS]):
         a, b = starts[k], starts[k + 1]
         if kind[k] == SECOND_ORDER:
-            if not _second_order(s[a:b], z[a:b], to.inverse[a:b], to.point[a:b], k, to):
+            eta = _second_order(s[a:b], z[a:b], inverse[a:b], point[a:b])
+            if not eta > 0.0:
                 return False
+            W[T[W_ETA] + k] = eta
         elif kind[k] == EXPONENTIAL:
-            if not exp3.update(s[a:b], z[a:b], mu, to.R[k], to.R_inverse[k]):
+            if not exp3.update(s[a:b], z[a:b], mu, block(T, W, W_R, k, 3), block(T, W, W_R_INVERSE, k, 3)):
                 return False
-        elif not _semidefinite(s[a:b], z[a:b], k, order[k], to):
+        elif not _semidefinite(T, W, s[a:b], z[a:b], k, order[k]):
             return False
     return True
 
 
 @inner
-def _second_order(s: Any, z: Any, w: Any, point: Any, k: int, to: Any) -> bool:
+def _second_order(s: Any, z: Any, w: Any, point: Any) -> float:
+    """The scaling point and lambda; returns the size of the scaling, zero outside."""
     ss, zz = distance(s), distance(z)
     if not (ss > 0.0 and zz > 0.0 and s[0] > 0.0 and z[0] > 0.0):
-        return False
+        return 0.0
     ss, zz = ss**0.5, zz**0.5
     gamma = (0.5 * (1.0 + dot(s, z) / (ss * zz))) ** 0.5
     total = 1.0
@@ -128,30 +138,30 @@ def _second_order(s: Any, z: Any, w: Any, point: Any, k: int, to: Any) -> bool:
         w[i] = (s[i] / ss - z[i] / zz) / (2.0 * gamma)
         total += w[i] * w[i]
     w[0] = total**0.5
-    to.eta[k] = (ss / zz) ** 0.5
-    _reflect(w, to.eta[k], 1.0, z, point)
-    return True
+    eta = (ss / zz) ** 0.5
+    _reflect(w, eta, 1.0, z, point)
+    return float(eta)
 
 
 @inner
-def _reflect(w: Any, eta: float, side: float, x: Any, out: Any) -> None:
-    """``out = W x``, or ``W^-1 x`` for ``side = -1`` and ``1 / eta``; out may be x."""
+def _reflect(w: Any, eta: float, sign: float, x: Any, out: Any) -> None:
+    """``out = W x``, or ``W^-1 x`` for ``sign = -1`` and ``1 / eta``; out may be x."""
     along = dot(w, x) - w[0] * x[0]
-    top, factor = w[0] * x[0] + side * along, side * x[0] + along / (1.0 + w[0])
+    top, factor = w[0] * x[0] + sign * along, sign * x[0] + along / (1.0 + w[0])
     for i in range(1, x.shape[0]):
         out[i] = eta * (x[i] + factor * w[i])
     out[0] = eta * top
 
 
 @inner
-def _semidefinite(s: Any, z: Any, k: int, order: int, to: Any) -> bool:
-    S, Z, V = to.X[:order, :order], to.Y[:order, :order], to.Z[:order, :order]
+def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> bool:
+    S, Z, V = scratch(T, W, W_X, order), scratch(T, W, W_Y, order), scratch(T, W, W_Z, order)
     to_matrix(s, S)
     to_matrix(z, Z)
     if not cholesky(S, 0.0):
         return False
-    values = to.values[k, :order]
-    R, inverse = to.R[k], to.R_inverse[k]
+    values = eigenvalues(T, W, k, order)
+    R, inverse = block(T, W, W_R, k, order), block(T, W, W_R_INVERSE, k, order)
     # L'ZL, by way of R = ZL
     for i in range(order):
         for j in range(order):
@@ -189,10 +199,11 @@ def _semidefinite(s: Any, z: Any, k: int, order: int, to: Any) -> bool:
 
 
 @inner
-def congruence(R: Any, x: Any, out: Any, order: int, transposed: bool, to: Any) -> None:
-    """svec of ``R X R'``, or of ``R'XR``."""
-    X, Y, Z = to.X, to.Y, to.Z
-    to_matrix(x, X[:order, :order])
+def congruence(T: Any, W: Any, code: int, k: int, x: Any, out: Any, order: int, transposed: bool) -> None:
+    """svec of ``R X R'``, or of ``R'XR``, for the matrix R of block k; out may be x."""
+    R = block(T, W, code, k, order)
+    X, Y, Z = scratch(T, W, W_X, order), scratch(T, W, W_Y, order), scratch(T, W, W_Z, order)
+    to_matrix(x, X)
     for i in range(order):
         for j in range(order):
             Y[i, j] = 0.0
@@ -206,20 +217,20 @@ def congruence(R: Any, x: Any, out: Any, order: int, transposed: bool, to: Any) 
             for p in range(order):
                 total += Y[i, p] * (R[p, j] if transposed else R[j, p])
             Z[i, j] = Z[j, i] = total
-    to_vector(Z[:order, :order], out)
+    to_vector(Z, out)
 
 
 @inner
-def inverse_times(structure: Any, to: Any, x: Any, out: Any) -> None:
+def inverse_times(T: Any, W: Any, x: Any, out: Any) -> None:
     """``out = H^-1 x``, zero in the rows of equalities; out may be x."""
-    cones = structure.cones
-    kind, starts, order = cones.kind, cones.starts, cones.order
-    for i in range(cones.linear):
-        out[i] = to.inverse[i] * x[i] if i >= structure.zero else 0.0
-    for k in range(kind.shape[0]):
+    kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
+    w = space(T, W, W_INVERSE)
+    for i in range(T[LINEAR]):
+        out[i] = w[i] * x[i] if i >= T[ZERO] else 0.0
+    for k in range(T[BLOCKS]):
         a, b = starts[k], starts[k + 1]
         if kind[k] == SECOND_ORDER:
-            w, factor = to.inverse, to.eta[k] ** -2
+            factor = W[T[W_ETA] + k] ** -2
             along = 2.0 * w[a] * x[a]
             for i in range(a + 1, b):
                 along -= 2.0 * w[i] * x[i]
@@ -227,21 +238,22 @@ def inverse_times(structure: Any, to: Any, x: Any, out: Any) -> None:
             for i in range(a + 1, b):
                 out[i] = factor * (x[i] - along * w[i])
         elif kind[k] == EXPONENTIAL:
-            exp3.times(to.R_inverse[k], x[a:b], out[a:b])
+            exp3.times(block(T, W, W_R_INVERSE, k, 3), x[a:b], out[a:b])
         else:
-            congruence(to.R_inverse[k], x[a:b], out[a:b], order[k], False, to)
-            congruence(to.R_inverse[k], out[a:b], out[a:b], order[k], True, to)
+            congruence(T, W, W_R_INVERSE, k, x[a:b], out[a:b], order[k], False)
+            congruence(T, W, W_R_INVERSE, k, out[a:b], out[a:b], order[k], True)
 
 
 @inner
-def inverse_block(to: Any, k: int, kind: int, order: int, out: Any) -> None:
+def inverse_block(T: Any, W: Any, k: int, kind: int, order: int, out: Any) -> None:
     """The matrix ``H^-1`` of a semidefinite or exponential block."""
+    R = block(T, W, W_R_INVERSE, k, order)
     if kind == EXPONENTIAL:
         for i in range(3):
             for j in range(3):
-                out[i, j] = to.R_inverse[k, i, j]
+                out[i, j] = R[i, j]
         return
-    G, R = to.X, to.R_inverse[k]
+    G = scratch(T, W, W_X, order)
     for i in range(order):
         for j in range(i + 1):
             total = 0.0
@@ -253,7 +265,7 @@ def inverse_block(to: Any, k: int, kind: int, order: int, out: Any) -> None:
         for a in range(b + 1):
             column = 0
             for d in range(b + 1):
-                for c in range(min(d, order) + 1):
+                for c in range(d + 1):
                     if column > row:
                         break
                     if a == b:
@@ -268,17 +280,17 @@ def inverse_block(to: Any, k: int, kind: int, order: int, out: Any) -> None:
 
 
 @inner
-def shift(structure: Any, to: Any, z: Any, ds: Any, dz: Any, target: float, out: Any, a_part: Any, b_part: Any) -> None:
+def shift(T: Any, W: Any, z: Any, ds: Any, dz: Any, target: float, out: Any) -> None:
     """Mehrotra's correction: what is added to s on the right-hand side of ``H dz + ds``, given the predictor's steps and the
     complementarity ``target`` aimed at."""
-    cones = structure.cones
-    kind, starts, order = cones.kind, cones.starts, cones.order
-    for i in range(cones.linear):
-        out[i] = (ds[i] * dz[i] - target) / z[i] if i >= structure.zero else 0.0
-    for k in range(kind.shape[0]):
+    kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
+    a_part, b_part, scaling, points = side(T, W, 18), side(T, W, 19), space(T, W, W_INVERSE), space(T, W, W_POINT)
+    for i in range(T[LINEAR]):
+        out[i] = (ds[i] * dz[i] - target) / z[i] if i >= T[ZERO] else 0.0
+    for k in range(T[BLOCKS]):
         a, b = starts[k], starts[k + 1]
         if kind[k] == SECOND_ORDER:
-            w, eta, one, two, point = to.inverse[a:b], to.eta[k], a_part[a:b], b_part[a:b], to.point[a:b]
+            w, eta, one, two, point = scaling[a:b], W[T[W_ETA] + k], a_part[a:b], b_part[a:b], points[a:b]
             _reflect(w, 1.0 / eta, -1.0, ds[a:b], one)
             _reflect(w, eta, 1.0, dz[a:b], two)
             head = dot(one, two) - target
@@ -294,45 +306,46 @@ def shift(structure: Any, to: Any, z: Any, ds: Any, dz: Any, target: float, out:
         elif kind[k] == EXPONENTIAL:
             exp3.shift(z[a:b], ds[a:b], dz[a:b], target, out[a:b])
         else:
-            size, values = order[k], to.values[k]
-            one, two = a_part[a:b], b_part[a:b]
-            congruence(to.R_inverse[k], ds[a:b], one, size, False, to)
-            congruence(to.R[k], dz[a:b], two, size, True, to)
-            to_matrix(one, to.X[:size, :size])
-            to_matrix(two, to.Y[:size, :size])
-            X, Y, Z = to.X, to.Y, to.Z
+            size = order[k]
+            values, one, two = eigenvalues(T, W, k, size), a_part[a:b], b_part[a:b]
+            congruence(T, W, W_R_INVERSE, k, ds[a:b], one, size, False)
+            congruence(T, W, W_R, k, dz[a:b], two, size, True)
+            X, Y, Z = scratch(T, W, W_X, size), scratch(T, W, W_Y, size), scratch(T, W, W_Z, size)
+            to_matrix(one, X)
+            to_matrix(two, Y)
             for i in range(size):
                 for j in range(i + 1):
                     total = 0.0
                     for p in range(size):
-                        total += X[i, p] * Y[p, j] + Y[i, p] * X[p, j]
+                        total += X[i, p] * Y[j, p] + Y[i, p] * X[j, p]
                     total = 0.5 * total - (target if i == j else 0.0)
                     Z[i, j] = Z[j, i] = 2.0 * total / (values[i] + values[j])
-            to_vector(Z[:size, :size], one)
-            congruence(to.R[k], one, out[a:b], size, False, to)
+            to_vector(Z, one)
+            congruence(T, W, W_R, k, one, out[a:b], size, False)
 
 
 @inner
-def length(structure: Any, to: Any, s: Any, z: Any, ds: Any, dz: Any, step: float, space: Any) -> float:
+def length(T: Any, W: Any, s: Any, z: Any, ds: Any, dz: Any, step: float) -> float:
     """The longest step of at most ``step`` that keeps s and z in their cones."""
-    cones = structure.cones
-    kind, starts, order = cones.kind, cones.starts, cones.order
-    for i in range(structure.zero, cones.linear):
+    kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
+    for i in range(T[ZERO], T[LINEAR]):
         if ds[i] < 0.0 and -s[i] > step * ds[i]:
             step = -s[i] / ds[i]
         if dz[i] < 0.0 and -z[i] > step * dz[i]:
             step = -z[i] / dz[i]
-    for k in range(kind.shape[0]):
+    for k in range(T[BLOCKS]):
         a, b = starts[k], starts[k + 1]
         if kind[k] == SECOND_ORDER:
             step = min(step, min(_to_boundary(s[a:b], ds[a:b]), _to_boundary(z[a:b], dz[a:b])))
         elif kind[k] != EXPONENTIAL:
-            size = order[k]
-            congruence(to.R_inverse[k], ds[a:b], space[a:b], size, False, to)
-            step = min(step, _to_singular(space[a:b], k, size, to))
-            congruence(to.R[k], dz[a:b], space[a:b], size, True, to)
-            step = min(step, _to_singular(space[a:b], k, size, to))
-    for k in range(kind.shape[0]):
+            size, scaled = order[k], side(T, W, 18)[a:b]
+            for primal in (True, False):
+                if primal:
+                    congruence(T, W, W_R_INVERSE, k, ds[a:b], scaled, size, False)
+                else:
+                    congruence(T, W, W_R, k, dz[a:b], scaled, size, True)
+                step = min(step, _to_singular(T, W, scaled, k, size))
+    for k in range(T[BLOCKS]):
         if kind[k] == EXPONENTIAL:
             a, b = starts[k], starts[k + 1]
             while not exp3.inside(s[a:b], ds[a:b], z[a:b], dz[a:b], step):
@@ -357,14 +370,14 @@ def _to_boundary(x: Any, d: Any) -> float:
 
 
 @inner
-def _to_singular(x: Any, k: int, size: int, to: Any) -> float:
+def _to_singular(T: Any, W: Any, x: Any, k: int, size: int) -> float:
     """How far from diag(lambda) along the scaled step x a matrix becomes singular."""
-    X, found, values = to.X[:size, :size], to.Y[0, :size], to.values[k]
+    X, found, values = scratch(T, W, W_X, size), space(T, W, W_Y)[:size], eigenvalues(T, W, k, size)
     to_matrix(x, X)
     for i in range(size):
         for j in range(i + 1):
             X[i, j] /= (values[i] * values[j]) ** 0.5
-    if not eigen(X, found, to.Z[:size, :size], False):
+    if not eigen(X, found, scratch(T, W, W_Z, size), False):
         return 0.0
     least = 0.0
     for i in range(size):

@@ -1,14 +1,12 @@
-"""What kernels need to know of a program, and products with its stored entries."""
+"""What kernels need to know of a program with equalities and inequalities, and products with its stored entries."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddn_cvx.kernels.cones import Cones
 from ddn_cvx.kernels.jit import inner
 
 Integers = NDArray[np.int64]
@@ -18,8 +16,7 @@ LONG = 8
 
 
 class Structure(NamedTuple):
-    """``min 1/2 x'Px + q'x  s.t.  Ax + s = b``, with ``s = 0`` in the first ``zero`` rows, ``s >= 0`` in the next
-    ones, and then other cones."""
+    """``min 1/2 x'Px + q'x  s.t.  Ax + s = b``, with ``s = 0`` in the first ``zero`` rows and ``s >= 0`` below."""
 
     n: int
     m: int
@@ -39,34 +36,22 @@ class Structure(NamedTuple):
     A_runs: bool
     separable: bool
     """Whether P is diagonal, with all of its diagonal stored, and every inequality is a bound."""
-    cones: Cones
 
     @staticmethod
-    def of(
-        P: tuple[Integers, Integers],
-        A: tuple[Integers, Integers],
-        n: int,
-        m: int,
-        zero: int,
-        blocks: Sequence[tuple[int, int, int]] = (),
-        visible: NDArray[np.bool_] | None = None,
-    ) -> Structure:
-        """From the rows and columns of the stored entries of P's upper triangle and of A, column after column, and kind,
-        first row and order of each block below the inequalities (``kernels.cones``)."""
-        rows, linear = A[0], blocks[0][1] if blocks else m
-        visible = np.ones(n, bool) if visible is None else visible
+    def of(P: tuple[Integers, Integers], A: tuple[Integers, Integers], n: int, m: int, zero: int) -> Structure:
+        """From the rows and columns of the stored entries of P's upper triangle and of A, column after column."""
+        rows = A[0]
         position = np.full(m, -1)
         position[rows] = np.arange(len(rows))
-        single = (np.bincount(rows, minlength=m) == 1) & (np.arange(m) >= zero) & (np.arange(m) < linear)
+        single = (np.bincount(rows, minlength=m) == 1) & (np.arange(m) >= zero)
         bound = np.where(single, position, -1)
         separable = len(P[0]) == n and bool((P[0] == P[1]).all() and single[zero:].all())
         P_rows, P_cols, A_rows, A_cols = (np.ascontiguousarray(t, np.int64) for t in (*P, *A))
         P_starts, A_starts = (np.searchsorted(t, np.arange(n + 1)) for t in (P_cols, A_cols))
         P_runs = _has_runs(P_rows, P_starts) and bool((P_rows[P_starts[1:] - 1] == np.arange(n)).all())
         A_runs = _has_runs(A_rows, A_starts)
-        cones = Cones.of((P_rows, P_cols), (A_rows, A_cols), (m, n), linear, blocks, visible)
         return Structure(
-            n, m, zero, P_rows, P_cols, P_starts, A_rows, A_cols, A_starts, bound, P_runs, A_runs, separable, cones
+            n, m, zero, P_rows, P_cols, P_starts, A_rows, A_cols, A_starts, bound, P_runs, A_runs, separable
         )
 
 
