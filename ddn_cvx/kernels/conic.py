@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels import envelope
-from ddn_cvx.kernels.conic_kkt import add_outer, add_pairs, gather, products, put, row_of, workspace
+from ddn_cvx.kernels.conic_kkt import add_outer, add_pairs, gather, products, put, row_of
 from ddn_cvx.kernels.dense import add, copy, dot, fill, is_finite, largest
 from ddn_cvx.kernels.jit import inner, jit
 from ddn_cvx.kernels.scaling import inverse_block, inverse_times, length, shift, unit, update
 from ddn_cvx.kernels.table import (
     A_COLS, A_ROWS, BLOCKS, COL_STARTS, COLS, DEGREE, ENTRIES, KEPT_STARTS, KIND, LINEAR, ORDER, OWN_FIRST, OWN_PLACE, OWN_ROW,
     P_COLS, P_ROWS, ROW_STARTS, SECOND_ORDER, STARTS, TALLEST, THIN, W_A, W_B, W_BLOCK, W_ETA, W_INVERSE, W_K, W_KEPT, W_P, W_Q,
-    W_SIDE, W_SIGN, ZERO, M, N, add_A, add_At, add_P, matrix, part, side, space, top,
+    W_SIDE, W_SIGN, ZERO, M, N, add_A, add_At, add_P, matrix, part, side, space, top, workspace,
 )  # fmt: skip
 
 SOLVED, BROKEN, INVALID = 0, 5, 6
@@ -34,6 +34,9 @@ LIMIT = 100
 """Iterations after which an element gives up."""
 PROXIMAL = 1e-10
 """What is added to the diagonal, next to the scaled data."""
+REFINEMENTS = 2
+PRECISE = 1e-11
+"""Residual of a step, next to the scaled data, that is not refined."""
 LEFT = 0.01
 """Part of the way to the boundary that a step leaves."""
 PASSES = 2
@@ -317,22 +320,38 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
 
 @inner
 def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any) -> None:
-    """``P dx + A'dz = above, A dx - H dz = right``."""
-    A, place, rows, sign = space(T, W, W_A), part(T, OWN_PLACE), part(T, OWN_ROW), space(T, W, W_SIGN)
-    z, moved, whole = space(T, W, W_SIDE), side(T, W, 7), T[N] + T[ZERO]
-    copy(above, dx)
-    inverse_times(T, W, right, moved)
-    add_At(T, A, 1.0, moved, dx)
-    for j in range(T[N]):
-        z[place[j]] = dx[j]
-    for i in range(T[ZERO]):
-        z[rows[i]] = right[i]
-    envelope.solve(matrix(T, W, W_K, whole, whole), part(T, OWN_FIRST), sign[:whole], z)
-    for j in range(T[N]):
-        dx[j] = z[place[j]]
-    for i in range(T[M]):
-        moved[i] = -right[i]
-    add_A(T, A, 1.0, dx, moved)
-    inverse_times(T, W, moved, dz)
-    for i in range(T[ZERO]):
-        dz[i] = z[rows[i]]
+    """``P dx + A'dz = above, A dx - H dz = right``, refined: what is lost where H is small shows in the first line."""
+    P, A, place, rows = space(T, W, W_P), space(T, W, W_A), part(T, OWN_PLACE), part(T, OWN_ROW)
+    z, left, missing, moved, step, sign = space(T, W, W_SIDE), top(T, W, 8), side(T, W, 7), side(T, W, 8), top(T, W, 9), space(T, W, W_SIGN)
+    whole = T[N] + T[ZERO]
+    copy(above, left)
+    copy(right, missing)
+    fill(dx, 0.0)
+    fill(dz, 0.0)
+    for attempt in range(1 + REFINEMENTS):
+        copy(left, step)
+        if attempt == 0:
+            inverse_times(T, W, missing, moved)
+            add_At(T, A, 1.0, moved, step)
+        for j in range(T[N]):
+            z[place[j]] = step[j]
+        for i in range(T[ZERO]):
+            z[rows[i]] = missing[i]
+        envelope.solve(matrix(T, W, W_K, whole, whole), part(T, OWN_FIRST), sign[:whole], z)
+        for j in range(T[N]):
+            step[j] = z[place[j]]
+            dx[j] += step[j]
+        for i in range(T[M]):
+            moved[i] = -missing[i] if attempt == 0 else 0.0
+        add_A(T, A, 1.0, step, moved)
+        inverse_times(T, W, moved, moved)
+        for i in range(T[ZERO]):
+            moved[i] = z[rows[i]]
+        add(dz, 1.0, moved)
+        copy(above, left)
+        add_P(T, P, -1.0, dx, left)
+        add_At(T, A, -1.0, dz, left)
+        if largest(left) <= PRECISE:
+            break
+        copy(right, missing)
+        add_A(T, A, -1.0, dx, missing)

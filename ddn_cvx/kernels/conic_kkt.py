@@ -22,10 +22,10 @@ from ddn_cvx.kernels.envelope import factor, solve
 from ddn_cvx.kernels.jit import inner, jit
 from ddn_cvx.kernels.spectrum import add_component, component, decompose, vector, weigh
 from ddn_cvx.kernels.table import (
-    A_COLS, A_ROWS, BLOCK_HIGH, BLOCK_LOW, BLOCKS, COL_STARTS, COLS, ENTRIES, FIRST, INTEGERS, J_AFTER, J_BLOCK, J_BY_RANK,
+    A_COLS, A_ROWS, BLOCK_HIGH, BLOCK_LOW, BLOCKS, COL_STARTS, COLS, ENTRIES, FIRST, J_AFTER, J_BLOCK, J_BY_RANK,
     J_COUNTS, J_FIRST, J_IDLE, J_INDEX, J_PLACE, J_ROW, J_W_BLOCK, J_W_INDEX, P_COLS, P_ROWS, PLACE, RANK, ROW_HIGH, ROW_LOW,
     ROW_STARTS, STARTS, THIN, VISIBLE, W_ACROSS, W_AXIS, W_GRAM, W_K, W_LIFT, W_LOCAL, W_SCALE, W_SIDE, W_SIGN, W_SLACK,
-    W_WEIGHT, WIDEST, HEADER, M, N, add_A, add_At, add_P, matrix, part, side, space, top,
+    W_WEIGHT, M, N, add_A, add_At, add_P, matrix, part, side, space, top, workspace,
 )  # fmt: skip
 
 PIVOT = 1e-10
@@ -292,12 +292,6 @@ def _once(T: Any, A: Any, W: Any, J: Any, r: Any, t: Any, low: Any, u: Any, z: A
     for h in range(held):
         omega[h] = right[rows[h]]
         add_component(T, W, J, h, omega[h], z)
-
-
-@inner
-def workspace(T: Any) -> Any:
-    """Scratch space, of numbers and of integers."""
-    return np.zeros(T[HEADER - 1]), np.zeros(T[INTEGERS - 1], np.int64)
 
 
 @jit

@@ -358,6 +358,8 @@ def length(T: Any, W: Any, s: Any, z: Any, ds: Any, dz: Any, step: float) -> flo
 @inner
 def _to_boundary(x: Any, d: Any) -> float:
     """How far from x along d the second-order cone ends."""
+    if x.shape[0] == 1:
+        return -x[0] / d[0] if d[0] < 0.0 else np.inf
     a, c = distance(d), distance(x)
     b = 2.0 * (x[0] * d[0] - (dot(x, d) - x[0] * d[0]))
     root = b * b - 4.0 * a * c

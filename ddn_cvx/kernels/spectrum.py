@@ -15,7 +15,7 @@ from ddn_cvx.kernels.cones import ROOT, assemble, to_matrix, to_vector
 from ddn_cvx.kernels.dense import add, dot, fill
 from ddn_cvx.kernels.eigen import eigen
 from ddn_cvx.kernels.exponential import CURVED, FLAT, INSIDE, frame
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import inner, jit
 from ddn_cvx.kernels.table import (
     BLOCKS,
     EXPONENTIAL,
@@ -39,6 +39,7 @@ from ddn_cvx.kernels.table import (
     M,
     part,
     space,
+    workspace,
 )
 
 HELD = 1e-3
@@ -181,6 +182,14 @@ def _semidefinite(T: Any, W: Any, J: Any, k: int, order: int, v: Any, y: Any, st
                         u[at] = value if p == q else ROOT * value
                         at += 1
     return good
+
+
+@jit
+def project(first: int, last: int, T: Any, v: Any, y: Any, s: Any) -> None:
+    """y and s alone for the elements ``first .. last - 1`` of v (B, m); NaN where v has one in a cone's rows."""
+    W, J = workspace(T)
+    for k in range(first, last):
+        decompose(T, v[k], y[k], s[k], W, J)
 
 
 @inner

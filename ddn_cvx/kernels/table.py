@@ -117,6 +117,12 @@ def _own_places(rank: Integers, first: Integers, reach: Sequence[tuple[int, int]
 
 
 @inner
+def workspace(T: Any) -> Any:
+    """Scratch space, of numbers and of integers."""
+    return np.zeros(T[HEADER - 1]), np.zeros(T[INTEGERS - 1], np.int64)
+
+
+@inner
 def part(T: Any, code: int) -> Any:
     """A section of the table."""
     return T[T[code] : T[code + 1]]

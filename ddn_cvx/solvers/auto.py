@@ -22,8 +22,8 @@ from ddn_cvx.solvers.mehrotra import Mehrotra
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """``ActiveSet`` for small strictly convex quadratic programs, ``Mehrotra`` for other small linear and quadratic
-    programs, ``InteriorPoint`` for dense ones of moderate size, ``Clarabel`` for all others and for elements that the first
+    """``ActiveSet`` for small strictly convex quadratic programs, ``Mehrotra`` for other small programs without power
+    cones, ``InteriorPoint`` for dense ones of moderate size, ``Clarabel`` for all others and for elements that the first
     choice does not solve.
     """
 
@@ -74,6 +74,8 @@ class Auto(Solver):
     def _choice(self, program: ConicProgram) -> tuple[Solver, str]:
         n, m = program.n, program.m
         if not program.cones.is_polyhedral:
+            if Mehrotra().unsupported(program) is None:
+                return Mehrotra(self.threads), "a small program is solved in compiled code"
             return self._clarabel, "it has cones other than half-lines"
         if ActiveSet().unsupported(program) is None:
             return ActiveSet(self.threads), "a small strictly convex quadratic program is solved exactly by active sets"
