@@ -24,8 +24,8 @@ from ddn_cvx.kernels.jit import inner, jit
 from ddn_cvx.kernels.scaling import inverse_block, inverse_times, length, shift, unit, update
 from ddn_cvx.kernels.table import (
     A_COLS, A_ROWS, BLOCKS, COL_STARTS, COLS, DEGREE, ENTRIES, KEPT_STARTS, KIND, LINEAR, ORDER, OWN_FIRST, OWN_PLACE, OWN_ROW,
-    P_COLS, P_ROWS, ROW_STARTS, SECOND_ORDER, STARTS, TALLEST, THIN, W_A, W_B, W_BLOCK, W_ETA, W_INVERSE, W_K, W_KEPT, W_P, W_Q,
-    W_SIDE, W_SIGN, ZERO, M, N, add_A, add_At, add_P, matrix, part, side, space, top, workspace,
+    P_COLS, P_ROWS, ROW_STARTS, SECOND_ORDER, STARTS, THIN, W_A, W_B, W_ETA, W_INVERSE, W_K, W_KEPT, W_P, W_Q,
+    W_OTHER, W_SIDE, W_SIGN, ZERO, M, N, add_A, add_At, add_P, matrix, part, side, space, top, workspace,
 )  # fmt: skip
 
 SOLVED, BROKEN, INVALID = 0, 5, 6
@@ -192,7 +192,7 @@ def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> 
         iteration += 1
         for j in range(n):
             x1[j] = -q[j]
-        _direction(T, W, x1, b, x2, z2)
+        _direction(T, W, x1, b, x2, z2, True)
         for j in range(n):
             x1[j] = -rx[j]
         for i in range(m):
@@ -209,7 +209,7 @@ def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> 
                 for j in range(n):
                     x1[j] = -aim * rx[j]
                 target += dkappa * dtau - sigma * mu
-            _direction(T, W, x1, right, dx, dz)
+            _direction(T, W, x1, right, dx, dz, corrector)
             dtau = (target / tau - aim * rt - dot(g, dx) - dot(b, dz)) / below
             add(dx, dtau, x2)
             add(dz, dtau, z2)
@@ -263,7 +263,7 @@ def _factor(T: Any, W: Any) -> bool:
     for j in range(T[N]):
         at = place[j]
         K[at, at] += PROXIMAL + 1e-14 * K[at, at]
-    return envelope.factor(K, part(T, OWN_FIRST), sign[:whole], 0.0, space(T, W, W_SIDE))
+    return envelope.factor(K, part(T, OWN_FIRST), sign[:whole], 0.0, space(T, W, W_SIDE), space(T, W, W_OTHER))
 
 
 @inner
@@ -291,8 +291,8 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
     """``A'H^-1 A`` for a block whose ``H^-1`` is formed."""
     place, times, cols = part(T, OWN_PLACE), top(T, W, 7), part(T, COLS)[T[T[COL_STARTS] + k] :]
     a, b, entries, row_starts = T[T[STARTS] + k], T[T[STARTS] + k + 1], part(T, ENTRIES), part(T, ROW_STARTS)
-    A_rows, A_cols, block = part(T, A_ROWS), part(T, A_COLS), matrix(T, W, W_BLOCK, T[TALLEST], T[TALLEST])
-    inverse_block(T, W, k, T[T[KIND] + k], T[T[ORDER] + k], block)
+    A_rows, A_cols = part(T, A_ROWS), part(T, A_COLS)
+    block = inverse_block(T, W, k, T[T[KIND] + k], T[T[ORDER] + k])
     if T[T[THIN] + k]:
         for e in range(row_starts[a], row_starts[b]):
             row, column, value = A_rows[entries[e]] - a, A_cols[entries[e]], A[entries[e]]
@@ -319,8 +319,8 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
 
 
 @inner
-def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any) -> None:
-    """``P dx + A'dz = above, A dx - H dz = right``, refined: what is lost where H is small shows in the first line."""
+def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, refined: bool) -> None:
+    """``P dx + A'dz = above, A dx - H dz = right``; what is lost where H is small shows in the first line."""
     P, A, place, rows = space(T, W, W_P), space(T, W, W_A), part(T, OWN_PLACE), part(T, OWN_ROW)
     z, left, missing, moved, step, sign = space(T, W, W_SIDE), top(T, W, 8), side(T, W, 7), side(T, W, 8), top(T, W, 9), space(T, W, W_SIGN)
     whole = T[N] + T[ZERO]
@@ -348,6 +348,8 @@ def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any) -> None
         for i in range(T[ZERO]):
             moved[i] = z[rows[i]]
         add(dz, 1.0, moved)
+        if not refined or attempt == REFINEMENTS:
+            break
         copy(above, left)
         add_P(T, P, -1.0, dx, left)
         add_At(T, A, -1.0, dz, left)

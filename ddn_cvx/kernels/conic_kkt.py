@@ -24,7 +24,7 @@ from ddn_cvx.kernels.spectrum import add_component, component, decompose, vector
 from ddn_cvx.kernels.table import (
     A_COLS, A_ROWS, BLOCK_HIGH, BLOCK_LOW, BLOCKS, COL_STARTS, COLS, ENTRIES, FIRST, J_AFTER, J_BLOCK, J_BY_RANK,
     J_COUNTS, J_FIRST, J_IDLE, J_INDEX, J_PLACE, J_ROW, J_W_BLOCK, J_W_INDEX, P_COLS, P_ROWS, PLACE, RANK, ROW_HIGH, ROW_LOW,
-    ROW_STARTS, STARTS, THIN, VISIBLE, W_ACROSS, W_AXIS, W_GRAM, W_K, W_LIFT, W_LOCAL, W_SCALE, W_SIDE, W_SIGN, W_SLACK,
+    ROW_STARTS, STARTS, THIN, VISIBLE, W_ACROSS, W_AXIS, W_GRAM, W_K, W_LIFT, W_LOCAL, W_OTHER, W_SCALE, W_SIDE, W_SIGN, W_SLACK,
     W_WEIGHT, M, N, add_A, add_At, add_P, matrix, part, side, space, top, workspace,
 )  # fmt: skip
 
@@ -62,7 +62,8 @@ def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> bool:
         idle[j] = not visible[j] and K[place[j], place[j]] == 0.0
         if idle[j]:
             K[place[j], place[j]] = 1.0
-    return factor(K, space(T, J, J_FIRST)[:whole], sign[:whole], PIVOT, space(T, W, W_SIDE))
+    other = space(T, W, W_OTHER)
+    return factor(K, space(T, J, J_FIRST)[:whole], sign[:whole], PIVOT, space(T, W, W_SIDE), other)
 
 
 @inner
@@ -153,11 +154,19 @@ def _add_weighed(T: Any, A: Any, W: Any, J: Any, K: Any) -> None:
 @inner
 def add_outer(row: Any, factor: float, cols: Any, width: int, place: Any, K: Any) -> None:
     """``K <- K + factor row row'`` for a row on the columns ``cols``."""
+    first, straight = place[cols[0]] if width else 0, True
+    for i in range(width):
+        straight = straight and place[cols[i]] == first + i
     for i in range(width):
         if row[i] != 0.0:
             at, value = place[cols[i]], factor * row[i]
-            for j in range(i + 1):
-                put(K, at, place[cols[j]], value * row[j])
+            if straight:
+                out = K[at]
+                for j in range(i + 1):
+                    out[first + j] += value * row[j]
+            else:
+                for j in range(i + 1):
+                    put(K, at, place[cols[j]], value * row[j])
 
 
 @inner

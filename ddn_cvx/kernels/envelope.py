@@ -73,47 +73,93 @@ def _postorder(adjacent: NDArray[np.bool_]) -> Integers:
 
 
 @inner
-def factor(K: Any, first: Any, sign: Any, tolerance: float, row: Any) -> bool:
+def factor(K: Any, first: Any, sign: Any, tolerance: float, row: Any, other: Any) -> bool:
     """``L S L' = K`` in place of the lower triangle; False where a pivot has the wrong sign or is below ``tolerance`` of
-    the terms it is the sum of. ``row`` is scratch of the order of K."""
-    n = first.shape[0]
-    for j in range(n):
-        start = first[j]
-        diagonal = K[j, j] * sign[j]
-        pivot, size = diagonal, abs(diagonal)
-        for k in range(start, j):
-            value = sign[k] * K[j, k]
-            row[k] = value
-            square = sign[j] * value * K[j, k]
-            pivot -= square
-            size += max(-square, 0.0)
-        if not pivot > tolerance * size:
+    the terms it is the sum of. ``row`` and ``other`` are scratch of the order of K."""
+    n, j = first.shape[0], 0
+    while j < n:
+        if not _pivot(K, j, first[j], sign, tolerance, row):
             return False
-        root = pivot**0.5
-        K[j, j] = root
-        inverse = sign[j] / root
-        i = j + 1
-        while i + 3 < n:  # four rows at a time share the loads of row j
-            low = min(min(first[i], first[i + 1]), min(first[i + 2], first[i + 3]))
-            if low <= j:
-                low = max(low, start)
-                a, b, c, d = K[i, j], K[i + 1, j], K[i + 2, j], K[i + 3, j]
-                for k in range(low, j):
-                    m = row[k]
-                    a -= K[i, k] * m
-                    b -= K[i + 1, k] * m
-                    c -= K[i + 2, k] * m
-                    d -= K[i + 3, k] * m
-                K[i, j], K[i + 1, j], K[i + 2, j], K[i + 3, j] = a * inverse, b * inverse, c * inverse, d * inverse
-            i += 4
+        start, inverse = first[j], sign[j] / K[j, j]
+        paired = j + 1 < n and first[j + 1] <= j
+        if paired:
+            total = K[j + 1, j]
+            for k in range(max(start, first[j + 1]), j):
+                total -= K[j + 1, k] * row[k]
+            K[j + 1, j] = total * inverse
+            if not _pivot(K, j + 1, first[j + 1], sign, tolerance, other):
+                return False
+            for k in range(min(start, first[j + 1]), max(start, first[j + 1])):
+                if k < start:
+                    row[k] = 0.0
+                else:
+                    other[k] = 0.0
+            start = min(start, first[j + 1])
+        second = sign[j + 1] / K[j + 1, j + 1] if paired else 0.0
+        i = j + 2 if paired else j + 1
         while i < n:
-            if first[i] <= j:
+            if i + 3 < n:  # four rows at a time share the loads of the row or of two
+                low = min(min(first[i], first[i + 1]), min(first[i + 2], first[i + 3]))
+                if low <= j + (1 if paired else 0):
+                    low = max(low, start)
+                    r0, r1, r2, r3 = K[i], K[i + 1], K[i + 2], K[i + 3]
+                    a, b, c, d = r0[j], r1[j], r2[j], r3[j]
+                    if paired:
+                        e, f, g, h = r0[j + 1], r1[j + 1], r2[j + 1], r3[j + 1]
+                        for k in range(low, j):
+                            m, p = row[k], other[k]
+                            a -= r0[k] * m
+                            b -= r1[k] * m
+                            c -= r2[k] * m
+                            d -= r3[k] * m
+                            e -= r0[k] * p
+                            f -= r1[k] * p
+                            g -= r2[k] * p
+                            h -= r3[k] * p
+                        a, b, c, d = a * inverse, b * inverse, c * inverse, d * inverse
+                        p = other[j]
+                        r0[j + 1], r1[j + 1] = (e - a * p) * second, (f - b * p) * second
+                        r2[j + 1], r3[j + 1] = (g - c * p) * second, (h - d * p) * second
+                        r0[j], r1[j], r2[j], r3[j] = a, b, c, d
+                    else:
+                        for k in range(low, j):
+                            m = row[k]
+                            a -= r0[k] * m
+                            b -= r1[k] * m
+                            c -= r2[k] * m
+                            d -= r3[k] * m
+                        r0[j], r1[j], r2[j], r3[j] = a * inverse, b * inverse, c * inverse, d * inverse
+                i += 4
+                continue
+            low = max(first[i], start)
+            if low <= j:
                 a = K[i, j]
-                for k in range(max(first[i], start), j):
+                for k in range(low, j):
                     a -= K[i, k] * row[k]
                 K[i, j] = a * inverse
+            if paired and low <= j + 1:
+                a = K[i, j + 1]
+                for k in range(low, j + 1):
+                    a -= K[i, k] * other[k]
+                K[i, j + 1] = a * second
             i += 1
+        j += 2 if paired else 1
     return True
+
+
+@inner
+def _pivot(K: Any, j: int, start: int, sign: Any, tolerance: float, row: Any) -> bool:
+    """The pivot of row j in place, and ``row = SK`` left of it."""
+    diagonal = K[j, j] * sign[j]
+    pivot, size = diagonal, abs(diagonal)
+    for k in range(start, j):
+        value = sign[k] * K[j, k]
+        row[k] = value
+        square = sign[j] * value * K[j, k]
+        pivot -= square
+        size += max(-square, 0.0)
+    K[j, j] = pivot**0.5
+    return bool(pivot > tolerance * size)
 
 
 @inner
@@ -125,7 +171,6 @@ def solve(L: Any, first: Any, sign: Any, z: Any) -> None:
         for k in range(first[i], i):
             a -= L[i, k] * z[k]
         z[i] = a / L[i, i]
-    # L S w = z was solved without the signs: they commute with nothing but are applied here, once
     for i in range(n):
         z[i] *= sign[i]
     for i in range(n - 1, -1, -1):

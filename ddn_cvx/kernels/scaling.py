@@ -17,6 +17,7 @@ from ddn_cvx.kernels.dense import cholesky, dot
 from ddn_cvx.kernels.eigen import eigen
 from ddn_cvx.kernels.jit import inner
 from ddn_cvx.kernels.table import (
+    BLOCK_STARTS,
     BLOCKS,
     EXPONENTIAL,
     KIND,
@@ -25,6 +26,7 @@ from ddn_cvx.kernels.table import (
     ORDER,
     SECOND_ORDER,
     STARTS,
+    W_BLOCK,
     W_ETA,
     W_INVERSE,
     W_POINT,
@@ -205,26 +207,36 @@ def congruence(T: Any, W: Any, code: int, k: int, x: Any, out: Any, order: int, 
     X, Y, Z = scratch(T, W, W_X, order), scratch(T, W, W_Y, order), scratch(T, W, W_Z, order)
     to_matrix(x, X)
     for i in range(order):
+        above, below = Y[i], Z[i]
         for j in range(order):
-            Y[i, j] = 0.0
+            above[j] = below[j] = 0.0
         for p in range(order):
-            factor = R[p, i] if transposed else R[i, p]
+            factor, line = R[p, i] if transposed else R[i, p], X[p]
             for j in range(order):
-                Y[i, j] += factor * X[p, j]
-    for i in range(order):
-        for j in range(i + 1):
-            total = 0.0
+                above[j] += factor * line[j]
+        if transposed:
             for p in range(order):
-                total += Y[i, p] * (R[p, j] if transposed else R[j, p])
-            Z[i, j] = Z[j, i] = total
+                factor, line = above[p], R[p]
+                for j in range(order):
+                    below[j] += factor * line[j]
+        else:
+            for j in range(order):
+                below[j] = dot(above, R[j])
     to_vector(Z, out)
 
 
 @inner
+def formed(T: Any, W: Any, k: int) -> Any:
+    """Where the matrix ``H^-1`` of block k is kept."""
+    start, size = T[W_BLOCK] + T[T[BLOCK_STARTS] + k], T[T[STARTS] + k + 1] - T[T[STARTS] + k]
+    return W[start : start + size * size].reshape(size, size)
+
+
+@inner
 def inverse_times(T: Any, W: Any, x: Any, out: Any) -> None:
-    """``out = H^-1 x``, zero in the rows of equalities; out may be x."""
-    kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
-    w = space(T, W, W_INVERSE)
+    """``out = H^-1 x``, zero in the rows of equalities; out may be x. The matrices are there (``inverse_block``)."""
+    kind, starts = part(T, KIND), part(T, STARTS)
+    w, held = space(T, W, W_INVERSE), side(T, W, 18)
     for i in range(T[LINEAR]):
         out[i] = w[i] * x[i] if i >= T[ZERO] else 0.0
     for k in range(T[BLOCKS]):
@@ -237,22 +249,24 @@ def inverse_times(T: Any, W: Any, x: Any, out: Any) -> None:
             out[a] = factor * (along * w[a] - x[a])
             for i in range(a + 1, b):
                 out[i] = factor * (x[i] - along * w[i])
-        elif kind[k] == EXPONENTIAL:
-            exp3.times(block(T, W, W_R_INVERSE, k, 3), x[a:b], out[a:b])
         else:
-            congruence(T, W, W_R_INVERSE, k, x[a:b], out[a:b], order[k], False)
-            congruence(T, W, W_R_INVERSE, k, out[a:b], out[a:b], order[k], True)
+            matrix = formed(T, W, k)
+            for i in range(a, b):
+                held[i] = x[i]
+            for i in range(a, b):
+                out[i] = dot(matrix[i - a], held[a:b])
 
 
 @inner
-def inverse_block(T: Any, W: Any, k: int, kind: int, order: int, out: Any) -> None:
-    """The matrix ``H^-1`` of a semidefinite or exponential block."""
+def inverse_block(T: Any, W: Any, k: int, kind: int, order: int) -> Any:
+    """The matrix ``H^-1`` of a semidefinite or exponential block, which is kept."""
+    out = formed(T, W, k)
     R = block(T, W, W_R_INVERSE, k, order)
     if kind == EXPONENTIAL:
         for i in range(3):
             for j in range(3):
                 out[i, j] = R[i, j]
-        return
+        return out
     G = scratch(T, W, W_X, order)
     for i in range(order):
         for j in range(i + 1):
@@ -277,6 +291,7 @@ def inverse_block(T: Any, W: Any, k: int, kind: int, order: int, out: Any) -> No
                     out[row, column] = out[column, row] = value
                     column += 1
             row += 1
+    return out
 
 
 @inner

@@ -21,19 +21,21 @@ Integers = NDArray[np.int64]
 SECOND_ORDER, SEMIDEFINITE, EXPONENTIAL = range(3)
 
 # Single numbers: sizes; rows above the first block; blocks; the number that s'y is divided by for the barrier parameter;
-# most rows, largest matrix order and most columns of a block; whether the columns of A are runs.
+# most rows, largest matrix order and most columns of a block; whether runs in the columns of A are long.
 N, M, ZERO, LINEAR, BLOCKS, DEGREE, TALLEST, MATRIX, WIDEST, RUNS = range(10)
 
-# Sections of the table: stored entries of P's upper triangle and of A, and where its columns begin; the entries of A row
-# by row, and the places of their columns among those of their block; kind, first row and order of each block, its columns,
+# Sections of the table: stored entries of P's upper triangle and of A, where runs of entries of A below each other begin,
+# and their first rows and columns; the entries of A row by row, and the places of their columns among those of their block; kind, first row and order of each block, its columns,
 # and whether its entries are few; the order in which variables are eliminated and where their rows begin; the lowest and
 # highest rank among the columns of each row and block; variables that must be unique; where variables and equalities stand
-# in the matrix of the interior-point method, and where its rows begin; where the products of each block are kept.
+# in the matrix of the interior-point method, and where its rows begin; where the products and the scaling of each block
+# are kept.
 (
-    P_ROWS, P_COLS, A_ROWS, A_COLS, A_STARTS, ROW_STARTS, ENTRIES, PLACE, KIND, STARTS, ORDER, COL_STARTS, COLS, THIN, RANK,
+    P_ROWS, P_COLS, A_ROWS, A_COLS, RUN_STARTS, RUN_ROWS, RUN_COLS, ROW_STARTS, ENTRIES, PLACE, KIND, STARTS, ORDER, COL_STARTS, COLS, THIN, RANK,
     FIRST, ROW_LOW, ROW_HIGH, BLOCK_LOW, BLOCK_HIGH, VISIBLE, OWN_PLACE, OWN_FIRST, OWN_ROW, KEPT_STARTS,
-) = range(10, 35)  # fmt: skip
-SECTIONS = 36
+    BLOCK_STARTS,
+) = range(10, 38)  # fmt: skip
+SECTIONS = 39
 
 # Sections of the scratch space of integers: where variables and held rows stand in the KKT matrix, and where its rows begin;
 # the rows of ``spectrum``.
@@ -44,9 +46,12 @@ INTEGERS = SECTIONS + 12
 (
     W_K, W_SIGN, W_SIDE, W_SCALE, W_LIFT, W_TOPS, W_SIDES, W_SLACK, W_WEIGHT, W_ACROSS, W_AXIS, W_U, W_LOCAL, W_GRAM,
     W_BLOCK, W_KEPT, W_POINT, W_INVERSE, W_ETA, W_R, W_R_INVERSE, W_VALUES, W_X, W_Y, W_Z, W_P, W_Q, W_A, W_B,
-) = range(INTEGERS, INTEGERS + 29)  # fmt: skip
-HEADER = INTEGERS + 30
+    W_OTHER,
+) = range(INTEGERS, INTEGERS + 30)  # fmt: skip
+HEADER = INTEGERS + 31
 
+LONG = 4
+"""Entries a run must have on average for loops over runs to be faster than one loop over all."""
 TOPS, SIDES = 16, 20
 """Vectors of n and of m numbers."""
 
@@ -83,21 +88,24 @@ def table(
     heights, matrix = np.diff(starts), int(order[kind == SEMIDEFINITE].max(initial=3))
     tallest, widest = int(heights.max(initial=1)), int(widths.max(initial=1))
     kept = np.where((kind == SECOND_ORDER) & ~np.array(thin, bool), widths**2, 0)
+    formed = np.where(kind == SECOND_ORDER, 0, heights**2)
+    breaks = (np.diff(rows) != 1) | (np.diff(columns) != 0)
+    runs = np.concatenate([[0], 1 + np.flatnonzero(breaks), [len(rows)]])
     degree = int(np.choose(kind, [np.ones_like(order), order, np.full_like(order, 3)]).sum())
     sections = [
-        structure.P_rows, structure.P_cols, rows, columns, structure.A_starts, row_starts, entries, place, kind, starts,
+        structure.P_rows, structure.P_cols, rows, columns, runs, rows[runs[:-1]], columns[runs[:-1]], row_starts, entries, place, kind, starts,
         order, np.cumsum([0, *widths]), np.concatenate(cols), np.array(thin), rank, first, *np.array(row_reach).reshape(m, 2).T,
-        *np.array(block_reach).T, visible, *_own_places(rank, first, row_reach[:zero]), np.cumsum([0, *kept]),
+        *np.array(block_reach).T, visible, *_own_places(rank, first, row_reach[:zero]), np.cumsum([0, *kept]), np.cumsum([0, *formed]),
     ]  # fmt: skip
     whole, k = n + m, len(blocks)
     integers = [n, n, n, whole, whole, m, m, m, m, 3, n]
     numbers = [
         whole * whole, whole, whole, whole, whole, TOPS * n, SIDES * m, m, m, k, m, m * tallest, tallest * widest, widest**2,
-        tallest**2, kept.sum(), m, m, k, *(k * matrix**2,) * 2, k * matrix, *(matrix**2,) * 3,
-        len(structure.P_rows), n, len(rows), m,
+        formed.sum(), kept.sum(), m, m, k, *(k * matrix**2,) * 2, k * matrix, *(matrix**2,) * 3,
+        len(structure.P_rows), n, len(rows), m, whole,
     ]  # fmt: skip
     sizes = [len(section) for section in sections]
-    single = [n, m, zero, linear, k, degree, tallest, matrix, widest, structure.A_runs]
+    single = [n, m, zero, linear, k, degree, tallest, matrix, widest, len(rows) >= LONG * (len(runs) - 1)]
     offsets = [np.cumsum([HEADER, *sizes]), np.cumsum([0, *integers]), np.cumsum([0, *numbers])]
     return np.concatenate([np.asarray(part, np.int64) for part in (single, *offsets, *sections)])
 
@@ -169,13 +177,14 @@ def add_P(T: Any, P: Any, factor: float, x: Any, out: Any) -> None:
 @inner
 def add_A(T: Any, A: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor A x``."""
-    rows, cols, starts = part(T, A_ROWS), part(T, A_COLS), part(T, A_STARTS)
     if T[RUNS]:
-        for j in range(T[N]):
-            start, first, value = starts[j], rows[starts[j]], factor * x[j]
+        rows, cols, starts = part(T, RUN_ROWS), part(T, RUN_COLS), part(T, RUN_STARTS)
+        for j in range(rows.shape[0]):
+            start, first, value = starts[j], rows[j], factor * x[cols[j]]
             for k in range(starts[j + 1] - start):
                 out[first + k] += value * A[start + k]
         return
+    rows, cols = part(T, A_ROWS), part(T, A_COLS)
     for k in range(A.shape[0]):
         out[rows[k]] += factor * A[k] * x[cols[k]]
 
@@ -183,13 +192,14 @@ def add_A(T: Any, A: Any, factor: float, x: Any, out: Any) -> None:
 @inner
 def add_At(T: Any, A: Any, factor: float, y: Any, out: Any) -> None:
     """``out <- out + factor A' y``."""
-    rows, cols, starts = part(T, A_ROWS), part(T, A_COLS), part(T, A_STARTS)
     if T[RUNS]:
-        for j in range(T[N]):
-            start, first, total = starts[j], rows[starts[j]], 0.0
+        rows, cols, starts = part(T, RUN_ROWS), part(T, RUN_COLS), part(T, RUN_STARTS)
+        for j in range(rows.shape[0]):
+            start, first, total = starts[j], rows[j], 0.0
             for k in range(starts[j + 1] - start):
                 total += A[start + k] * y[first + k]
-            out[j] += factor * total
+            out[cols[j]] += factor * total
         return
+    rows, cols = part(T, A_ROWS), part(T, A_COLS)
     for k in range(A.shape[0]):
         out[cols[k]] += factor * A[k] * y[rows[k]]
