@@ -35,8 +35,8 @@ LIMIT = 100
 PROXIMAL = 1e-10
 """What is added to the diagonal, next to the scaled data."""
 REFINEMENTS = 2
-PRECISE = 1e-11
-"""Residual of a step, next to the scaled data, that is not refined."""
+PRECISE = 0.01
+"""Residual of a step, next to the goal, that is not refined."""
 LEFT = 0.01
 """Part of the way to the boundary that a step leaves."""
 PASSES = 2
@@ -192,7 +192,7 @@ def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> 
         iteration += 1
         for j in range(n):
             x1[j] = -q[j]
-        _direction(T, W, x1, b, x2, z2, True)
+        _direction(T, W, x1, b, x2, z2, PRECISE * goal)
         for j in range(n):
             x1[j] = -rx[j]
         for i in range(m):
@@ -209,7 +209,7 @@ def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> 
                 for j in range(n):
                     x1[j] = -aim * rx[j]
                 target += dkappa * dtau - sigma * mu
-            _direction(T, W, x1, right, dx, dz, corrector)
+            _direction(T, W, x1, right, dx, dz, PRECISE * goal if corrector else np.inf)
             dtau = (target / tau - aim * rt - dot(g, dx) - dot(b, dz)) / below
             add(dx, dtau, x2)
             add(dz, dtau, z2)
@@ -319,7 +319,7 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
 
 
 @inner
-def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, refined: bool) -> None:
+def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, precise: float) -> None:
     """``P dx + A'dz = above, A dx - H dz = right``; what is lost where H is small shows in the first line."""
     P, A, place, rows = space(T, W, W_P), space(T, W, W_A), part(T, OWN_PLACE), part(T, OWN_ROW)
     z, left, missing, moved, step, sign = space(T, W, W_SIDE), top(T, W, 8), side(T, W, 7), side(T, W, 8), top(T, W, 9), space(T, W, W_SIGN)
@@ -348,12 +348,12 @@ def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, refined
         for i in range(T[ZERO]):
             moved[i] = z[rows[i]]
         add(dz, 1.0, moved)
-        if not refined or attempt == REFINEMENTS:
+        if precise == np.inf or attempt == REFINEMENTS:
             break
         copy(above, left)
         add_P(T, P, -1.0, dx, left)
         add_At(T, A, -1.0, dz, left)
-        if largest(left) <= PRECISE:
+        if largest(left) <= precise:
             break
         copy(right, missing)
         add_A(T, A, -1.0, dx, missing)

@@ -33,7 +33,7 @@ PIVOT = 1e-10
 REFINEMENTS = 3
 GOOD = 1e-8
 """Residual, relative to the right-hand side, from which one step of refinement reaches what rounding allows."""
-GOAL = 1e-14
+GOAL = 3e-14
 """Relative residual at which Newton's method has nothing left to gain."""
 NEWTON_STEPS = 12
 HALVINGS = 8
@@ -342,11 +342,12 @@ def _polish(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, W: A
     n, m = T[N], T[M]
     r, a, point, trial_point, above = top(T, W, 4), top(T, W, 5), top(T, W, 6), top(T, W, 7), top(T, W, 8)
     t, c, v, trial_v, below = side(T, W, 8), side(T, W, 9), side(T, W, 10), side(T, W, 11), side(T, W, 12)
-    y_new, s_new = side(T, W, 6), side(T, W, 7)
+    y_new, s_new, y_kept = side(T, W, 6), side(T, W, 7), side(T, W, 14)
     copy(x, point)
     for i in range(m):
         v[i] = y[i] - s[i]
     good = decompose(T, v, y_new, s_new, W, J)
+    copy(y_new, y_kept)
     error = residual(T, P, q, A, b, point, y_new, s_new, above, below, W)
     for _ in range(NEWTON_STEPS):
         if error <= GOAL or not good or not prepare(T, P, A, W, J):
@@ -375,14 +376,17 @@ def _polish(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, W: A
             break
         copy(trial_point, point)
         copy(trial_v, v)
+        copy(y_new, y_kept)
         stalled = trial > 0.1 * error and error < 1e-12
         error = trial
         if stalled:
             break
     if not error < given:
         return given
-    decompose(T, v, y, s, W, J)
     copy(point, x)
+    copy(y_kept, y)
+    for i in range(m):
+        s[i] = y[i] - v[i]
     return error
 
 
