@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.implicit import Implicit
-from ddn_cvx.kernels import conic_kkt, kkt, spectrum, substitution
+from ddn_cvx.kernels import conic_newton, kkt, spectrum, substitution
 from ddn_cvx.kernels.jit import spread
 from ddn_cvx.kernels.structure import Structure
 from ddn_cvx.program.base import Binding
@@ -139,7 +139,7 @@ def _solve_once(
         g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.empty(gx.shape[0], np.bool_)
         work = structure.n**3 / 3 + 10 * (structure.n + structure.m) ** 2
         curved = ctx.binding.program.curved
-        kernel, known = (kkt.reverse_once, structure) if curved is None else (conic_kkt.reverse_once, curved)
+        kernel, known = (kkt.reverse_once, structure) if curved is None else (conic_newton.reverse_once, curved)
         spread(kernel, gx.shape[0], work, known, *values, *cotangent, g, h, healthy)
         if healthy.all():
             return g, h

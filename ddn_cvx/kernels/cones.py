@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from ddn_cvx.kernels.eigen import eigen
 from ddn_cvx.kernels.jit import inner
 
 ROOT = 2.0**0.5

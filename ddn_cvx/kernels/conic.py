@@ -8,7 +8,7 @@ Mehrotra's predictor and corrector, Nesterov and Todd's scaling for symmetric co
 the others. A step condenses the cones, ``P + A'H^-1 A``, and factors what is left with the equalities in an envelope; the
 part of a large second-order cone that does not change with its scaling is multiplied out once.
 
-The answer is good to the accuracy asked for; what is then left is for Newton's method (``conic_kkt.polish``).
+The answer is good to the accuracy asked for; what is then left is for Newton's method (``conic_newton.polish``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,52 @@ import numpy as np
 from ddn_cvx.kernels import envelope
 from ddn_cvx.kernels.conic_kkt import add_outer, add_pairs, gather, products, put, row_of
 from ddn_cvx.kernels.dense import add, copy, dot, fill, is_finite, largest
-from ddn_cvx.kernels.jit import inner, jit
+from ddn_cvx.kernels.jit import inner, jit, once
 from ddn_cvx.kernels.scaling import inverse_block, inverse_times, length, shift, unit, update
 from ddn_cvx.kernels.table import (
-    A_COLS, A_ROWS, BLOCKS, COL_STARTS, COLS, DEGREE, ENTRIES, KEPT_STARTS, KIND, LINEAR, ORDER, OWN_FIRST, OWN_PLACE, OWN_ROW,
-    P_COLS, P_ROWS, ROW_STARTS, SECOND_ORDER, STARTS, THIN, W_A, W_B, W_ETA, W_INVERSE, W_K, W_KEPT, W_P, W_Q,
-    W_OTHER, W_SIDE, W_SIGN, ZERO, M, N, add_A, add_At, add_P, matrix, part, side, space, top, workspace,
+    A_COLS,
+    A_ROWS,
+    BLOCKS,
+    COL_STARTS,
+    COLS,
+    DEGREE,
+    ENTRIES,
+    KEPT_STARTS,
+    KIND,
+    LINEAR,
+    ORDER,
+    OWN_FIRST,
+    OWN_PLACE,
+    OWN_ROW,
+    P_COLS,
+    P_ROWS,
+    ROW_STARTS,
+    SECOND_ORDER,
+    STARTS,
+    THIN,
+    W_A,
+    W_B,
+    W_ETA,
+    W_INVERSE,
+    W_K,
+    W_KEPT,
+    W_OTHER,
+    W_P,
+    W_Q,
+    W_SIDE,
+    W_SIGN,
+    ZERO,
+    M,
+    N,
+    add_A,
+    add_At,
+    add_P,
+    matrix,
+    part,
+    side,
+    space,
+    top,
+    workspace,
 )  # fmt: skip
 
 SOLVED, BROKEN, INVALID = 0, 5, 6
@@ -60,8 +100,8 @@ def solve(
     iterations: Any,
     goal: float,
 ) -> None:
-    """Fill in x (B, n), y (B, m), s (B, m), the relative residuals ``errors`` (B,), which are at most ``goal`` unless no more
-    progress was made, and iterations (B,).
+    """Fill in x (B, n), y (B, m), s (B, m), relative residuals ``errors`` (B,), at most ``goal`` unless no more progress was
+    made, and iterations (B,).
 
     Elements without a point have infinite errors; nothing is said of infeasible and unbounded ones. ``status`` (B,) is
     set for those that hold numbers that are not finite.
@@ -145,7 +185,7 @@ def _multiply_out(T: Any, W: Any) -> None:
                     kept[i * width + j] = gram[i, j] - first[i] * first[j]
 
 
-@inner
+@once
 def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> tuple[float, int]:
     """Steps until the residuals and the gap are at most ``goal``; returns what they are, infinite if there is no point, and
     the number of steps. ``pair`` is tau and kappa."""
@@ -322,7 +362,14 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
 def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, precise: float) -> None:
     """``P dx + A'dz = above, A dx - H dz = right``; what is lost where H is small shows in the first line."""
     P, A, place, rows = space(T, W, W_P), space(T, W, W_A), part(T, OWN_PLACE), part(T, OWN_ROW)
-    z, left, missing, moved, step, sign = space(T, W, W_SIDE), top(T, W, 8), side(T, W, 7), side(T, W, 8), top(T, W, 9), space(T, W, W_SIGN)
+    z, left, missing, moved, step, sign = (
+        space(T, W, W_SIDE),
+        top(T, W, 8),
+        side(T, W, 7),
+        side(T, W, 8),
+        top(T, W, 9),
+        space(T, W, W_SIGN),
+    )
     whole = T[N] + T[ZERO]
     copy(above, left)
     copy(right, missing)

@@ -46,7 +46,7 @@ def _postorder(adjacent: NDArray[np.bool_]) -> Integers:
     np.fill_diagonal(adjacent, False)
     degree, left = adjacent.sum(1), np.ones(n, bool)
     eliminated: list[int] = []
-    later: list[NDArray[np.bool_]] = []
+    later: list[NDArray[Any]] = []
     for _ in range(n):
         variable = int(np.where(left, degree, n + 1).argmin())
         left[variable] = False
@@ -59,8 +59,8 @@ def _postorder(adjacent: NDArray[np.bool_]) -> Integers:
     position = np.empty(n, np.int64)
     position[eliminated] = np.arange(n)
     children: list[list[int]] = [[] for _ in range(n + 1)]
-    for k, neighbours in enumerate(later):
-        children[int(position[neighbours].min()) if len(neighbours) else n].append(k)
+    for k, after in enumerate(later):
+        children[int(position[after].min()) if len(after) else n].append(k)
     order, stack = [], [(n, False)]
     while stack:
         node, seen = stack.pop()

@@ -21,8 +21,11 @@ INSIDE, FLAT, POLAR, CURVED = range(4)
 
 @inner
 def frame(x: float, y: float, z: float, out: Any) -> int:
-    """The region in which (x, y, z) lies and, if that is CURVED, ``out`` (11,): the unit vectors p, n, w along the projection,
-    along what it takes away, and across, the length of the projection, and the share of w that the derivative keeps."""
+    """The region in which (x, y, z) lies.
+
+    If that is CURVED, ``out`` (11,) holds the unit vectors p, n, w along the projection, along what it takes away, and
+    across, the length of the projection, and the share of w that the derivative keeps.
+    """
     size = max(abs(x), max(abs(y), abs(z)))
     size = 1.0 if size == 0.0 else size
     x, y, z = x / size, y / size, z / size
@@ -89,9 +92,7 @@ def _ratio(x: float, y: float, z: float) -> float:
 
 
 @inner
-def _mismatch(
-    theta: float, x: float, y: float, z: float, lower: float, span: float, shift: float
-) -> tuple[float, float]:
+def _mismatch(theta: float, x: float, y: float, z: float, lower: float, span: float, shift: float) -> tuple[float, float]:
     step = np.exp(theta)
     rho = lower + step
     q = rho * (rho - 1.0) + 1.0

@@ -1,10 +1,10 @@
 """The scaling of an exponential cone for the interior-point method.
 
-With the barrier ``f*(z) = -log(v - u - u log(-w / u)) - log(-u) - log w`` of the dual cone at ``z = (u, v, w)``, its conjugate
-f, and the shadows ``s~ = -grad f*(z)``, ``z~ = -grad f(s)``, the matrix H maps z to s and z~ to s~ and is close to the
-barrier's Hessian (Dahl & Andersen, "A primal-dual interior-point algorithm for nonsymmetric exponential-cone
-optimization", 2022; the form of the rank-one terms is that of Goulart & Chen, "Clarabel", 2024). Where s and z are
-central already, H is a multiple of the Hessian.
+With the barrier ``f*(z) = -log(v - u - u log(-w / u)) - log(-u) - log w`` of the dual cone at ``z = (u, v, w)``, its
+conjugate f, and the shadows ``s~ = -grad f*(z)``, ``z~ = -grad f(s)``, the matrix H maps z to s and z~ to s~ and is close
+to the barrier's Hessian (Dahl & Andersen, "A primal-dual interior-point algorithm for nonsymmetric exponential-cone
+optimization", 2022; the rank-one terms as in Goulart & Chen, "Clarabel", 2024). Where s and z are central already, H is a
+multiple of the Hessian.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def inside(s: Any, ds: Any, z: Any, dz: Any, step: float) -> bool:
 @inner
 def _gradient(z: Any) -> tuple[float, float, float]:
     """Of f*."""
-    l = np.log(-z[2] / z[0])
-    c = 1.0 / (-z[0] * l - z[0] + z[1])
-    return c * l - 1.0 / z[0], -c, (c * z[0] - 1.0) / z[2]
+    ratio = np.log(-z[2] / z[0])
+    c = 1.0 / (-z[0] * ratio - z[0] + z[1])
+    return c * ratio - 1.0 / z[0], -c, (c * z[0] - 1.0) / z[2]
 
 
 @inner
 def _hessian(z: Any, H: Any) -> None:
-    l = np.log(-z[2] / z[0])
-    r = -z[0] * l - z[0] + z[1]
-    H[0, 0] = 1.0 / (z[0] * z[0]) - 1.0 / (r * z[0]) + (l / r) ** 2
-    H[0, 1] = H[1, 0] = -l / (r * r)
+    ratio = np.log(-z[2] / z[0])
+    r = -z[0] * ratio - z[0] + z[1]
+    H[0, 0] = 1.0 / (z[0] * z[0]) - 1.0 / (r * z[0]) + (ratio / r) ** 2
+    H[0, 1] = H[1, 0] = -ratio / (r * r)
     H[1, 1] = 1.0 / (r * r)
     H[0, 2] = H[2, 0] = (z[1] - z[0]) / (r * r * z[2])
     H[1, 2] = H[2, 1] = -z[0] / (r * r * z[2])
@@ -151,13 +151,13 @@ def shift(z: Any, ds: Any, dz: Any, target: float, out: Any) -> None:
         return
     lower(H, u)
     lower_transposed(H, u)
-    l = np.log(-z[2] / z[0])
-    r = -z[0] * l - z[0] + z[1]
+    ratio = np.log(-z[2] / z[0])
+    r = -z[0] * ratio - z[0] + z[1]
     dl = dz[2] / z[2] - dz[0] / z[0]
-    dr = dz[1] - dz[0] - dz[0] * l - z[0] * dl
+    dr = dz[1] - dz[0] - dz[0] * ratio - z[0] * dl
     rr, tail = r * r, 2.0 * dr / r + dz[2] / z[2]
-    H00 = -2.0 * dz[0] / z[0] ** 3 + (dr / r + dz[0] / z[0]) / (r * z[0]) + 2.0 * l / rr * (dl - l * dr / r)
-    H01 = (2.0 * l * dr / r - dl) / rr
+    H00 = -2.0 * dz[0] / z[0] ** 3 + (dr / r + dz[0] / z[0]) / (r * z[0]) + 2.0 * ratio / rr * (dl - ratio * dr / r)
+    H01 = (2.0 * ratio * dr / r - dl) / rr
     H11 = -2.0 * dr / (rr * r)
     H02 = (dz[1] - dz[0] - (z[1] - z[0]) * tail) / (rr * z[2])
     H12 = (z[0] * tail - dz[0]) / (rr * z[2])

@@ -33,6 +33,9 @@ def jit(function: Callable[..., Any]) -> Any:
 inner: Callable[..., Any] = partial(numba.njit, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
 """For functions that only kernels call."""
 
+once: Callable[..., Any] = partial(numba.njit, inline="always", **_OPTIONS)
+"""For functions that one kernel calls in one place: they are compiled as a part of it, and not by themselves."""
+
 SHARE = 40_000
 """Batches with less work than this, in operations, stay in the calling thread: waking others takes as long."""
 

@@ -41,7 +41,7 @@ from ddn_cvx.kernels.table import (
     part,
     side,
     space,
-)
+)  # fmt: skip
 
 SHRINK = 0.8
 """By this a step is shortened until it stays inside a cone that is not symmetric."""

@@ -40,7 +40,7 @@ from ddn_cvx.kernels.table import (
     part,
     space,
     workspace,
-)
+)  # fmt: skip
 
 HELD = 1e-3
 """Rows with ``1 - lambda`` below this are held."""

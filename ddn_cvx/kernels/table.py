@@ -25,21 +25,23 @@ SECOND_ORDER, SEMIDEFINITE, EXPONENTIAL = range(3)
 N, M, ZERO, LINEAR, BLOCKS, DEGREE, TALLEST, MATRIX, WIDEST, RUNS = range(10)
 
 # Sections of the table: stored entries of P's upper triangle and of A, where runs of entries of A below each other begin,
-# and their first rows and columns; the entries of A row by row, and the places of their columns among those of their block; kind, first row and order of each block, its columns,
-# and whether its entries are few; the order in which variables are eliminated and where their rows begin; the lowest and
-# highest rank among the columns of each row and block; variables that must be unique; where variables and equalities stand
-# in the matrix of the interior-point method, and where its rows begin; where the products and the scaling of each block
-# are kept.
+# and their first rows and columns; the entries of A row by row, and the places of their columns among those of their
+# block; kind, first row and order of each block, its columns, and whether its entries are few; the order in which
+# variables are eliminated and where their rows begin; the lowest and highest rank among the columns of each row and block;
+# variables that must be unique; where variables and equalities stand in the matrix of the interior-point method, and where
+# its rows begin; where the products and the scaling of each block are kept.
 (
-    P_ROWS, P_COLS, A_ROWS, A_COLS, RUN_STARTS, RUN_ROWS, RUN_COLS, ROW_STARTS, ENTRIES, PLACE, KIND, STARTS, ORDER, COL_STARTS, COLS, THIN, RANK,
-    FIRST, ROW_LOW, ROW_HIGH, BLOCK_LOW, BLOCK_HIGH, VISIBLE, OWN_PLACE, OWN_FIRST, OWN_ROW, KEPT_STARTS,
-    BLOCK_STARTS,
+    P_ROWS, P_COLS, A_ROWS, A_COLS, RUN_STARTS, RUN_ROWS, RUN_COLS, ROW_STARTS, ENTRIES, PLACE, KIND, STARTS, ORDER,
+    COL_STARTS, COLS, THIN, RANK, FIRST, ROW_LOW, ROW_HIGH, BLOCK_LOW, BLOCK_HIGH, VISIBLE, OWN_PLACE, OWN_FIRST, OWN_ROW,
+    KEPT_STARTS, BLOCK_STARTS,
 ) = range(10, 38)  # fmt: skip
 SECTIONS = 39
 
 # Sections of the scratch space of integers: where variables and held rows stand in the KKT matrix, and where its rows begin;
 # the rows of ``spectrum``.
-(J_PLACE, J_BY_RANK, J_AFTER, J_FIRST, J_ROW, J_BLOCK, J_INDEX, J_W_BLOCK, J_W_INDEX, J_COUNTS, J_IDLE) = range(SECTIONS, SECTIONS + 11)
+(
+    J_PLACE, J_BY_RANK, J_AFTER, J_FIRST, J_ROW, J_BLOCK, J_INDEX, J_W_BLOCK, J_W_INDEX, J_COUNTS, J_IDLE,
+) = range(SECTIONS, SECTIONS + 11)  # fmt: skip
 INTEGERS = SECTIONS + 12
 
 # Sections of the scratch space of numbers.
@@ -56,9 +58,7 @@ TOPS, SIDES = 16, 20
 """Vectors of n and of m numbers."""
 
 
-def table(
-    structure: Structure, blocks: Sequence[tuple[int, int, int]], linear: int, visible: NDArray[np.bool_]
-) -> Integers:
+def table(structure: Structure, blocks: Sequence[tuple[int, int, int]], linear: int, visible: NDArray[np.bool_]) -> Integers:
     """The table of a program with cones: kind, first row and order of each block, below ``linear`` other rows."""
     n, m, zero = structure.n, structure.m, structure.zero
     kind, starts, order = (np.array([block[i] for block in blocks], np.int64) for i in range(3))
@@ -93,9 +93,10 @@ def table(
     runs = np.concatenate([[0], 1 + np.flatnonzero(breaks), [len(rows)]])
     degree = int(np.choose(kind, [np.ones_like(order), order, np.full_like(order, 3)]).sum())
     sections = [
-        structure.P_rows, structure.P_cols, rows, columns, runs, rows[runs[:-1]], columns[runs[:-1]], row_starts, entries, place, kind, starts,
-        order, np.cumsum([0, *widths]), np.concatenate(cols), np.array(thin), rank, first, *np.array(row_reach).reshape(m, 2).T,
-        *np.array(block_reach).T, visible, *_own_places(rank, first, row_reach[:zero]), np.cumsum([0, *kept]), np.cumsum([0, *formed]),
+        structure.P_rows, structure.P_cols, rows, columns, runs, rows[runs[:-1]], columns[runs[:-1]], row_starts,
+        entries, place, kind, starts, order, np.cumsum([0, *widths]), np.concatenate(cols), np.array(thin), rank, first,
+        *np.array(row_reach).reshape(m, 2).T, *np.array(block_reach).T, visible,
+        *_own_places(rank, first, row_reach[:zero]), np.cumsum([0, *kept]), np.cumsum([0, *formed]),
     ]  # fmt: skip
     whole, k = n + m, len(blocks)
     integers = [n, n, n, whole, whole, m, m, m, m, 3, n]

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ddn_cvx.kernels import conic, conic_kkt, interior_point
+from ddn_cvx.kernels import conic, conic_newton, interior_point
 from ddn_cvx.kernels.jit import spread
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
@@ -20,7 +20,7 @@ from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.compiled import solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
-GOALS = (1e-7, 1e-12)
+GOALS = (1e-6, 1e-12)
 """Relative residuals at which Newton's method on the optimality conditions takes over; the second for what it does not
 bring to the end from the first, as close to a kink."""
 FINISHED = 1e-12
@@ -78,8 +78,6 @@ class Mehrotra(Solver):
         errors, status, iterations = np.empty(batch), np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         work = 20.0 * (n * n + m) * 10
         threads = self.threads
-        spread(
-            conic.solve, batch, work, program.curved, *arrays, *points, errors, status, iterations, goal, threads=threads
-        )
-        spread(conic_kkt.polish, batch, work, program.curved, *arrays, *points, errors, threads=threads)
+        spread(conic.solve, batch, work, program.curved, *arrays, *points, errors, status, iterations, goal, threads=threads)
+        spread(conic_newton.polish, batch, work, program.curved, *arrays, *points, errors, threads=threads)
         return points, errors, status, iterations
