@@ -362,14 +362,8 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
 def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, precise: float) -> None:
     """``P dx + A'dz = above, A dx - H dz = right``; what is lost where H is small shows in the first line."""
     P, A, place, rows = space(T, W, W_P), space(T, W, W_A), part(T, OWN_PLACE), part(T, OWN_ROW)
-    z, left, missing, moved, step, sign = (
-        space(T, W, W_SIDE),
-        top(T, W, 8),
-        side(T, W, 7),
-        side(T, W, 8),
-        top(T, W, 9),
-        space(T, W, W_SIGN),
-    )
+    z, sign, left, step = space(T, W, W_SIDE), space(T, W, W_SIGN), top(T, W, 8), top(T, W, 9)
+    missing, moved = side(T, W, 7), side(T, W, 8)
     whole = T[N] + T[ZERO]
     copy(above, left)
     copy(right, missing)
