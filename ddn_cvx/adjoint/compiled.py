@@ -1,5 +1,4 @@
-"""The implicit derivative of small programs with equalities and inequalities, from parameters to solution in compiled
-code.
+"""The implicit derivative of small programs, from parameters to solution in compiled code.
 
 The mathematics is that of ``adjoint.implicit``. Between the parameters and the solution nothing of the size of the
 problem data is seen by autograd: the gradient goes from the KKT system straight to the parameters. A derivative of the
@@ -20,7 +19,7 @@ from torch.autograd import forward_ad
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.implicit import Implicit
-from ddn_cvx.kernels import kkt, substitution
+from ddn_cvx.kernels import conic_newton, kkt, spectrum, substitution
 from ddn_cvx.kernels.jit import spread
 from ddn_cvx.kernels.memory import empty
 from ddn_cvx.kernels.structure import Structure
@@ -128,6 +127,11 @@ def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor,
     g, h = _solve_once(ctx, structure, values, (ctx.data.P, ctx.data.A, v, ok), gx, gv)
     out, ends = empty(ctx.u.size), np.array([*accumulate(sizes)], np.int64)
     work, batch = 10 * len(substituted.offset), len(ctx.u)
+    curved = ctx.binding.program.curved
+    if curved is not None:  # handed y in place of v, and nothing to project
+        y, s = np.empty_like(values[2]), np.empty_like(values[2])
+        spread(spectrum.project, batch, 100 * structure.m, curved, values[2], y, s)
+        values[2], structure = y, structure._replace(zero=structure.m)
     spread(substitution.pull_back, batch, work, substituted, structure, ctx.u, x.numpy(), *values[2:], g, h, ends, out)
     return out
 
@@ -141,7 +145,9 @@ def _solve_once(
         cotangent = [t.contiguous().numpy() for t in (gx, gv)]
         g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.empty(gx.shape[0], np.bool_)
         work = structure.n**3 / 3 + 10 * (structure.n + structure.m) ** 2
-        spread(kkt.reverse_once, gx.shape[0], work, structure, *values, *cotangent, g, h, healthy)
+        curved = ctx.binding.program.curved
+        kernel, known = (kkt.reverse_once, structure) if curved is None else (conic_newton.reverse_once, curved)
+        spread(kernel, gx.shape[0], work, known, *values, *cotangent, g, h, healthy)
         if healthy.all():
             return g, h
     else:

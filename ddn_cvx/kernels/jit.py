@@ -37,6 +37,9 @@ lean: Callable[..., Any] = partial(inner, _nrt=False)
 """The same for functions that allocate nothing. They count no references to arrays: a view costs nothing then, where an
 atomic operation at its begin and end is as much as a row of ten numbers."""
 
+once: Callable[..., Any] = partial(numba.njit, inline="always", **_OPTIONS)
+"""For functions that one kernel calls in one place: they are compiled as a part of it, and not by themselves."""
+
 SHARE = 40_000
 """Batches with less work than this, in operations, stay in the calling thread: waking others takes as long."""
 

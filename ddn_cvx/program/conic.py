@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ddn_cvx.cones import Product
 from ddn_cvx.kernels.structure import Structure
+from ddn_cvx.kernels.table import EXPONENTIAL, SECOND_ORDER, SEMIDEFINITE, table
 from ddn_cvx.linalg.fill import has_sparse_factor
 from ddn_cvx.linalg.inertia import Definiteness
 from ddn_cvx.linalg.kkt import Bounds
@@ -32,7 +33,7 @@ from ddn_cvx.program.affine_map import constant, take
 DENSE_LIMIT = 2000
 """Programs with n + m at most this many rows and columns are handled by dense linear algebra."""
 COMPILED_LIMIT = 500
-"""Programs with equalities and inequalities and n + m at most this are handled by compiled kernels on the CPU."""
+"""Programs without power cones and n + m at most this are handled by compiled kernels on the CPU."""
 
 
 class ConicData(NamedTuple):
@@ -87,10 +88,20 @@ class ConicProgram:
     def structure(self) -> Structure | None:
         """What the compiled kernels need to know; None if the program is not for them."""
         cones = self.cones
-        if not cones.is_polyhedral or not self.n or self.n + self.m > COMPILED_LIMIT:
+        if cones.power or not self.n or self.n + self.m > COMPILED_LIMIT:
             return None
         P, A = (self.P.rows, self.P.cols), (self.A.rows, self.A.cols)
         return Structure.of(P, A, self.n, self.m, cones.zero)
+
+    @cached_property
+    def curved(self) -> NDArray[np.int64] | None:
+        """The same for cones other than half-lines; None if there are none or the program is not for the kernels."""
+        cones = self.cones
+        if self.structure is None or cones.is_polyhedral:
+            return None
+        codes = {"soc": SECOND_ORDER, "psd": SEMIDEFINITE, "exp": EXPONENTIAL}
+        blocks = [(codes[block.kind], block.rows.start, block.extra) for block in cones.blocks() if block.kind in codes]
+        return table(self.structure, blocks, cones.zero + cones.nonneg, self.visible)
 
     @property
     def is_dense(self) -> bool:

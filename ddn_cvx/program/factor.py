@@ -41,7 +41,7 @@ def factorise(
 
     ``dense`` holds the same matrices as ``program.dense`` gives them, if they are at hand.
     """
-    if program.structure is not None and v.device.type == "cpu":
+    if program.structure is not None and program.cones.is_polyhedral and v.device.type == "cpu":
 
         def some(rows: Tensor) -> DenseKKT:
             return _dense(program, P[rows], A[rows], v[rows], ok[rows])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddn_cvx.kernels import optimality
+from ddn_cvx.kernels import optimality, spectrum
 from ddn_cvx.kernels.jit import spread
 from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
@@ -92,7 +92,11 @@ class Instance:
         """The point ``(x, v)``, x (B, n), v (B, m)."""
         if self.compiled is not None:
             y, s = torch.empty(v.shape, dtype=v.dtype), torch.empty(v.shape, dtype=v.dtype)
-            return self._compiled_measure(x, v, y, s, projects=True)
+            curved = self.program.curved
+            if curved is not None:
+                arrays = (t.detach().contiguous().numpy() for t in (v, y, s))
+                spread(spectrum.project, v.shape[0], 100 * v.shape[1], curved, *arrays)
+            return self._compiled_measure(x, v, y, s, projects=curved is None)
         y = self.program.cones.project_dual(v)
         s = y - v
         return self._measure(x, v, y, s)

@@ -32,6 +32,8 @@ class ActiveSet(Solver):
         require_positive(self, *([] if self.threads is None else ["threads"]))
 
     def unsupported(self, program: ConicProgram) -> str | None:
+        if not program.cones.is_polyhedral:
+            return "it takes equalities and inequalities only, and the program has other cones"
         reason = unsupported(program)
         if reason is not None:
             return reason

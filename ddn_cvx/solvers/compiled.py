@@ -14,8 +14,8 @@ from ddn_cvx.solvers.base import RawSolution
 
 def unsupported(program: ConicProgram) -> str | None:
     """Why there is no compiled code for the program."""
-    if not program.cones.is_polyhedral:
-        return "it takes equalities and inequalities only, and the program has other cones"
+    if program.cones.power:
+        return "there is no compiled code for power cones"
     if program.structure is None:
         return f"it needs a variable, and takes n + m up to {COMPILED_LIMIT}"
     return None

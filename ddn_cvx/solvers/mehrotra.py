@@ -1,4 +1,5 @@
-"""Compiled interior-point method for small linear and convex quadratic programs (``kernels.interior_point``).
+"""Compiled interior-point methods for small programs: linear and quadratic ones (``kernels.interior_point``), and those with
+second-order, semidefinite and exponential cones (``kernels.conic``).
 
 A batch costs no Python an element: threads share it.
 """
@@ -8,17 +9,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ddn_cvx.kernels import interior_point
+import numpy as np
+import torch
+
+from ddn_cvx.kernels import conic, conic_newton, interior_point
+from ddn_cvx.kernels.jit import spread
 from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.compiled import solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
+GOALS = (1e-6, 1e-12)
+"""Relative residuals at which Newton's method on the optimality conditions takes over; the second for what it does not
+bring to the end from the first, as close to a kink."""
+FINISHED = 1e-12
+ACCEPTED = 1e-7
+"""Relative residual of a point that is a solution."""
+
 
 @dataclass(frozen=True)
 class Mehrotra(Solver):
-    """Options of the compiled predictor-corrector method. It recognises neither infeasible nor unbounded elements: they are
-    NUMERICAL_ERROR."""
+    """Options of the compiled predictor-corrector methods. They recognise neither infeasible nor unbounded elements: these
+    are NUMERICAL_ERROR."""
 
     name: ClassVar[str] = "mehrotra"
 
@@ -36,4 +49,35 @@ class Mehrotra(Solver):
     ) -> RawSolution:
         """Solve the batch. An interior-point method gains nothing from a warm start: ``warm`` is not used."""
         n = program.n
+        if program.curved is not None:
+            return self._solve_curved(program, data)
         return solve_batch(interior_point.solve, program, data, 10 * (n**3 / 3 + n * n * program.m), self.threads)
+
+    def _solve_curved(self, program: ConicProgram, data: ConicData) -> RawSolution:
+        arrays = [t.contiguous().numpy() for t in data]
+        points, errors, status, iterations = self._attempt(program, arrays, GOALS[0])
+        again = np.flatnonzero(np.isfinite(errors) & ~(errors <= FINISHED))
+        if len(again):
+            others = self._attempt(program, [t[again] for t in arrays], GOALS[1])
+            better = others[1] < errors[again]
+            for whole, part in zip((*points, errors), (*others[0], others[1]), strict=True):
+                whole[again[better]] = part[better]
+            iterations[again] += others[3]
+        failed = ~(errors <= ACCEPTED)
+        for point in points:
+            point[failed] = np.nan
+        status[failed & (status == int(Status.SOLVED))] = int(Status.NUMERICAL_ERROR)
+        return RawSolution(*map(torch.from_numpy, (*points, status, iterations)))
+
+    def _attempt(
+        self, program: ConicProgram, arrays: list[np.ndarray], goal: float
+    ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+        """x, y and s, their errors, the status of those that hold no numbers, and iterations."""
+        batch, n, m = len(arrays[1]), program.n, program.m
+        points = [np.empty((batch, size)) for size in (n, m, m)]
+        errors, status, iterations = np.empty(batch), np.zeros(batch, np.int64), np.zeros(batch, np.int64)
+        work = 20.0 * (n * n + m) * 10
+        threads = self.threads
+        spread(conic.solve, batch, work, program.curved, *arrays, *points, errors, status, iterations, goal, threads=threads)
+        spread(conic_newton.polish, batch, work, program.curved, *arrays, *points, errors, threads=threads)
+        return points, errors, status, iterations

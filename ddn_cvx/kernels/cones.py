@@ -1,0 +1,51 @@
+"""Cones other than half-lines, one block of rows after the other: projections onto their duals.
+
+The formulas, and the choice at kinks, are those of ``ddn_cvx.cones``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ddn_cvx.kernels.jit import inner
+
+ROOT = 2.0**0.5
+
+
+@inner
+def to_matrix(v: Any, X: Any) -> None:
+    """The symmetric matrix X (k, k) of the svec v: upper triangle column by column, off-diagonal entries times root two."""
+    row = 0
+    for j in range(X.shape[0]):
+        for i in range(j):
+            X[i, j] = X[j, i] = v[row] * (1.0 / ROOT)
+            row += 1
+        X[j, j] = v[row]
+        row += 1
+
+
+@inner
+def to_vector(X: Any, v: Any) -> None:
+    """The inverse of ``to_matrix``; the mean of the two triangles."""
+    row = 0
+    for j in range(X.shape[0]):
+        for i in range(j):
+            v[row] = (X[i, j] + X[j, i]) * (0.5 * ROOT)
+            row += 1
+        v[row] = X[j, j]
+        row += 1
+
+
+@inner
+def assemble(values: Any, rows: Any, X: Any) -> None:
+    """``X = rows' diag(max(values, 0)) rows``."""
+    k = values.shape[0]
+    for i in range(k):
+        for j in range(k):
+            X[i, j] = 0.0
+    for e in range(k):
+        if values[e] > 0.0:
+            for i in range(k):
+                factor = values[e] * rows[e, i]
+                for j in range(k):
+                    X[i, j] += factor * rows[e, j]

@@ -1,0 +1,356 @@
+"""The reduced KKT system of a small program with any cones at a point.
+
+With the eigenvectors U of the projection's derivative (``kernels.spectrum``; ``linalg.kkt`` derives the system), held rows
+N and the weighed rows' ``Q``, both J and J' reduce to
+
+    [ P + A'QA   N' ] (u, omega) = (top + A'Qt, U_N't)          J (a, c) = (r, t):  top = r, a = u, c = Aa + z - t
+    [ N         -D  ]                                           J'(u, w) = (g, h):  top = g + A'h, t = h, w = z - h
+
+with ``z = Q (Au - t) + U_N omega``. Where P + A'QA is singular, as for every linear objective, held rows are added to it:
+with ``e = 1 / (1 + RD)``, ``N'eR`` times the second line goes to the first, and the second is scaled by e. Solutions are
+refined on the data as given. Elements with a small pivot are left to a method that can tell what is singular.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ddn_cvx.kernels.dense import add, copy, dot, fill, largest
+from ddn_cvx.kernels.envelope import factor, solve
+from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.spectrum import add_component, component, vector, weigh
+from ddn_cvx.kernels.table import (
+    A_COLS,
+    A_ROWS,
+    BLOCK_HIGH,
+    BLOCK_LOW,
+    BLOCKS,
+    COL_STARTS,
+    COLS,
+    ENTRIES,
+    FIRST,
+    J_AFTER,
+    J_BLOCK,
+    J_BY_RANK,
+    J_COUNTS,
+    J_FIRST,
+    J_IDLE,
+    J_INDEX,
+    J_PLACE,
+    J_ROW,
+    J_W_BLOCK,
+    J_W_INDEX,
+    P_COLS,
+    P_ROWS,
+    PLACE,
+    RANK,
+    ROW_HIGH,
+    ROW_LOW,
+    ROW_STARTS,
+    STARTS,
+    THIN,
+    VISIBLE,
+    W_ACROSS,
+    W_AXIS,
+    W_GRAM,
+    W_K,
+    W_LIFT,
+    W_LOCAL,
+    W_OTHER,
+    W_SCALE,
+    W_SIDE,
+    W_SIGN,
+    W_SLACK,
+    W_WEIGHT,
+    M,
+    N,
+    add_A,
+    add_At,
+    add_P,
+    matrix,
+    part,
+    side,
+    space,
+    top,
+)  # fmt: skip
+
+PIVOT = 1e-10
+"""The smallest pivot, next to the terms it is the sum of, of a factor that is good enough."""
+REFINEMENTS = 3
+GOOD = 1e-8
+"""Residual, relative to the right-hand side, from which one step of refinement reaches what rounding allows."""
+
+
+@inner
+def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> bool:
+    """Assemble and factor the matrix for the spectrum that is there; False for elements with a small pivot."""
+    place, sign, idle, visible = space(T, J, J_PLACE), space(T, W, W_SIGN), space(T, J, J_IDLE), part(T, VISIBLE)
+    n = T[N]
+    whole = n + J[T[J_COUNTS]]
+    if not arrange(T, W, J):
+        return False
+    K = matrix(T, W, W_K, whole, whole)
+    for i in range(whole):
+        fill(K[i, : i + 1], 0.0)
+    P_rows, P_cols = part(T, P_ROWS), part(T, P_COLS)
+    for e in range(P.shape[0]):
+        put(K, place[P_rows[e]], place[P_cols[e]], P[e])
+    _add_weighed(T, A, W, J, K)
+    size = 0.0
+    for j in range(n):
+        size = max(size, K[place[j], place[j]])
+    _add_held(T, A, W, J, K, size if size > 0.0 else 1.0)
+    for j in range(n):
+        idle[j] = not visible[j] and K[place[j], place[j]] == 0.0
+        if idle[j]:
+            K[place[j], place[j]] = 1.0
+    other = space(T, W, W_OTHER)
+    return factor(K, space(T, J, J_FIRST)[:whole], sign[:whole], PIVOT, space(T, W, W_SIDE), other)
+
+
+@inner
+def put(K: Any, i: int, j: int, value: float) -> None:
+    """Add to an entry of the lower triangle."""
+    if i >= j:
+        K[i, j] += value
+    else:
+        K[j, i] += value
+
+
+@inner
+def _reach(T: Any, J: Any, r: int) -> tuple[int, int]:
+    """The lowest and the highest rank that the held row r meets."""
+    k, at = J[T[J_BLOCK] + r], J[T[J_INDEX] + r]
+    if k < 0:
+        return T[T[ROW_LOW] + at], T[T[ROW_HIGH] + at]
+    return T[T[BLOCK_LOW] + k], T[T[BLOCK_HIGH] + k]
+
+
+@inner
+def arrange(T: Any, W: Any, J: Any) -> bool:
+    """Where variables and held rows go, each row right after its last variable, and where their rows begin."""
+    place, by_rank, after, first = space(T, J, J_PLACE), space(T, J, J_BY_RANK), space(T, J, J_AFTER), space(T, J, J_FIRST)
+    sign, rank, start, held = space(T, W, W_SIGN), part(T, RANK), part(T, FIRST), J[T[J_COUNTS]]
+    fill(after, 0)
+    for r in range(held):
+        last = _reach(T, J, r)[1]
+        if last < 0:
+            return False
+        after[last] += 1
+    position = 0
+    for j in range(T[N]):
+        by_rank[j] = position
+        position += 1 + after[j]
+        after[j] = by_rank[j] + 1
+    for j in range(T[N]):
+        place[j] = by_rank[rank[j]]
+        first[by_rank[j]] = by_rank[start[j]]
+        sign[by_rank[j]] = 1.0
+    for r in range(held):
+        low, last = _reach(T, J, r)
+        at = after[last]
+        J[T[J_ROW] + r], first[at], sign[at] = at, by_rank[low], -1.0
+        after[last] = at + 1
+    return True
+
+
+@inner
+def row_of(T: Any, A: Any, k: int, u: Any, row: Any) -> int:
+    """``row = u'A`` on the columns of block k, u on its rows; returns how many columns."""
+    a, b = T[T[STARTS] + k], T[T[STARTS] + k + 1]
+    rows, entries, places, row_starts = part(T, A_ROWS), part(T, ENTRIES), part(T, PLACE), part(T, ROW_STARTS)
+    width = T[T[COL_STARTS] + k + 1] - T[T[COL_STARTS] + k]
+    fill(row[:width], 0.0)
+    for e in range(row_starts[a], row_starts[b]):
+        row[places[e]] += u[rows[entries[e]] - a] * A[entries[e]]
+    return int(width)
+
+
+@inner
+def _add_weighed(T: Any, A: Any, W: Any, J: Any, K: Any) -> None:
+    """``A'QA``."""
+    place, row, starts, axis = space(T, J, J_PLACE), top(T, W, 0), part(T, STARTS), space(T, W, W_AXIS)
+    for k in range(T[BLOCKS]):
+        weight = W[T[W_ACROSS] + k]
+        if weight == 0.0:
+            continue
+        a, b = starts[k], starts[k + 1]
+        axis[a] = 0.0
+        width = row_of(T, A, k, axis[a:b], row)
+        cols = part(T, COLS)[T[T[COL_STARTS] + k] :]
+        if T[T[THIN] + k]:
+            for i in range(a + 1, b):
+                add_pairs(T, A, i, weight, place, K)
+            add_outer(row, -weight, cols, width, place, K)
+        else:
+            gram = products(T, A, W, k, 1)
+            for i in range(width):
+                for j in range(i + 1):
+                    put(K, place[cols[i]], place[cols[j]], weight * (gram[i, j] - row[i] * row[j]))
+    for r in range(J[T[J_COUNTS] + 1]):
+        k = J[T[J_W_BLOCK] + r]
+        width = row_of(T, A, k, vector(T, W, J[T[J_W_INDEX] + r]), row)
+        add_outer(row, W[T[W_WEIGHT] + r], part(T, COLS)[T[T[COL_STARTS] + k] :], width, place, K)
+
+
+@inner
+def add_outer(row: Any, factor: float, cols: Any, width: int, place: Any, K: Any) -> None:
+    """``K <- K + factor row row'`` for a row on the columns ``cols``."""
+    first, straight = place[cols[0]] if width else 0, True
+    for i in range(width):
+        straight = straight and place[cols[i]] == first + i
+    for i in range(width):
+        if row[i] != 0.0:
+            at, value = place[cols[i]], factor * row[i]
+            if straight:
+                out = K[at]
+                for j in range(i + 1):
+                    out[first + j] += value * row[j]
+            else:
+                for j in range(i + 1):
+                    put(K, at, place[cols[j]], value * row[j])
+
+
+@inner
+def add_pairs(T: Any, A: Any, i: int, weight: float, place: Any, K: Any) -> None:
+    """``K <- K + weight a a'`` for the row a of A with index i."""
+    entries, cols, start, stop = part(T, ENTRIES), part(T, A_COLS), T[T[ROW_STARTS] + i], T[T[ROW_STARTS] + i + 1]
+    for e in range(start, stop):
+        at, value = place[cols[entries[e]]], weight * A[entries[e]]
+        for f in range(start, e + 1):
+            put(K, at, place[cols[entries[f]]], value * A[entries[f]])
+
+
+@inner
+def gather(T: Any, A: Any, W: Any, k: int) -> Any:
+    """The rows of block k on its own columns."""
+    a, b = T[T[STARTS] + k], T[T[STARTS] + k + 1]
+    rows, entries, places, row_starts = part(T, A_ROWS), part(T, ENTRIES), part(T, PLACE), part(T, ROW_STARTS)
+    local = matrix(T, W, W_LOCAL, b - a, T[T[COL_STARTS] + k + 1] - T[T[COL_STARTS] + k])
+    for i in range(b - a):
+        fill(local[i], 0.0)
+    for e in range(row_starts[a], row_starts[b]):
+        local[rows[entries[e]] - a, places[e]] = A[entries[e]]
+    return local
+
+
+@inner
+def products(T: Any, A: Any, W: Any, k: int, start: int) -> Any:
+    """The lower triangle of ``R'R`` for the rows R of block k from ``start`` on, four at a time."""
+    local = gather(T, A, W, k)
+    width, r = local.shape[1], start
+    gram = matrix(T, W, W_GRAM, width, width)
+    for i in range(width):
+        fill(gram[i], 0.0)
+    while r < local.shape[0]:
+        left = local.shape[0] - r
+        one, two, three, four = (
+            local[r],
+            local[r + (1 if left > 1 else 0)],
+            local[r + (2 if left > 2 else 0)],
+            local[r + (3 if left > 3 else 0)],
+        )
+        for i in range(width):
+            a, b, c, d = one[i], two[i], three[i], four[i]
+            b, c, d = b if left > 1 else 0.0, c if left > 2 else 0.0, d if left > 3 else 0.0
+            out = gram[i]
+            for j in range(i + 1):
+                out[j] += a * one[j] + b * two[j] + c * three[j] + d * four[j]
+        r += 4
+    return gram
+
+
+@inner
+def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
+    """The held rows, with their multiple that goes to the upper left; ``W_SCALE`` and ``W_LIFT`` keep e and eR."""
+    place, row, entries, A_cols, row_starts = (
+        space(T, J, J_PLACE),
+        top(T, W, 0),
+        part(T, ENTRIES),
+        part(T, A_COLS),
+        part(T, ROW_STARTS),
+    )
+    for r in range(J[T[J_COUNTS]]):
+        k, index, at, slack = J[T[J_BLOCK] + r], J[T[J_INDEX] + r], J[T[J_ROW] + r], W[T[W_SLACK] + r]
+        length, start, stop, width = 0.0, 0, 0, 0
+        if k < 0:
+            start, stop = row_starts[index], row_starts[index + 1]
+            for e in range(start, stop):
+                length += A[entries[e]] * A[entries[e]]
+        else:
+            width = row_of(T, A, k, vector(T, W, index), row)
+            length = dot(row[:width], row[:width])
+        R = size / length if length > 0.0 else 0.0
+        scale = 1.0 / (1.0 + R * slack)
+        W[T[W_SCALE] + r], W[T[W_LIFT] + r] = scale, R * scale
+        K[at, at] = -scale * slack
+        if k < 0:
+            for e in range(start, stop):
+                K[at, place[A_cols[entries[e]]]] = A[entries[e]]
+            add_pairs(T, A, index, R, place, K)
+        else:
+            cols = part(T, COLS)[T[T[COL_STARTS] + k] :]
+            for j in range(width):
+                K[at, place[cols[j]]] = scale * row[j]
+            add_outer(row, R * scale, cols, width, place, K)
+
+
+@inner
+def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u: Any, z: Any) -> None:
+    """u and z for ``right`` (n,), the first line without what t adds to it, and ``t`` (m,); refined."""
+    r, du, slack = top(T, W, 1), top(T, W, 2), space(T, W, W_SLACK)
+    rest, dz, low, omega, change = side(T, W, 0), side(T, W, 1), side(T, W, 2), side(T, W, 3), side(T, W, 4)
+    held = J[T[J_COUNTS]]
+    fill(u, 0.0)
+    fill(z, 0.0)
+    fill(omega, 0.0)
+    copy(right, r)
+    copy(t, rest)
+    for h in range(held):
+        low[h] = component(T, W, J, h, t)
+    size = max(largest(right), largest(t))
+    error = size
+    for step in range(1 + REFINEMENTS):
+        # the weighed rows see t in the first pass only: from then on their equations hold, in z
+        _once(T, A, W, J, r, rest, low, du, dz, change)
+        add(u, 1.0, du)
+        add(z, 1.0, dz)
+        add(omega, 1.0, change)
+        if step == REFINEMENTS or error <= GOOD * size:
+            break
+        fill(rest, 0.0)
+        copy(right, r)
+        add_P(T, P, -1.0, u, r)
+        add_At(T, A, -1.0, z, r)
+        copy(t, dz)
+        add_A(T, A, -1.0, u, dz)
+        for h in range(held):
+            low[h] = component(T, W, J, h, dz) + slack[h] * omega[h]
+        error = max(largest(r), largest(low[:held]))
+
+
+@inner
+def _once(T: Any, A: Any, W: Any, J: Any, r: Any, t: Any, low: Any, u: Any, z: Any, omega: Any) -> None:
+    n, held = T[N], J[T[J_COUNTS]]
+    whole = n + held
+    place, rows, idle, right = space(T, J, J_PLACE), space(T, J, J_ROW), space(T, J, J_IDLE), space(T, W, W_SIDE)
+    scale, lift, given, above = space(T, W, W_SCALE), space(T, W, W_LIFT), side(T, W, 5), top(T, W, 3)
+    weigh(T, W, J, t, given)
+    for h in range(held):
+        add_component(T, W, J, h, lift[h] * low[h], given)
+    copy(r, above)
+    add_At(T, A, 1.0, given, above)
+    for j in range(n):
+        right[place[j]] = 0.0 if idle[j] else above[j]
+    for h in range(held):
+        right[rows[h]] = scale[h] * low[h]
+    solve(matrix(T, W, W_K, whole, whole), space(T, J, J_FIRST)[:whole], space(T, W, W_SIGN)[:whole], right)
+    for j in range(n):
+        u[j] = right[place[j]]
+    for i in range(T[M]):
+        given[i] = -t[i]
+    add_A(T, A, 1.0, u, given)
+    weigh(T, W, J, given, z)
+    for h in range(held):
+        omega[h] = right[rows[h]]
+        add_component(T, W, J, h, omega[h], z)

@@ -1,0 +1,402 @@
+"""Scalings of primal and dual points for the interior-point method, one block of a cone after the other.
+
+Nesterov and Todd's W for symmetric cones: ``W z = W^-T s = lambda``, ``H = W'W`` (Vandenberghe, "The CVXOPT linear and
+quadratic cone program solvers", 2010). For a semidefinite block ``W z = R'ZR`` with ``S = L L'``, ``L'ZL = V diag(lambda^2)
+V'`` and ``R = L V diag(lambda)^-1/2``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ddn_cvx.kernels import exponential_scaling as exp3
+from ddn_cvx.kernels.cones import ROOT, to_matrix, to_vector
+from ddn_cvx.kernels.dense import cholesky, dot
+from ddn_cvx.kernels.eigen import eigen
+from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.table import (
+    BLOCK_STARTS,
+    BLOCKS,
+    EXPONENTIAL,
+    KIND,
+    LINEAR,
+    MATRIX,
+    ORDER,
+    SECOND_ORDER,
+    STARTS,
+    W_BLOCK,
+    W_ETA,
+    W_INVERSE,
+    W_POINT,
+    W_R,
+    W_R_INVERSE,
+    W_VALUES,
+    W_X,
+    W_Y,
+    W_Z,
+    ZERO,
+    M,
+    part,
+    side,
+    space,
+)  # fmt: skip
+
+SHRINK = 0.8
+"""By this a step is shortened until it stays inside a cone that is not symmetric."""
+
+# In the scratch space: lambda of half-lines and second-order cones (``W_POINT``); z / s of inequalities and the normalised
+# scaling points of second-order cones (``W_INVERSE``), whose sizes are ``W_ETA``; R and its inverse of semidefinite blocks,
+# and their lambda (``W_VALUES``), or H and its inverse of exponential ones.
+
+
+@inner
+def scratch(T: Any, W: Any, code: int, order: int) -> Any:
+    """A square matrix to work with."""
+    start = T[code]
+    return W[start : start + order * order].reshape(order, order)
+
+
+@inner
+def block(T: Any, W: Any, code: int, k: int, order: int) -> Any:
+    """The square matrix of block k."""
+    start = T[code] + k * T[MATRIX] * T[MATRIX]
+    return W[start : start + order * order].reshape(order, order)
+
+
+@inner
+def eigenvalues(T: Any, W: Any, k: int, order: int) -> Any:
+    """lambda of the semidefinite block k."""
+    start = T[W_VALUES] + k * T[MATRIX]
+    return W[start : start + order]
+
+
+@inner
+def unit(T: Any, s: Any, z: Any) -> None:
+    """The point on the central path of the cones alone from which the method starts."""
+    kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
+    for i in range(T[M]):
+        s[i] = z[i] = 1.0 if T[ZERO] <= i < T[LINEAR] else 0.0
+    for k in range(T[BLOCKS]):
+        a = starts[k]
+        if kind[k] == SECOND_ORDER:
+            s[a] = z[a] = 1.0
+        elif kind[k] == EXPONENTIAL:
+            exp3.centre(s[a : a + 3])
+            exp3.centre(z[a : a + 3])
+        else:
+            for j in range(order[k]):
+                a += j
+                s[a] = z[a] = 1.0
+                a += 1
+
+
+@inner
+def distance(x: Any) -> float:
+    """``x_0^2 - |x_1|^2``."""
+    total = 0.0
+    for i in range(1, x.shape[0]):
+        total += x[i] * x[i]
+    root = total**0.5
+    return (x[0] - root) * (x[0] + root)
+
+
+@inner
+def update(T: Any, W: Any, s: Any, z: Any, mu: float) -> bool:
+    """The scaling at s and z; False where one of them has left its cone."""
+    kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
+    inverse, point = space(T, W, W_INVERSE), space(T, W, W_POINT)
+    for i in range(T[ZERO], T[LINEAR]):
+        if not (s[i] > 0.0 and z[i] > 0.0):
+            return False
+        inverse[i] = z[i] / s[i]
+        point[i] = (s[i] * z[i]) ** 0.5
+    for k in range(T[BLOCKS]):
+        a, b = starts[k], starts[k + 1]
+        if kind[k] == SECOND_ORDER:
+            eta = _second_order(s[a:b], z[a:b], inverse[a:b], point[a:b])
+            if not eta > 0.0:
+                return False
+            W[T[W_ETA] + k] = eta
+        elif kind[k] == EXPONENTIAL:
+            if not exp3.update(s[a:b], z[a:b], mu, block(T, W, W_R, k, 3), block(T, W, W_R_INVERSE, k, 3)):
+                return False
+        elif not _semidefinite(T, W, s[a:b], z[a:b], k, order[k]):
+            return False
+    return True
+
+
+@inner
+def _second_order(s: Any, z: Any, w: Any, point: Any) -> float:
+    """The scaling point and lambda; returns the size of the scaling, zero outside."""
+    ss, zz = distance(s), distance(z)
+    if not (ss > 0.0 and zz > 0.0 and s[0] > 0.0 and z[0] > 0.0):
+        return 0.0
+    ss, zz = ss**0.5, zz**0.5
+    gamma = (0.5 * (1.0 + dot(s, z) / (ss * zz))) ** 0.5
+    total = 1.0
+    for i in range(1, s.shape[0]):
+        w[i] = (s[i] / ss - z[i] / zz) / (2.0 * gamma)
+        total += w[i] * w[i]
+    w[0] = total**0.5
+    eta = (ss / zz) ** 0.5
+    _reflect(w, eta, 1.0, z, point)
+    return float(eta)
+
+
+@inner
+def _reflect(w: Any, eta: float, sign: float, x: Any, out: Any) -> None:
+    """``out = W x``, or ``W^-1 x`` for ``sign = -1`` and ``1 / eta``; out may be x."""
+    along = dot(w, x) - w[0] * x[0]
+    top, factor = w[0] * x[0] + sign * along, sign * x[0] + along / (1.0 + w[0])
+    for i in range(1, x.shape[0]):
+        out[i] = eta * (x[i] + factor * w[i])
+    out[0] = eta * top
+
+
+@inner
+def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> bool:
+    S, Z, V = scratch(T, W, W_X, order), scratch(T, W, W_Y, order), scratch(T, W, W_Z, order)
+    to_matrix(s, S)
+    to_matrix(z, Z)
+    if not cholesky(S, 0.0):
+        return False
+    values = eigenvalues(T, W, k, order)
+    R, inverse = block(T, W, W_R, k, order), block(T, W, W_R_INVERSE, k, order)
+    # L'ZL, by way of R = ZL
+    for i in range(order):
+        for j in range(order):
+            total = 0.0
+            for p in range(j, order):
+                total += Z[i, p] * S[p, j]
+            R[i, j] = total
+    for i in range(order):
+        for j in range(i + 1):
+            total = 0.0
+            for p in range(i, order):
+                total += S[p, i] * R[p, j]
+            Z[i, j] = total
+    if not eigen(Z, values, V, True):
+        return False
+    for i in range(order):
+        if not values[i] > 0.0:
+            return False
+        values[i] = values[i] ** 0.5
+        root = values[i] ** 0.5
+        for j in range(order):
+            total = 0.0
+            for p in range(j + 1):
+                total += S[j, p] * V[i, p]
+            R[j, i] = total / root
+        # L^-T v
+        for j in range(order - 1, -1, -1):
+            total = V[i, j]
+            for p in range(j + 1, order):
+                total -= S[p, j] * inverse[i, p]
+            inverse[i, j] = total / S[j, j]
+        for j in range(order):
+            inverse[i, j] *= root
+    return True
+
+
+@inner
+def congruence(T: Any, W: Any, code: int, k: int, x: Any, out: Any, order: int, transposed: bool) -> None:
+    """svec of ``R X R'``, or of ``R'XR``, for the matrix R of block k; out may be x."""
+    R = block(T, W, code, k, order)
+    X, Y, Z = scratch(T, W, W_X, order), scratch(T, W, W_Y, order), scratch(T, W, W_Z, order)
+    to_matrix(x, X)
+    for i in range(order):
+        above, below = Y[i], Z[i]
+        for j in range(order):
+            above[j] = below[j] = 0.0
+        for p in range(order):
+            factor, line = R[p, i] if transposed else R[i, p], X[p]
+            for j in range(order):
+                above[j] += factor * line[j]
+        if transposed:
+            for p in range(order):
+                factor, line = above[p], R[p]
+                for j in range(order):
+                    below[j] += factor * line[j]
+        else:
+            for j in range(order):
+                below[j] = dot(above, R[j])
+    to_vector(Z, out)
+
+
+@inner
+def formed(T: Any, W: Any, k: int) -> Any:
+    """Where the matrix ``H^-1`` of block k is kept."""
+    start, size = T[W_BLOCK] + T[T[BLOCK_STARTS] + k], T[T[STARTS] + k + 1] - T[T[STARTS] + k]
+    return W[start : start + size * size].reshape(size, size)
+
+
+@inner
+def inverse_times(T: Any, W: Any, x: Any, out: Any) -> None:
+    """``out = H^-1 x``, zero in the rows of equalities; out may be x. The matrices are there (``inverse_block``)."""
+    kind, starts = part(T, KIND), part(T, STARTS)
+    w, held = space(T, W, W_INVERSE), side(T, W, 18)
+    for i in range(T[LINEAR]):
+        out[i] = w[i] * x[i] if i >= T[ZERO] else 0.0
+    for k in range(T[BLOCKS]):
+        a, b = starts[k], starts[k + 1]
+        if kind[k] == SECOND_ORDER:
+            factor = W[T[W_ETA] + k] ** -2
+            along = 2.0 * w[a] * x[a]
+            for i in range(a + 1, b):
+                along -= 2.0 * w[i] * x[i]
+            out[a] = factor * (along * w[a] - x[a])
+            for i in range(a + 1, b):
+                out[i] = factor * (x[i] - along * w[i])
+        else:
+            matrix = formed(T, W, k)
+            for i in range(a, b):
+                held[i] = x[i]
+            for i in range(a, b):
+                out[i] = dot(matrix[i - a], held[a:b])
+
+
+@inner
+def inverse_block(T: Any, W: Any, k: int, kind: int, order: int) -> Any:
+    """The matrix ``H^-1`` of a semidefinite or exponential block, which is kept."""
+    out = formed(T, W, k)
+    R = block(T, W, W_R_INVERSE, k, order)
+    if kind == EXPONENTIAL:
+        for i in range(3):
+            for j in range(3):
+                out[i, j] = R[i, j]
+        return out
+    G = scratch(T, W, W_X, order)
+    for i in range(order):
+        for j in range(i + 1):
+            total = 0.0
+            for p in range(order):
+                total += R[p, i] * R[p, j]
+            G[i, j] = G[j, i] = total
+    row = 0
+    for b in range(order):
+        for a in range(b + 1):
+            column = 0
+            for d in range(b + 1):
+                for c in range(d + 1):
+                    if column > row:
+                        break
+                    if a == b:
+                        value = G[a, c] * G[a, d] * (1.0 if c == d else ROOT)
+                    elif c == d:
+                        value = ROOT * G[a, c] * G[b, c]
+                    else:
+                        value = G[a, c] * G[b, d] + G[a, d] * G[b, c]
+                    out[row, column] = out[column, row] = value
+                    column += 1
+            row += 1
+    return out
+
+
+@inner
+def shift(T: Any, W: Any, z: Any, ds: Any, dz: Any, target: float, out: Any) -> None:
+    """Mehrotra's correction: what is added to s on the right-hand side of ``H dz + ds``, given the predictor's steps and the
+    complementarity ``target`` aimed at."""
+    kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
+    a_part, b_part, scaling, points = side(T, W, 18), side(T, W, 19), space(T, W, W_INVERSE), space(T, W, W_POINT)
+    for i in range(T[LINEAR]):
+        out[i] = (ds[i] * dz[i] - target) / z[i] if i >= T[ZERO] else 0.0
+    for k in range(T[BLOCKS]):
+        a, b = starts[k], starts[k + 1]
+        if kind[k] == SECOND_ORDER:
+            w, eta, one, two, point = scaling[a:b], W[T[W_ETA] + k], a_part[a:b], b_part[a:b], points[a:b]
+            _reflect(w, 1.0 / eta, -1.0, ds[a:b], one)
+            _reflect(w, eta, 1.0, dz[a:b], two)
+            head = dot(one, two) - target
+            for i in range(1, b - a):
+                one[i] = one[0] * two[i] + two[0] * one[i]
+            # lambda \ (head, one)
+            along = dot(point, one) - point[0] * one[0]
+            top = (point[0] * head - along) / distance(point)
+            for i in range(1, b - a):
+                one[i] = (one[i] - top * point[i]) / point[0]
+            one[0] = top
+            _reflect(w, eta, 1.0, one, out[a:b])
+        elif kind[k] == EXPONENTIAL:
+            exp3.shift(z[a:b], ds[a:b], dz[a:b], target, out[a:b])
+        else:
+            size = order[k]
+            values, one, two = eigenvalues(T, W, k, size), a_part[a:b], b_part[a:b]
+            congruence(T, W, W_R_INVERSE, k, ds[a:b], one, size, False)
+            congruence(T, W, W_R, k, dz[a:b], two, size, True)
+            X, Y, Z = scratch(T, W, W_X, size), scratch(T, W, W_Y, size), scratch(T, W, W_Z, size)
+            to_matrix(one, X)
+            to_matrix(two, Y)
+            for i in range(size):
+                for j in range(i + 1):
+                    total = 0.0
+                    for p in range(size):
+                        total += X[i, p] * Y[j, p] + Y[i, p] * X[j, p]
+                    total = 0.5 * total - (target if i == j else 0.0)
+                    Z[i, j] = Z[j, i] = 2.0 * total / (values[i] + values[j])
+            to_vector(Z, one)
+            congruence(T, W, W_R, k, one, out[a:b], size, False)
+
+
+@inner
+def length(T: Any, W: Any, s: Any, z: Any, ds: Any, dz: Any, step: float) -> float:
+    """The longest step of at most ``step`` that keeps s and z in their cones."""
+    kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
+    for i in range(T[ZERO], T[LINEAR]):
+        if ds[i] < 0.0 and -s[i] > step * ds[i]:
+            step = -s[i] / ds[i]
+        if dz[i] < 0.0 and -z[i] > step * dz[i]:
+            step = -z[i] / dz[i]
+    for k in range(T[BLOCKS]):
+        a, b = starts[k], starts[k + 1]
+        if kind[k] == SECOND_ORDER:
+            step = min(step, min(_to_boundary(s[a:b], ds[a:b]), _to_boundary(z[a:b], dz[a:b])))
+        elif kind[k] != EXPONENTIAL:
+            size, scaled = order[k], side(T, W, 18)[a:b]
+            for primal in (True, False):
+                if primal:
+                    congruence(T, W, W_R_INVERSE, k, ds[a:b], scaled, size, False)
+                else:
+                    congruence(T, W, W_R, k, dz[a:b], scaled, size, True)
+                step = min(step, _to_singular(T, W, scaled, k, size))
+    for k in range(T[BLOCKS]):
+        if kind[k] == EXPONENTIAL:
+            a, b = starts[k], starts[k + 1]
+            while not exp3.inside(s[a:b], ds[a:b], z[a:b], dz[a:b], step):
+                step *= SHRINK
+                if step < 1e-10:
+                    return 0.0
+    return step
+
+
+@inner
+def _to_boundary(x: Any, d: Any) -> float:
+    """How far from x along d the second-order cone ends."""
+    if x.shape[0] == 1:
+        return -x[0] / d[0] if d[0] < 0.0 else np.inf
+    a, c = distance(d), distance(x)
+    b = 2.0 * (x[0] * d[0] - (dot(x, d) - x[0] * d[0]))
+    root = b * b - 4.0 * a * c
+    if (a > 0.0 and b > 0.0) or root < 0.0 or a == 0.0:
+        return np.inf if a != 0.0 or b >= 0.0 else -c / b
+    t = -b - root**0.5 if b >= 0.0 else -b + root**0.5
+    one, two = t / (2.0 * a), 2.0 * c / t if t != 0.0 else np.inf
+    one, two = one if one > 0.0 else np.inf, two if two > 0.0 else np.inf
+    return min(one, two)
+
+
+@inner
+def _to_singular(T: Any, W: Any, x: Any, k: int, size: int) -> float:
+    """How far from diag(lambda) along the scaled step x a matrix becomes singular."""
+    X, found, values = scratch(T, W, W_X, size), space(T, W, W_Y)[:size], eigenvalues(T, W, k, size)
+    to_matrix(x, X)
+    for i in range(size):
+        for j in range(i + 1):
+            X[i, j] /= (values[i] * values[j]) ** 0.5
+    if not eigen(X, found, scratch(T, W, W_Z, size), False):
+        return 0.0
+    least = 0.0
+    for i in range(size):
+        least = min(least, found[i])
+    return -1.0 / least if least < 0.0 else np.inf
