@@ -215,9 +215,8 @@ def _store(work: Any, slots: Any, first: int, last: int, out: Any) -> None:
 
 @inner
 def _store_matrix(work: Any, rows: Any, columns: Any, slots: Any, first: int, last: int, out: Any) -> None:
-    """``out`` (B, ., n), zero but for the entries of the pattern."""
+    """The entries of the pattern in ``out`` (B, ., n)."""
     for b in range(first, last):
-        out[b, :, :] = 0.0
         for k in range(len(slots)):
             out[b, rows[k], columns[k]] = work[slots[k], b - first]
 
@@ -227,7 +226,8 @@ def evaluate(first: int, last: int, tape: Any, order: int, inputs: Any, vectors:
     """Values, and first derivatives if ``order`` is 1 or 2, and the Hessian if it is 2, for elements ``first .. last - 1``.
 
     ``inputs`` (B, n + p + m + t) are y, λ, μ and the parameters; ``vectors`` are f (B, 1), h (B, p), g (B, m) and the
-    gradient (B, n); ``matrices`` are the Jacobians (B, p, n) and (B, m, n), and the symmetric Hessian (B, n, n).
+    gradient (B, n); ``matrices`` are the Jacobians (B, p, n) and (B, m, n), and the symmetric Hessian (B, n, n),
+    zero at first.
     """
     f, h, g, gradient = vectors
     jh, jg, hessian = matrices

@@ -75,7 +75,7 @@ def derivatives(program: NonlinearProgram, tape: Tape, inputs: Floats, order: in
     batch, n, p, m = len(inputs), program.n, program.p, program.m
     vectors = (np.empty((batch, 1)), np.empty((batch, p)), np.empty((batch, m)), np.empty((batch, n if order else 0)))
     rows = (p, m) if order else (0, 0)
-    matrices = (*(np.empty((batch, r, n)) for r in rows), np.empty((batch, n if order > 1 else 0, n)))
+    matrices = (*(np.zeros((batch, r, n)) for r in rows), np.zeros((batch, n if order > 1 else 0, n)))
     length = sum(map(len, (tape.prologue, tape.values, tape.first, tape.second)[: 2 + order]))
     spread(evaluate, batch, length, tape, order, inputs, vectors, matrices)
     f, *others = (torch.from_numpy(a) for a in (*vectors, *matrices))

@@ -148,6 +148,17 @@ class Operations:
 
         return self.each(one, x, y)
 
+    def _special_entr(self, x: Any) -> Nodes:
+        """``-x log(x)``; NaN below zero, where torch has minus infinity."""
+        g = self.graph
+
+        def one(a: int) -> int:
+            log = g.node(op.LOG, a)
+            value = g.neg(g.when(g.node(op.NE, a, ZERO), g.mul(a, log)))
+            return g.ruled(value, (a,), lambda node, slope: [(a, g.neg(g.mul(slope, g.add(ONE, log))))])
+
+        return self.each(one, x)
+
     # ------------------------------------------------------------------------------------------------ truth values
 
     def _logical_and(self, x: Any, y: Any) -> Nodes:

@@ -66,7 +66,9 @@ class _Watch(TorchDispatchMode):
             return real
         if not torch.is_grad_enabled():
             raise NotScalarError("it has derivatives of its own (torch.autograd.Function) or none (torch.no_grad)")
-        if func._schema.is_mutable or not func._schema.name.startswith("aten::"):
+        if torch.Tag.inplace_view in func.tags:
+            name = name.removesuffix("_")  # another shape for the same tensor
+        elif func._schema.is_mutable or not func._schema.name.startswith("aten::"):
             raise NotScalarError(f"{func} cannot be followed")
         whole = not any(leaf.is_floating_point() for leaf in leaves)
         some, options = pytree.tree_map(self.known, (args, kwargs))
