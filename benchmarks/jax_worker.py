@@ -31,10 +31,10 @@ def packages() -> dict[str, str]:
 
 
 def qpax(P: Any, q: Any, A: Any, b: Any, G: Any, h: Any) -> Any:
-    """One instance by qpax: tolerance 1e-9, and gradients with its relaxation parameter as small; 1e-10 gives NaN."""
+    """One instance by qpax; its explicit backend has wrong gradients with respect to G, and 1e-10 gives NaN."""
     import qpax
 
-    return qpax.solve_qp_primal(P, q, A, b, G, h, solver_tol=1e-9, target_kappa=1e-9)
+    return qpax.solve_qp_primal(P, q, A, b, G, h, backend="i", solver_tol=1e-9, target_kappa=1e-9)
 
 
 def jaxopt(P: Any, q: Any, A: Any, b: Any, G: Any, h: Any) -> Any:

@@ -112,7 +112,7 @@ def _iterate(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: 
     for i in range(m):
         y[i] = dy[i]
     copy(b, s)
-    add_A(structure, A, -1.0, x, s)
+    _add_A(structure, A, work[2], -1.0, x, s)
     low_s, low_y = 0.0, 0.0
     for i in range(zero, m):
         low_s, low_y = min(low_s, s[i]), min(low_y, y[i])
@@ -122,7 +122,7 @@ def _iterate(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: 
     best, stalled = np.inf, 0
     for iteration in range(LIMIT):
         fill(s[:zero], 0.0)
-        error = _residuals(structure, P, q, A, b, x, y, s, rx, rz, vectors[2], vectors[3], ds)
+        error = _residuals(structure, P, q, A, b, x, y, s, work, ds)
         mu = dot(s[zero:], y[zero:]) / inequalities if inequalities else 0.0
         if error <= TOLERANCE:
             return True, iteration
@@ -138,7 +138,7 @@ def _iterate(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: 
         for i in range(zero, m):
             rc[i] = s[i] * y[i]
         _direction(structure, A, weight, s, work, rx, rz, rc, dx, dy)
-        _slack(structure, A, dx, rz, ds)
+        _slack(structure, A, work[2], dx, rz, ds)
         step = min(_length(s, ds, zero), _length(y, dy, zero))
         if inequalities:
             ahead = 0.0
@@ -148,7 +148,7 @@ def _iterate(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: 
             for i in range(zero, m):
                 rc[i] = s[i] * y[i] + ds[i] * dy[i] - sigma * mu
             _direction(structure, A, weight, s, work, rx, rz, rc, dx, dy)
-            _slack(structure, A, dx, rz, ds)
+            _slack(structure, A, work[2], dx, rz, ds)
         primal, dual = _length(s, ds, zero), _length(y, dy, zero)
         primal, dual = min(1.0, (1.0 - LEFT) * primal), min(1.0, (1.0 - LEFT) * dual)
         if P.shape[0]:
@@ -161,16 +161,16 @@ def _iterate(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: 
 
 
 @inner
-def _residuals(
-    structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, rx: Any, rz: Any, Px: Any, Aty: Any, Ax: Any
-) -> float:
+def _residuals(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, work: Any, Ax: Any) -> float:
     """``rx = Px + q + A'y``, ``rz = Ax + s - b``; returns the largest of them and of the gap, relative."""
+    _, _, rows, _, _, vectors, sides = work
+    rx, rz, Px, Aty = vectors[0], sides[0], vectors[2], vectors[3]
     fill(Px, 0.0)
     fill(Aty, 0.0)
     fill(Ax, 0.0)
     add_P(structure, P, 1.0, x, Px)
-    add_At(structure, A, 1.0, y, Aty)
-    add_A(structure, A, 1.0, x, Ax)
+    _add_At(structure, A, rows, 1.0, y, Aty)
+    _add_A(structure, A, rows, 1.0, x, Ax)
     for j in range(structure.n):
         rx[j] = Px[j] + q[j] + Aty[j]
     for i in range(structure.m):
@@ -197,11 +197,7 @@ def _factor(structure: Any, A: Any, weight: Any, P: Any, work: Any) -> bool:
         if entry >= 0:
             j = A_cols[entry]
             H[j, j] += weight[i] * A[entry] * A[entry]
-            continue
-        for j in range(n):
-            factor = weight[i] * rows[i, j]
-            if factor != 0.0:
-                add(H[j, : j + 1], factor, rows[i, : j + 1])
+    _add_squares(structure.general, weight, rows, H)
     for j in range(n):
         H[j, j] += PROXIMAL * size + 1e-14 * H[j, j]
     if not cholesky(H, 0.0):
@@ -216,16 +212,68 @@ def _factor(structure: Any, A: Any, weight: Any, P: Any, work: Any) -> bool:
 
 
 @inner
+def _add_squares(those: Any, weight: Any, rows: Any, H: Any) -> None:
+    """``H <- H + sum weight_i row_i row_i'``, lower triangle; four rows at a time share the loads and stores of H."""
+    t, count = 0, those.shape[0]
+    while t + 3 < count:
+        i, ii, iii, iv = those[t], those[t + 1], those[t + 2], those[t + 3]
+        for j in range(H.shape[0]):
+            a, b = weight[i] * rows[i, j], weight[ii] * rows[ii, j]
+            c, d = weight[iii] * rows[iii, j], weight[iv] * rows[iv, j]
+            if a != 0.0 or b != 0.0 or c != 0.0 or d != 0.0:
+                for k in range(j + 1):
+                    H[j, k] += a * rows[i, k] + b * rows[ii, k] + c * rows[iii, k] + d * rows[iv, k]
+        t += 4
+    while t < count:
+        i = those[t]
+        for j in range(H.shape[0]):
+            a = weight[i] * rows[i, j]
+            if a != 0.0:
+                add(H[j, : j + 1], a, rows[i, : j + 1])
+        t += 1
+
+
+@inner
+def _add_A(structure: Any, A: Any, rows: Any, factor: float, x: Any, out: Any) -> None:
+    """``out <- out + factor A x``, with dense rows where most entries are stored."""
+    if structure.A_runs or not structure.is_full:
+        add_A(structure, A, factor, x, out)
+        return
+    bound, A_cols = structure.bound, structure.A_cols
+    for i in range(structure.m):
+        entry = bound[i]
+        if entry >= 0:
+            out[i] += factor * A[entry] * x[A_cols[entry]]
+        else:
+            out[i] += factor * dot(rows[i], x)
+
+
+@inner
+def _add_At(structure: Any, A: Any, rows: Any, factor: float, y: Any, out: Any) -> None:
+    """``out <- out + factor A' y``, likewise."""
+    if structure.A_runs or not structure.is_full:
+        add_At(structure, A, factor, y, out)
+        return
+    bound, A_cols = structure.bound, structure.A_cols
+    for i in range(structure.m):
+        entry = bound[i]
+        if entry >= 0:
+            out[A_cols[entry]] += factor * A[entry] * y[i]
+        else:
+            add(out, factor * y[i], rows[i])
+
+
+@inner
 def _direction(structure: Any, A: Any, weight: Any, s: Any, work: Any, rx: Any, rz: Any, rc: Any, dx: Any, dy: Any) -> None:
     """The Newton step for residuals rx, rz and ``s ds' y dy' = -rc``; dy holds both kinds of multipliers."""
-    H, _, _, V, S, _, sides = work
+    H, _, rows, V, S, _, sides = work
     moved, multiplier = sides[5], sides[6]
     m, zero = structure.m, structure.zero
     for i in range(m):
         moved[i] = weight[i] * rz[i] - rc[i] / s[i] if i >= zero else 0.0
     for j in range(structure.n):
         dx[j] = -rx[j]
-    add_At(structure, A, -1.0, moved, dx)
+    _add_At(structure, A, rows, -1.0, moved, dx)
     lower(H, dx)
     if zero:
         rows_times(V, dx, multiplier)
@@ -237,16 +285,16 @@ def _direction(structure: Any, A: Any, weight: Any, s: Any, work: Any, rx: Any, 
             add(dx, -multiplier[i], V[i])
     lower_transposed(H, dx)
     fill(dy, 0.0)
-    add_A(structure, A, 1.0, dx, dy)
+    _add_A(structure, A, rows, 1.0, dx, dy)
     for i in range(m):
         dy[i] = weight[i] * dy[i] + moved[i] if i >= zero else multiplier[i]
 
 
 @inner
-def _slack(structure: Any, A: Any, dx: Any, rz: Any, ds: Any) -> None:
+def _slack(structure: Any, A: Any, rows: Any, dx: Any, rz: Any, ds: Any) -> None:
     """``ds = -rz - G dx``; zero for equalities."""
     fill(ds, 0.0)
-    add_A(structure, A, -1.0, dx, ds)
+    _add_A(structure, A, rows, -1.0, dx, ds)
     for i in range(structure.m):
         ds[i] = ds[i] - rz[i] if i >= structure.zero else 0.0
 

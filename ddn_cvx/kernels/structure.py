@@ -14,6 +14,9 @@ Integers = NDArray[np.int64]
 LONG = 8
 """Entries a column must have on average for loops over columns to be faster than one loop over all."""
 
+FULL = 4
+"""Dense rows are taken as such if one in so many of their entries is stored."""
+
 
 class Structure(NamedTuple):
     """``min 1/2 x'Px + q'x  s.t.  Ax + s = b``, with ``s = 0`` in the first ``zero`` rows and ``s >= 0`` below."""
@@ -31,6 +34,10 @@ class Structure(NamedTuple):
     A_starts: Integers
     bound: Integers
     """For each row of A: the position among A's values of its entry if it is an inequality with a single one, else -1."""
+    general: Integers
+    """The rows of inequalities that are not bounds."""
+    is_full: bool
+    """Whether the rows that are not bounds have many of their entries stored, so that they are best taken as dense ones."""
     P_runs: bool
     """Whether the stored entries of each column of P are many and without holes, the last one on the diagonal."""
     A_runs: bool
@@ -45,12 +52,30 @@ class Structure(NamedTuple):
         position[rows] = np.arange(len(rows))
         single = (np.bincount(rows, minlength=m) == 1) & (np.arange(m) >= zero)
         bound = np.where(single, position, -1)
+        general = np.flatnonzero(~single & (np.arange(m) >= zero))
+        is_full = FULL * (len(rows) - single.sum()) >= n * (m - single.sum())
         separable = len(P[0]) == n and bool((P[0] == P[1]).all() and single[zero:].all())
         P_rows, P_cols, A_rows, A_cols = (np.ascontiguousarray(t, np.int64) for t in (*P, *A))
         P_starts, A_starts = (np.searchsorted(t, np.arange(n + 1)) for t in (P_cols, A_cols))
         P_runs = _has_runs(P_rows, P_starts) and bool((P_rows[P_starts[1:] - 1] == np.arange(n)).all())
         A_runs = _has_runs(A_rows, A_starts)
-        return Structure(n, m, zero, P_rows, P_cols, P_starts, A_rows, A_cols, A_starts, bound, P_runs, A_runs, separable)
+        return Structure(
+            n,
+            m,
+            zero,
+            P_rows,
+            P_cols,
+            P_starts,
+            A_rows,
+            A_cols,
+            A_starts,
+            bound,
+            general,
+            bool(is_full),
+            P_runs,
+            A_runs,
+            separable,
+        )
 
 
 def _has_runs(rows: Integers, starts: Integers) -> bool:
