@@ -50,7 +50,7 @@ def portfolio(count: int, rng: np.random.Generator) -> tuple[ddn.DeclarativeLaye
     F, r, x = cp.Parameter((n, n)), cp.Parameter(n), cp.Variable(n)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(F @ x) - r @ x), [x >= 0, cp.sum(x) == 1])
     layer = ddn.DeclarativeLayer(problem, [F, r], x)
-    return layer, layer, (torch.as_tensor(rng.standard_normal((n, n))), torch.as_tensor(rng.random(n) / n))
+    return layer, layer, (torch.as_tensor(rng.standard_normal((n, n)) / n**0.5), torch.as_tensor(rng.random(n) / n))
 
 
 PROBLEMS = {

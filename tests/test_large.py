@@ -102,40 +102,41 @@ def test_the_count_of_entries_is_that_of_the_factor() -> None:
 def test_products_give_what_factors_give(curved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Solution, gradient, second derivative and regularity of a program that is told to have no sparse factor."""
     n, generator = 1200, torch.Generator().manual_seed(0)
-    x, p = cp.Variable(n), cp.Parameter(n)
+    x, p, least = cp.Variable(n), cp.Parameter(n), cp.Parameter()
     if curved:
         limits = [cp.norm(cp.reshape(x, (4, n // 4), order="F"), 2, axis=0) <= 1]
     else:
-        limits = [x >= 0, cp.sum(x) == 500, x[0] == 1]
-    problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(x - p) + 0.1 * cp.sum_squares(cp.diff(x))), limits)
+        limits = [x >= least, cp.sum(x) == 500, x[0] == 1]
+    problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(x - p) + 0.1 * cp.sum_squares(cp.diff(x)) + 0 * least), limits)
+    bound = torch.tensor([0.0, 0.01], dtype=torch.float64, requires_grad=True)
     value = torch.randn(2, n, generator=generator, dtype=torch.float64).requires_grad_()
     weight = torch.randn(2, n, generator=generator, dtype=torch.float64)
 
     outputs = [x] if curved else [x, limits[0].dual_variables[0]]
 
     def derivatives(layer: ddn.DeclarativeLayer) -> list[torch.Tensor]:
-        out, *dual = layer(value)
+        out, *dual = layer(value, bound)
         loss = (out.square() * weight).sum() + sum((d * weight.flip(1)).sum() for d in dual)
-        first = torch.autograd.grad(loss, value, create_graph=True)[0]
-        return [out, first] if curved else [out, first, torch.autograd.grad((first * weight).sum(), value)[0]]
+        first, slope = torch.autograd.grad(loss, (value, bound), create_graph=True, allow_unused=True)
+        return [out, first] if curved else [out, first, slope, torch.autograd.grad((first * weight).sum(), value)[0]]
 
-    layer = ddn.DeclarativeLayer(problem, [p], outputs)
+    layer = ddn.DeclarativeLayer(problem, [p, least], outputs)
     expected = derivatives(layer)
-    assert isinstance(_factor(layer, value), SparseKKT)
+    assert isinstance(_factor(layer, value, bound), SparseKKT)
     monkeypatch.setattr("ddn_cvx.linalg.fill.GROWTH", 0)
     monkeypatch.setattr("ddn_cvx.linalg.fill.ALWAYS", 1)
-    other = ddn.DeclarativeLayer(problem, [p], outputs)
-    assert isinstance(_factor(other, value), KrylovKKT)
+    other = ddn.DeclarativeLayer(problem, [p, least], outputs)
+    assert isinstance(_factor(other, value, bound), KrylovKKT)
     for found, known in zip(derivatives(other), expected, strict=True):
         torch.testing.assert_close(found, known, rtol=1e-6, atol=1e-7)
-    assert all(r & ddn.Regularity.SINGULAR_HESSIAN == 0 for r in other.solve(value).regularities)
+    assert all(r & ddn.Regularity.SINGULAR_HESSIAN == 0 for r in other.solve(value, bound).regularities)
 
 
-def _factor(layer: ddn.DeclarativeLayer, value: torch.Tensor) -> object:
+def _factor(layer: ddn.DeclarativeLayer, *values: torch.Tensor) -> object:
     from ddn_cvx.program.factor import factorise
 
     program = layer.node.program
-    data = layer.node.bind([value.detach()]).data
+    data = layer.node.bind(layer.node.pieces([v.detach() for v in values])).data
     return factorise(program, data.P, data.A, torch.ones_like(data.b), torch.ones(2, dtype=torch.bool))
 
 
