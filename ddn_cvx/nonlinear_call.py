@@ -23,10 +23,11 @@ from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch, gather, match
-from ddn_cvx.program.active_kkt import ActiveKKT, Factors, ProductKKT, descends, multipliers, polish, violated
+from ddn_cvx.program.active_kkt import ActiveKKT, Factors, ProductKKT, polish, violated
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State, judge
+from ddn_cvx.program.verification import descends, multipliers
 from ddn_cvx.solution import Regularity, Solution, Status
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
@@ -139,7 +140,8 @@ class NonlinearCall:
         claims = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INACCURATE))
         verdict = torch.where(usable, int(Status.INACCURATE), int(Status.NUMERICAL_ERROR))
         found = torch.where(ok, int(Status.SOLVED), torch.where(claims, verdict, raw.status))
-        doubtful = torch.nonzero(ok & (~kkt.minimum | kkt.flat)).flatten()
+        doubtful = ok & (~kkt.minimum | kkt.flat) if program.is_dense else ok & _own_solver(run.node)
+        doubtful = torch.nonzero(doubtful).flatten()
         if len(doubtful) and not run.node.stationary:
             wrong = descends(program, some.take(doubtful), point.take(doubtful))
             found = found.index_put((doubtful[wrong],), found.new_tensor(int(Status.SADDLE_POINT)))

@@ -273,15 +273,6 @@ def test_approximations_form_matrices() -> None:
             DeclarativeLayer(node, adjoint=adjoint)(torch.zeros(1200))
 
 
-def test_polyhedra_only() -> None:
-    y, p = cp.Variable(3), cp.Parameter(3)
-    problem = cp.Problem(cp.Minimize(cp.sum_squares(y - p)), [cp.norm(y) <= 0.5])
-    for adjoint in (Smoothed(), Unrolled()):
-        layer = DeclarativeLayer(problem, [p], y, adjoint=adjoint)
-        with pytest.raises(ddn.DeclarationError, match="second-order"):
-            layer(COSTS)
-
-
 @pytest.mark.parametrize("adjoint", [*INEXACT, LPGD(1e-3), Unrolled(1)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_failed_elements_have_no_gradient_and_harm_no_other(kind: str, adjoint: ddn.adjoint.base.Adjoint) -> None:

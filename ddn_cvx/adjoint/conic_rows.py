@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ddn_cvx.adjoint.base import Solve
 from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Solved
-from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.active_kkt import Factors
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
@@ -22,24 +21,13 @@ from ddn_cvx.program.optimality import Active, State
 
 
 class ConicRows:
-    """A conic solve as a ``NonlinearSolve``; its theta is ``(P, q, A, b, *extra)``.
-
-    Raises
-    ------
-    DeclarationError
-        The program has other cones than zero and nonnegative ones.
-    """
+    """A conic solve with polyhedral cones as a ``NonlinearSolve``; its theta is ``(P, q, A, b, *extra)``."""
 
     inexact = None
     kinks = False
 
-    def __init__(self, solve: Solve, name: str):
+    def __init__(self, solve: Solve):
         cone = solve.program
-        if not cone.cones.is_polyhedral:
-            raise DeclarationError(
-                f"{name}() is for linear and quadratic programs, and for nonlinear ones in torch functions; this problem "
-                "has second-order, semidefinite, exponential or power cones. Use adjoint=Implicit()."
-            )
         self._solve, self._cone = solve, cone
         self.program = as_nonlinear(cone)
         self.factors = Factors(self.program)
@@ -81,12 +69,11 @@ def attach_rows(
     solve: Solve,
     data: ConicData,
     extra: tuple[Tensor, ...],
-    name: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(x, v, ok)`` of a conic solve with the derivatives of a nonlinear one."""
     tensors = (*data, *extra)
     theta = Theta(tensors, (True,) * len(tensors))
-    _, _, ok, (x, lam, mu, _) = attach(ConicRows(solve, name), theta, len(data.q))
+    _, _, ok, (x, lam, mu, _) = attach(ConicRows(solve), theta, len(data.q))
     zero = solve.program.cones.zero
     slack = data.b[:, zero:] - solve.program.A_times(data.A, x)[:, zero:]
     v = torch.cat((lam, mu - torch.where(ok.unsqueeze(-1), slack, 0.0)), -1)

@@ -52,7 +52,7 @@ class Implicit(Adjoint):
             raise InputError(f"weakly_active must be one of {get_args(WeaklyActive)}, got {self.weakly_active!r}.")
 
     def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        return _solution_map(Rule(solve, _sides(self.weakly_active, solve.factors)), *data, *extra)
+        return implicit_map(solve, data, extra, self.weakly_active)
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,13 @@ class _SolutionMap(torch.autograd.Function):
         return tuple(_unflatten(t, size) for t in outputs), (0, 0, 0)
 
 
+def implicit_map(
+    solve: Solve, data: ConicData, extra: tuple[Tensor, ...], kink: WeaklyActive = "descent"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``solve(data, *extra)`` with its implicit derivative."""
+    return _solution_map(Rule(solve, _sides(kink, solve.factors)), *data, *extra)
+
+
 def _solution_map(rule: Rule, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     refuse_nested_forward_mode()
     out = _SolutionMap.apply(rule, *tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -170,7 +177,7 @@ def _respond(
     """The solution for the element of the generalised Jacobian that is asked for."""
     cones = rule.program.cones
     found = [
-        _columns(factors, forward, P, A, v if not side else v + side * cones.dual_lean(v), ok, r, t)
+        linear_solve(factors, forward, P, A, v if not side else v + side * cones.dual_lean(v), ok, r, t)
         for side, factors in rule.sides
     ]
     if len(found) == 1:
@@ -179,9 +186,10 @@ def _respond(
     return cast(Tensor, a), cast(Tensor, c)
 
 
-def _columns(
+def linear_solve(
     factors: Factors, forward: bool, P: Tensor, A: Tensor, v: Tensor, ok: Tensor, r: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Solve with J, or with its transpose if not ``forward``; differentiable in all that J depends on."""
     out = _LinearSolve.apply(factors, forward, P, A, v, ok, r, t)  # type: ignore[no-untyped-call]  # torch's own
     return cast(tuple[Tensor, Tensor], out)
 
@@ -206,7 +214,7 @@ class _LinearSolve(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         P, A, v, ok, first, second = ctx.saved_tensors
         factors = ctx.factors
-        other = _columns(factors, not ctx.is_forward, P, A, v, ok, grads[0], grads[1])
+        other = linear_solve(factors, not ctx.is_forward, P, A, v, ok, grads[0], grads[1])
         if not any(ctx.needs_input_grad[2:5]):
             return (None,) * 6 + other
         _refuse_singular(factors)
@@ -244,7 +252,7 @@ class _LinearSolve(torch.autograd.Function):
             low = low - bend
             if ctx.is_forward:
                 top = top - _column_map(program.At_times, A, bend)
-        solved = _columns(factors, ctx.is_forward, P, A, v, ok, top, low)
+        solved = linear_solve(factors, ctx.is_forward, P, A, v, ok, top, low)
         return solved
 
     @staticmethod
@@ -253,10 +261,10 @@ class _LinearSolve(torch.autograd.Function):
         if all(d is None for d in dims[:4]):
             # One factor, many right-hand sides: the mapped dimension becomes columns.
             wide = [_to_columns(t, d, size) for t, d in zip(tensors[4:], dims[4:], strict=True)]
-            out = _columns(factors, forward, *tensors[:4], *wide)
+            out = linear_solve(factors, forward, *tensors[:4], *wide)
             return tuple(o.unflatten(2, (o.shape[2] // max(size, 1), size)).movedim(-1, 0) for o in out), (0, 0)
         flat = [_flatten(t, d, size) for t, d in zip(tensors, dims, strict=True)]
-        out = _columns(factors, forward, *flat)
+        out = linear_solve(factors, forward, *flat)
         return tuple(_unflatten(o, size) for o in out), (0, 0)
 
 

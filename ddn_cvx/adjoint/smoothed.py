@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.adjoint.barrier import attach_barrier
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.conic_rows import attach_rows
 from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Solved, require_dense
@@ -40,7 +41,7 @@ REACHED = 1e-9
 
 @dataclass(frozen=True)
 class Smoothed(Adjoint):
-    """The exact solution with the derivative of the central path; for linear and quadratic programs and nonlinear ones."""
+    """The exact solution with the derivative of the central path."""
 
     width: float = 1e-2
     """How far from the solution the derivative is taken: ``μ s = width``, in units of the objective (default 0.01)."""
@@ -50,7 +51,9 @@ class Smoothed(Adjoint):
             raise InputError(f"width must be positive, got {self.width!r}.")
 
     def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        return attach_rows(self.attach_nonlinear, solve, data, extra, "Smoothed")
+        if not solve.program.cones.is_polyhedral:
+            return attach_barrier(solve, data, extra, self.width)
+        return attach_rows(self.attach_nonlinear, solve, data, extra)
 
     def attach_nonlinear(self, solve: NonlinearSolve, theta: Theta, batch: int) -> Solved:
         """``solve(theta)`` with the derivative of the path."""

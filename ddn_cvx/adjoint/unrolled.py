@@ -4,7 +4,8 @@
 
 A step changes no value at a solution, and each one doubles the order to which ``w_k`` is the right function of θ
 (Bolte, Pauwels & Vaiter, 2023, "One-step differentiation of iterative algorithms"): derivatives up to order ``2**k - 1`` are
-exact at regular points. Work and memory grow with k.
+exact at regular points. Work and memory grow with k. For cones that are not polyhedral K is that of the solution in every
+step, each one adds one order, and projections onto them have two.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.func import grad
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.conic_rows import attach_rows
+from ddn_cvx.adjoint.implicit import implicit_map, linear_solve
 from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Parts, Rule, Solved
 from ddn_cvx.adjoint.nonlinear import At, columns, solution_map, squeezed
 from ddn_cvx.errors import InputError
@@ -27,17 +29,31 @@ from ddn_cvx.program.optimality import State
 
 @dataclass(frozen=True)
 class Unrolled(Adjoint):
-    """Newton steps differentiated as they are, for linear and quadratic programs and nonlinear ones."""
+    """Newton steps differentiated as they are."""
 
     steps: int = 2
-    """Newton steps; derivatives up to order ``2**steps - 1`` are exact, and higher ones are not (default 2)."""
+    """Newton steps; derivatives up to order ``2**steps - 1`` are exact, and higher ones are not (default 2). With
+    second-order, semidefinite, exponential or power cones: up to order ``steps``, and 2 at most."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int) or self.steps < 1:
             raise InputError(f"steps must be a positive integer, got {self.steps!r}.")
 
     def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        return attach_rows(self.attach_nonlinear, solve, data, extra, "Unrolled")
+        if solve.program.cones.is_polyhedral:
+            return attach_rows(self.attach_nonlinear, solve, data, extra)
+        return self._attach_curved(solve, data, extra)
+
+    def _attach_curved(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Newton steps on ``F = [Px + q + A'y ; Ax + y - v - b]``, ``y = Pi_K*(v)``, with the Jacobian of the solution."""
+        start = tuple(t.detach() for t in implicit_map(solve, data, extra))
+        (x, v, ok), (P, _, A, _) = start, (t.detach() for t in data)
+        program, row, n = solve.program, ok.unsqueeze(-1), solve.program.n
+        for _ in range(self.steps):
+            F = torch.where(row, program.residual(torch.cat((x, v), 1), data), 0.0).unsqueeze(-1)
+            dx, dv = linear_solve(solve.factors, True, P, A, start[1], ok, F[:, :n], F[:, n:])
+            x, v = x - dx.squeeze(-1), v - dv.squeeze(-1)
+        return torch.where(row, x, 0.0), torch.where(row, v, 0.0), ok
 
     def attach_nonlinear(self, solve: NonlinearSolve, theta: Theta, batch: int) -> Solved:
         """``solve(theta)`` followed by the steps."""

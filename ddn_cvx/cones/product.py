@@ -232,6 +232,10 @@ class Product:
         length = 8 * WEAK * (1 + v.detach().abs().amax(-1, keepdim=True))
         return torch.where(weak[..., cone.to(v.device)], length * centre.to(v), 0.0)
 
+    def centre(self, like: Tensor) -> Tensor:
+        """A point inside K and K*, ``(*batch, m)``; zero in zero rows."""
+        return self._centre[0].to(like).expand_as(like)
+
     @cached_property
     def _centre(self) -> tuple[Tensor, Tensor]:
         """A point inside K and K*, ``(m,)``, and the cone of each row: 0 for zero rows, from 1 on as ``dual_margin``."""

@@ -15,12 +15,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddn_cvx.errors import DeclarationError, DifferentiationError
-from ddn_cvx.linalg.blocks import add_to_diagonal, keep, per_element, row_sizes, times, to_dense
+from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.linalg.blocks import add_to_diagonal, keep, per_element, row_sizes, times
 from ddn_cvx.linalg.iterative import minres
 from ddn_cvx.linalg.kkt import NullSpace
 from ddn_cvx.linalg.saddle import SaddleKKT
-from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
+from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, Judged, State, curvature, judge, largest
 
 GOAL = 1e-14
@@ -33,20 +33,12 @@ LENGTHS = (1.0, 0.25, 0.0625)
 """Steps that are tried."""
 FAR = 0.1
 """Relative distance beyond which polishing does not go."""
-NEAR = 1e-5
-"""Relative distance at which a constraint of a point without multipliers may be active."""
 PRODUCT_TOLERANCE = 1e-10
 """Relative residual to which systems too large for matrices are solved."""
 PRODUCTS = 5000
 """Products that one may cost."""
-FLAT = 1e-9
-"""Curvature, relative to the largest entry of the Hessian, that counts as none."""
 NEARLY_FLAT = 1e-5
-"""The same, of directions that are looked along for lower points."""
-DIRECTIONS = 8
-"""Of hardly any curvature, that are looked along at most."""
-FALL = 1e-10
-"""How much lower, relative, a point must be to count."""
+"""Curvature, relative to the largest entry of the Hessian, of directions that are looked along for lower points."""
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -129,11 +121,15 @@ def _power_of_two(size: Tensor) -> Tensor:
 class ProductKKT:
     """The same system for programs too large for matrices: MINRES on products with H, A and A'.
 
-    Nothing is known about its inertia or its null space; where MINRES does not converge, ``solve`` raises.
+    Nothing is known about its inertia or its null space; where MINRES does not converge, ``solve`` raises. With ``unit``
+    the identity takes the place of H: the system of least squares, and of projections onto the active constraints.
     """
 
-    def __init__(self, program: NonlinearProgram, theta: Theta, state: State, active: Active, ok: Tensor):
+    def __init__(
+        self, program: NonlinearProgram, theta: Theta, state: State, active: Active, ok: Tensor, unit: bool = False
+    ):
         self.program, self.theta, self.state, self.active, self.ok = program, theta, state, active, ok
+        self.unit = unit
         self.minimum, self.flat = ok, torch.zeros_like(ok)
         self.singular = NullSpace(torch.zeros_like(ok), torch.zeros_like(ok))
 
@@ -155,7 +151,8 @@ class ProductKKT:
         slope = program.gradient(y, theta, torch.zeros_like(lam), torch.zeros_like(mu))
 
         def K(u: Tensor, t_h: Tensor, t_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            bent = program.hvp(y, theta, lam, mu, u) + program.gradient(y, theta, t_h, t_g * on) - slope
+            bent = u if self.unit else program.hvp(y, theta, lam, mu, u)
+            bent = bent + program.gradient(y, theta, t_h, t_g * on) - slope
             pushed_h, pushed_g = program.jvp(y, theta, u)
             return bent, pushed_h, pushed_g * on - t_g * (1.0 - on)
 
@@ -176,8 +173,9 @@ class ProductKKT:
         # A right-hand side that is rounding next to the others may be left unsolved.
         lost = int((error > 1e3 * PRODUCT_TOLERANCE * size.clamp(min=1e-5 * float(size.max()))).sum())
         if lost:
+            what = "of the multipliers" if self.unit else "of the derivative"
             raise DifferentiationError(
-                f"The linear system of the derivative was not solved for {lost} right-hand side(s) in {PRODUCTS} products; "
+                f"The linear system {what} was not solved for {lost} right-hand side(s) in {PRODUCTS} products; "
                 "rescale the problem, or add a quadratic term to its objective."
             )
         u, t_h, t_g = x[:, :n], x[:, n : n + p], x[:, n + p :] * on
@@ -288,88 +286,3 @@ def violated(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor,
 
 def _between(start: State, end: State, length: float) -> State:
     return end if length == 1.0 else State(*(a + length * (b - a) for a, b in zip(start, end, strict=True)))
-
-
-def multipliers(program: NonlinearProgram, theta: Theta, y: Tensor, ok: Tensor) -> tuple[State, First]:
-    """Least-squares multipliers: those that leave least of stationarity, among the smallest, with the signs they must have;
-    and the derivatives at the point.
-
-    Constraints near to active take part; one whose multiplier comes out with the wrong sign is left out, and the rest is
-    solved for again.
-
-    Raises
-    ------
-    DeclarationError
-        The program has constraints and is too large for matrices.
-    """
-    zero = torch.zeros_like(y)
-    lam, mu, z = y.new_zeros(len(y), program.p), y.new_zeros(len(y), program.m), zero
-    start = judge(program, theta, State(y, lam, mu, zero), bent=False)
-    if not program.is_dense:
-        if program.p + program.m or program.has_bounds:
-            raise DeclarationError(
-                "solve= of a problem with constraints needs multipliers, which are found with matrices; "
-                f"n + p + m = {program.n + program.p + program.m} is too many for that."
-            )
-        return start.state, start.first
-    first, size = start.first, 1.0 + largest(y).unsqueeze(-1)
-    steep = largest(first.Jg)
-    g = (first.g >= -NEAR * size * torch.where(steep > 0, steep, 1.0)).to(y.dtype)
-    above, below = (start.upper - y <= NEAR * size).to(y.dtype), (y - start.lower <= NEAR * size).to(y.dtype)
-    fixed = start.lower >= start.upper
-    box = torch.where(above > 0, above, -below)
-    right = (-first.gradient.unsqueeze(-1), *(torch.zeros_like(t).unsqueeze(-1) for t in (lam, mu, zero)))
-    for _ in range(1 + program.m + program.n):
-        kkt = ActiveKKT(torch.ones_like(y)[..., None, None], first.Jh, first.Jg, Active(g, box), ok)
-        _, lam, mu, z = (t.squeeze(-1) for t in kkt.solve(*right))
-        wrong_g, wrong_box = (mu < 0) & (g > 0), (z * box < 0) & ~fixed
-        if not bool((wrong_g.any(-1) | wrong_box.any(-1)).any()):
-            break
-        # Only the worst is left out: the others may come out right without it.
-        worst = torch.cat((torch.where(wrong_g, mu.abs() * steep, 0.0), torch.where(wrong_box, z.abs(), 0.0)), -1)
-        drop = (worst == worst.amax(-1, keepdim=True)) & (worst > 0)
-        g = torch.where(drop[:, : program.m], 0.0, g)
-        box = torch.where(drop[:, program.m :], 0.0, box)
-    return State(y, lam, mu.clamp(min=0), z), first
-
-
-def descends(program: NonlinearProgram, theta: Theta, point: Judged) -> Tensor:
-    """Whether a stationary point is no minimum, ``(B,)`` bool: the Lagrangian bends down along the active constraints, or is
-    flat in some direction and falls nearby, as at an inflection.
-
-    Curved constraints let a minimum fall by the fourth power of the step as well; there only a short one is tried.
-    """
-    bends, ways = _curvatures(point)
-    y, lam, mu, _ = point.state
-    straight = (point.active.all.g == 0).all(-1) if program.p == 0 else torch.zeros_like(bends[:, 0], dtype=torch.bool)
-    length = torch.where(straight, 3e-2, 1e-3) * (1.0 + largest(y))
-    few = min(program.n, DIRECTIONS)
-    steps = (length[:, None, None] * ways[..., :few]).movedim(2, 0)
-    ends = y + torch.cat((steps, -steps))
-    nearly = (bends[:, :few] < NEARLY_FLAT).mT.repeat(2, 1)
-    inside = ((ends >= point.lower) & (ends <= point.upper)).all(-1) & nearly
-    with torch.no_grad():
-        here = program.lagrangian(y, theta, lam, mu)
-        many = (t.repeat(2 * few, 1) for t in (lam, mu))
-        there = program.lagrangian(ends.flatten(0, 1), theta.tile(2 * few), *many).reshape(2 * few, -1)
-    falls = inside & (there < here - FALL * (1.0 + here.abs()))
-    return (bends[:, 0] < -100 * FLAT) | falls.any(0)
-
-
-def _curvatures(point: Judged) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of H along all active constraints, ascending and relative to its largest entry, ``(B, n)``, and their
-    directions, the columns of ``(B, n, n)``; the last ones, normal to the constraints, are large."""
-    active = point.active.all
-    free = 1.0 - active.box.abs()
-    A = torch.cat((point.first.Jh, point.first.Jg * active.g.unsqueeze(-1)), 1) * free.unsqueeze(-2)
-    length = A.norm(dim=-1, keepdim=True)
-    A = A / torch.where(length > 0, length, 1.0)
-    H = keep(to_dense(point.H), free)
-    values, vectors = torch.linalg.eigh(A.mT @ A + torch.diag_embed(1.0 - free))
-    normal = values > FLAT
-    tangent = torch.where(normal.unsqueeze(-2), 0.0, vectors)
-    scale = largest(row_sizes(H)).unsqueeze(-1)
-    scale = torch.where(scale > 0, scale, 1.0)
-    outside = torch.diag_embed(torch.where(normal, 2.0, 0.0))
-    bends, ways = torch.linalg.eigh(tangent.mT @ (H / scale.unsqueeze(-1)) @ tangent + outside)
-    return bends, tangent @ ways

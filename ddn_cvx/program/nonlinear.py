@@ -28,6 +28,8 @@ DENSE_LIMIT = 1000
 """Programs with n + p + m at most this many variables and constraints are handled with matrices, others by products."""
 BLOCKS_FROM = 8
 """Variables from which on it pays to ask whether the Hessian is block-diagonal."""
+TAPED = 2**17
+"""Entries of a batch of Hessians up to which a tape is quicker than blocks, which take less memory."""
 COUPLED = 1e-13
 """What couples two blocks of a Hessian, relative to its rows, if it is more than rounding."""
 CREDIBLE = 1e-6
@@ -251,7 +253,8 @@ class NonlinearProgram:
         Blocks cost s + 1 passes for n. Their size is read off the Hessian of one element, the first time; that there is
         nothing besides them is verified every time and for every element, by its product with one more vector.
         """
-        if self.n < BLOCKS_FROM or not len(y) or self._block == self.n:
+        taped = self._tapes.known(y, theta) is not None and self.n * y.numel() <= TAPED
+        if self.n < BLOCKS_FROM or not len(y) or self._block == self.n or taped:
             return self.hessian(y, theta, lam, mu)
         with torch.no_grad():
             if self._block is None:

@@ -129,8 +129,8 @@ def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = Tr
         else:
             H = y.new_zeros(len(y), 0, 0)
             pulls = [program.gradient(y, theta, lam, mu) - first.gradient, z]
-            bend = largest(program.hvp(y, theta, lam, mu, _probe(y)))
-            steep_h, steep_g = (t.abs() for t in program.jvp(y, theta, _probe(y)))
+            bend = largest(program.hvp(y, theta, lam, mu, probe(y)))
+            steep_h, steep_g = (t.abs() for t in program.jvp(y, theta, probe(y)))
         forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
         force = forces + bend * size + NOISE
         # An infinite curvature or force would hide any residual.
@@ -167,7 +167,7 @@ def _without_matrices(program: NonlinearProgram, theta: Theta, y: Tensor) -> Fir
     return First(f, slope, h, h.new_zeros(*h.shape, 0), g, g.new_zeros(*g.shape, 0))
 
 
-def _probe(y: Tensor) -> Tensor:
+def probe(y: Tensor) -> Tensor:
     """A fixed vector of signs without a pattern: its product with a row is as large as the row's norm, give or take."""
     order = torch.arange(1, y.shape[-1] + 1, dtype=torch.float64, device=y.device)
     return torch.where(torch.cos(order * order) > 0, 1.0, -1.0).to(y.dtype).expand_as(y)

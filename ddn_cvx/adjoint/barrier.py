@@ -1,0 +1,178 @@
+"""The central path of a cone program: ``y = -width grad B(s)`` in place of complementarity, B the barrier of K.
+
+    half-line            -log s
+    second order         -log(t² - |z|²)
+    semidefinite         -log det S
+    exponential          -log(y log(z/y) - x) - log y - log z
+    power                -log(prod x_i^(2 alpha_i) - z²) - sum (1 - alpha_i) log x_i
+
+(Nesterov & Nemirovskii 1994, chapter 5). A point of the path minimises ``1/2 x'Px + q'x + width B(s)`` subject to
+``Ax + s = b``: a program with equalities only, of which s are variables too, so that Newton's method may start inside the
+cone but off the equalities (Boyd & Vandenberghe, "Convex optimization", section 10.3). It is a smooth function of the data,
+and is differentiated like any other nonlinear program.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.adjoint.base import Solve
+from ddn_cvx.adjoint.kkt_solve import Solved
+from ddn_cvx.adjoint.nonlinear import solution_map
+from ddn_cvx.cones import Product
+from ddn_cvx.cones.psd import PSD
+from ddn_cvx.errors import DeclarationError, DifferentiationError
+from ddn_cvx.linalg.saddle import SaddleKKT
+from ddn_cvx.program.active_kkt import Factors
+from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.program.optimality import Active, State, largest
+
+STEPS = 200
+"""Newton steps to a point of the central path, at most."""
+HALVINGS = 30
+"""Times a step is halved, at most."""
+REACHED = 1e-10
+"""Residual, relative to the size of what should cancel, at which the path is reached."""
+
+
+def barrier(cones: Product, s: Tensor) -> Tensor:
+    """``B(s)`` of the rows (B, m), ``(B,)``; NaN or infinite outside the cone. Zero rows do not count."""
+    total = s.new_zeros(len(s))
+    for kind, rows, extra in cones.blocks():
+        part = s[:, rows]
+        if kind == "nonneg":
+            total = total - part.log().sum(-1)
+        elif kind == "soc":
+            inside = part[:, 0] > 0
+            gap = part[:, 0].square() - part[:, 1:].square().sum(-1)
+            total = total - torch.where(inside, gap, torch.nan).log()
+        elif kind == "psd":
+            L, info = torch.linalg.cholesky_ex(PSD(order=extra).mat(part))
+            pivots = L.diagonal(dim1=1, dim2=2)
+            total = total - 2 * torch.where((info == 0).unsqueeze(-1), pivots, torch.nan).log().sum(-1)
+        elif kind == "exp":
+            x, y, z = part.unbind(-1)
+            total = total - (y * (z.log() - y.log()) - x).log() - y.log() - z.log()
+        elif kind == "power":
+            x, z = part[:, :-1], part[:, -1]
+            alpha = s.new_tensor(extra)
+            total = total - ((2 * alpha * x.log()).sum(-1).exp() - z * z).log() - ((1 - alpha) * x.log()).sum(-1)
+    return total
+
+
+def path_program(cone: ConicProgram, width: float) -> NonlinearProgram:
+    """Of the variables ``(x, s)``, s without the zero rows; its theta is ``(P, q, A, b, ...)``."""
+    n, zero = cone.n, cone.cones.zero
+
+    def evaluate(w: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
+        P, q, A, b = theta.tensors[:4]
+        x, s = w[:, :n], torch.cat((w.new_zeros(len(w), zero), w[:, n:]), 1)
+        f = cone.objective(x, ConicData(P, q, A, b)) + width * barrier(cone.cones, s)
+        return f, cone.A_times(A, x) + s - b, w[:, :0]
+
+    return NonlinearProgram(n + cone.m - zero, cone.m, 0, evaluate)
+
+
+class _PathSolve:
+    """A conic solve as a ``NonlinearSolve`` that is linearised on the path; the answer is the exact ``(x, s)`` and y."""
+
+    kinks = False
+
+    def __init__(self, solve: Solve, width: float):
+        self._solve, self._width = solve, width
+        self.inexact = f"Smoothed({width}) has first derivatives only"
+        self.program = path_program(solve.program, width)
+        self.factors = Factors(self.program)
+        self.failures = False
+        if not self.program.is_dense:
+            size = f"{self.program.n} variables and {self.program.p} rows"
+            raise DeclarationError(f"Smoothed() forms matrices, and {size} are too much for that; use adjoint=Implicit().")
+
+    def __call__(self, theta: Theta, batch: int) -> Solved:
+        """The exact solution, and the point of the path."""
+        data, extra = ConicData(*theta.tensors[:4]), theta.tensors[4:]
+        x, v, ok = self._solve(data, *extra)
+        self.failures = not bool(ok.all())
+        exact = self._state(x, v)
+        path = exact
+        if bool(ok.any()):
+            good = torch.nonzero(ok).flatten()
+            zero = self._solve.program.cones.zero
+            inwards = self._width**0.5 * self._solve.program.cones.centre(v[good])[:, zero:]
+            start = torch.cat((x[good], exact.y[good, x.shape[1] :] + inwards), 1)
+            y, lam = central_point(self.program, theta.take(good), start, exact.lam[good], self._width)
+            path = exact._replace(y=exact.y.index_copy(0, good, y), lam=exact.lam.index_copy(0, good, lam))
+        return Solved(path, Active(path.mu, torch.zeros_like(path.y)), ok, exact)
+
+    def perturbed(self, theta: Theta, push: Tensor, start: State) -> tuple[State, Tensor]:
+        """That of the exact problem."""
+        P, q, A, b = theta.tensors[:4]
+        x, v, ok = self._solve.again(ConicData(P, q + push[:, : q.shape[1]], A, b))
+        return self._state(x, v), ok
+
+    def _state(self, x: Tensor, v: Tensor) -> State:
+        y = self._solve.program.cones.project_dual(v)
+        s = (y - v)[:, self._solve.program.cones.zero :]
+        both = torch.cat((x, s), 1)
+        return State(both, y, x[:, :0], torch.zeros_like(both))
+
+
+@torch.no_grad()
+def central_point(program: NonlinearProgram, theta: Theta, y: Tensor, lam: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    """The minimum of the barrier program and its multipliers, from a point inside the cone.
+
+    Raises
+    ------
+    DifferentiationError
+        Newton's method does not reach it for some element.
+    """
+    none, all_ok = y[:, :0], torch.ones(len(y), dtype=torch.bool, device=y.device)
+    J = program.first(y, theta).Jh
+
+    def residual(y: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        f, h, _ = program.values(y, theta)
+        slope = program.gradient(y, theta, lam, none)
+        size = torch.cat((slope, h, torch.where(f.isfinite(), 0.0, torch.inf).unsqueeze(-1)), 1).norm(dim=-1)
+        return slope, h, size.nan_to_num(nan=torch.inf)
+
+    unit = 1 + largest(theta.tensors[1]) + largest(theta.tensors[3]) + largest(lam)
+    slope, h, size = residual(y, lam)
+    for _ in range(STEPS):
+        waiting = size > REACHED * unit
+        if not bool(waiting.any()):
+            break
+        kkt = SaddleKKT(program.curvature(y, theta, lam, none), J, None, all_ok)
+        dy, dlam = (t.squeeze(-1) for t in kkt.solve(-slope.unsqueeze(-1), -h.unsqueeze(-1)))
+        length, missed = torch.ones_like(size), waiting
+        for _ in range(HALVINGS):
+            step = torch.where(missed, length, 0.0).unsqueeze(-1)
+            trial = residual(y + step * dy, lam + step * dlam)
+            better = missed & (trial[2] < (1 - 0.01 * length) * size)
+            row = better.unsqueeze(-1)
+            y, lam = torch.where(row, y + step * dy, y), torch.where(row, lam + step * dlam, lam)
+            slope, h = torch.where(row, trial[0], slope), torch.where(row, trial[1], h)
+            size = torch.where(better, trial[2], size)
+            missed, length = missed & ~better, 0.5 * length
+            if not bool(missed.any()):
+                break
+        if bool((missed == waiting).all()):  # rounding is in the way
+            break
+    lost = int((~(size <= REACHED**0.5 * unit)).sum())
+    if lost:
+        raise DifferentiationError(
+            f"The central path of width {width} was not reached at {lost} batch element(s); choose a larger width, or one "
+            "for which the problem has strictly feasible points."
+        )
+    return y, lam
+
+
+def attach_barrier(solve: Solve, data: ConicData, extra: tuple[Tensor, ...], width: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``(x, v, ok)`` of a conic solve with the derivatives of the path."""
+    tensors = (*data, *extra)
+    theta = Theta(tensors, (True,) * len(tensors))
+    _, _, ok, (both, y, _, _) = solution_map(_PathSolve(solve, width), theta, len(data.q), "inactive")
+    n, zero = solve.program.n, solve.program.cones.zero
+    s = torch.cat((torch.zeros_like(y[:, :zero]), both[:, n:]), 1)
+    return both[:, :n], y - s, ok
