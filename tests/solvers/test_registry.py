@@ -93,7 +93,9 @@ def test_auto_picks_by_structure():
     large, _ = random_program(CONES["linear"], n=700, batch=1)
     assert Auto().explain(dense, 8).startswith("InteriorPoint for 8 instances of n = 520, m = 8")
     assert Auto().explain(small, 8).split()[0] in ("ActiveSet", "Mehrotra")
-    for program, reason in ((curved, "cones"), (large, "n + m")):
+    assert Auto().explain(curved, 8).startswith("Mehrotra")
+    power, _ = random_program(CONES["power"], n=50, batch=1)
+    for program, reason in ((power, "cones"), (large, "n + m")):
         sentence = Auto().explain(program, 8)
         assert sentence.startswith("Clarabel") and reason in sentence
     sparse, _ = random_program(CONES["linear"], n=520, batch=1, quadratic=False)
