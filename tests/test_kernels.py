@@ -66,7 +66,9 @@ def test_measures_are_those_of_torch(entry: Entry, scale: float) -> None:
         pairs = [(getattr(one, name), getattr(other, name)) for name in ("y", "s", "top", "low", "value")]
         pairs += [(one.residuals.table, other.residuals.table), (compiled.hidden(one), plain.hidden(other))]
         for found, expected in pairs:
-            assert torch.allclose(found[:-1], expected[:-1], rtol=1e-10, atol=1e-13)
+            # where a matrix projects to zero torch leaves rounding, which a large right-hand side multiplies
+            rounding = 1e-13 if program.cones.is_polyhedral else 1e-15 * max(1.0, scale**-2)
+            assert torch.allclose(found[:-1], expected[:-1], rtol=1e-10, atol=max(1e-13, rounding))
 
 
 def test_a_gradient_does_not_depend_on_degenerate_batch_mates() -> None:

@@ -139,13 +139,16 @@ def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor,
 def _solve_once(
     ctx: Any, structure: Structure, values: list[Any], key: tuple[Tensor, Tensor, Tensor, Tensor], gx: Tensor, gv: Tensor
 ) -> tuple[Array, Array]:
-    """``J'(g, h) = (gx, gv)``: with factors that are not kept, unless there are some or this is not the first time."""
-    if not ctx.differentiated and not ctx.solve.factors.holds(*key):
+    """``J'(g, h) = (gx, gv)``: with factors that are not kept, unless there are some or this is not the first time.
+
+    With curved cones it is done anew every time: kept factors are torch's, whose gradients differ by rounding.
+    """
+    curved = ctx.binding.program.curved
+    if curved is not None or (not ctx.differentiated and not ctx.solve.factors.holds(*key)):
         ctx.differentiated = True
         cotangent = [t.contiguous().numpy() for t in (gx, gv)]
         g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.empty(gx.shape[0], np.bool_)
         work = structure.n**3 / 3 + 10 * (structure.n + structure.m) ** 2
-        curved = ctx.binding.program.curved
         kernel, known = (kkt.reverse_once, structure) if curved is None else (conic_newton.reverse_once, curved)
         spread(kernel, gx.shape[0], work, known, *values, *cotangent, g, h, healthy)
         if healthy.all():

@@ -76,6 +76,8 @@ from ddn_cvx.kernels.table import (
 
 PIVOT = 1e-10
 """The smallest pivot, next to the terms it is the sum of, of a factor that is good enough."""
+NOISE = 1e-16
+"""A diagonal entry below this, next to the squares of A's entries, is nothing but rounding."""
 REFINEMENTS = 3
 GOOD = 1e-8
 """Residual, relative to the right-hand side, from which one step of refinement reaches what rounding allows."""
@@ -100,10 +102,13 @@ def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> bool:
     for j in range(n):
         size = max(size, K[place[j], place[j]])
     _add_held(T, A, W, J, K, size if size > 0.0 else 1.0)
+    floor = NOISE * largest(A) ** 2
     for j in range(n):
         idle[j] = not visible[j] and K[place[j], place[j]] == 0.0
         if idle[j]:
             K[place[j], place[j]] = 1.0
+        elif not K[place[j], place[j]] > floor:
+            return False
     other = space(T, W, W_OTHER)
     return factor(K, space(T, J, J_FIRST)[:whole], sign[:whole], PIVOT, space(T, W, W_SIDE), other)
 
@@ -280,7 +285,7 @@ def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
         else:
             width = row_of(T, A, k, vector(T, W, index), row)
             length = dot(row[:width], row[:width])
-        R = size / length if length > 0.0 else 0.0
+        R = 1.0 + size / length if length > 0.0 else 0.0
         scale = 1.0 / (1.0 + R * slack)
         W[T[W_SCALE] + r], W[T[W_LIFT] + r] = scale, R * scale
         K[at, at] = -scale * slack

@@ -16,7 +16,7 @@ from ddn_cvx.kernels.cones import ROOT, to_matrix, to_vector
 from ddn_cvx.kernels.dense import cholesky, dot
 from ddn_cvx.kernels.eigen import eigen
 from ddn_cvx.kernels.jit import inner
-from ddn_cvx.kernels.table import (
+from ddn_cvx.kernels.table import (  # fmt: skip
     BLOCK_STARTS,
     BLOCKS,
     EXPONENTIAL,
@@ -41,11 +41,10 @@ from ddn_cvx.kernels.table import (
     part,
     side,
     space,
-)  # fmt: skip
+)
 
 SHRINK = 0.8
 """By this a step is shortened until it stays inside a cone that is not symmetric."""
-
 # In the scratch space: lambda of half-lines and second-order cones (``W_POINT``); z / s of inequalities and the normalised
 # scaling points of second-order cones (``W_INVERSE``), whose sizes are ``W_ETA``; R and its inverse of semidefinite blocks,
 # and their lambda (``W_VALUES``), or H and its inverse of exponential ones.
@@ -158,13 +157,12 @@ def _reflect(w: Any, eta: float, sign: float, x: Any, out: Any) -> None:
 @inner
 def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> bool:
     S, Z, V = scratch(T, W, W_X, order), scratch(T, W, W_Y, order), scratch(T, W, W_Z, order)
+    values = eigenvalues(T, W, k, order)
     to_matrix(s, S)
     to_matrix(z, Z)
     if not cholesky(S, 0.0):
         return False
-    values = eigenvalues(T, W, k, order)
     R, inverse = block(T, W, W_R, k, order), block(T, W, W_R_INVERSE, k, order)
-    # L'ZL, by way of R = ZL
     for i in range(order):
         for j in range(order):
             total = 0.0
@@ -182,7 +180,7 @@ def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> bool:
     for i in range(order):
         if not values[i] > 0.0:
             return False
-        values[i] = values[i] ** 0.5
+        values[i] **= 0.5
         root = values[i] ** 0.5
         for j in range(order):
             total = 0.0

@@ -39,6 +39,10 @@ class Size:
     """Whether P is diagonal, with all of its diagonal stored, and every inequality is a bound."""
     sparse: float
     """Operations of a sparse factorisation of the KKT matrix."""
+    curved: bool = False
+    """Whether there are cones other than half-lines."""
+    matrices: float = 0.0
+    """The sum of the third powers of the orders of the semidefinite matrices."""
 
     @staticmethod
     def of(program: ConicProgram) -> Size:
@@ -61,6 +65,8 @@ class Size:
             program.P.nnz + program.A.nnz,
             diagonal and bounds == program.m - zero,
             _sparse_operations(program),
+            not program.cones.is_polyhedral,
+            float(sum(order**3 for order in program.cones.psd)),
         )
 
     @property
@@ -100,13 +106,24 @@ def _dense_interior_point(s: Size) -> float:
 
 def _sparse_interior_point(s: Size) -> float:
     """Twelve factorisations of the sparse KKT matrix."""
-    return 12 * (s.sparse + 20 * (s.entries + s.n + s.m))
+    return 12 * (s.sparse + 20 * (s.entries + s.n + s.m) + 20 * s.matrices)
+
+
+def _compiled_interior_point(s: Size) -> float:
+    """With curved cones the factor is sparse, by columns as they are."""
+    return 3 * _sparse_interior_point(s) if s.curved else _dense_interior_point(s)
+
+
+def _conic_interior_point(s: Size) -> float:
+    """Dense, with products of matrices for semidefinite ones."""
+    return _dense_interior_point(s) + 12 * 100 * s.matrices
 
 
 OPERATIONS: dict[str, Callable[[Size], float]] = {
     "active_set": _active_set,
-    "mehrotra": _dense_interior_point,
+    "mehrotra": _compiled_interior_point,
     "interior_point": _dense_interior_point,
+    "conic_interior_point": _conic_interior_point,
     "clarabel": _sparse_interior_point,
 }
 """Operations of one instance by the name of the solver."""

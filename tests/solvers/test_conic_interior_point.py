@@ -319,10 +319,10 @@ def test_equal_cones_are_one_operation(kind):
 
 def test_auto_takes_it_on_devices_and_for_dense_programs():
     small, _ = random_program(CONES["second-order"], batch=1)
-    assert isinstance(Auto()._choice(small, away=True)[0], ConicInteriorPoint)
-    assert isinstance(Auto()._choice(small)[0], Clarabel)
+    assert isinstance(Auto().pick(small, "cuda").solver, ConicInteriorPoint)
+    assert not isinstance(Auto().pick(small).solver, ConicInteriorPoint)
     dense, data = random_program(Product(2, 20, (30,) * 5), n=150, batch=2)
-    assert Auto().explain(dense, 2).startswith("ConicInteriorPoint for 2 instances")
+    assert Auto().explain(dense).startswith("ConicInteriorPoint for n = 150")
     assert torch.equal(Auto().solve(dense, data, Workspace()).x, solve(dense, data).x)
 
 

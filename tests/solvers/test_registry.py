@@ -92,9 +92,11 @@ def test_auto_picks_by_structure():
     dense, data = random_program(CONES["linear"], n=520, batch=2)
     curved, _ = random_program(CONES["second-order"], n=50, batch=1)
     large, _ = random_program(CONES["linear"], n=1300, batch=1)
+    power, _ = random_program(CONES["power"], n=50, batch=1)
     assert Auto().explain(dense).startswith("InteriorPoint for n = 520, m = 8: batches of 1 and 64 should take")
     assert Auto().explain(small).split()[0] in ("ActiveSet", "Mehrotra")
-    for program, reason in ((curved, "other cones"), (large, "n + m = 1308 is above 1200")):
+    assert Auto().explain(curved).startswith("Mehrotra")
+    for program, reason in ((power, "Clarabel"), (large, "n + m = 1308 is above 1200")):
         sentence = Auto().explain(program)
         assert sentence.startswith("Clarabel") and reason in sentence
     raw = Auto().solve(dense, data, Workspace())
