@@ -84,7 +84,7 @@ def measure(name: str, count: int) -> dict[str, Any]:
     return {
         "entries": values.numel(),
         "n + m": program.n + program.m,
-        "solver": type(layer.solver._choice(program)[0]).__name__,
+        "solver": type(layer.solver.pick(program).solver).__name__,
         "build": built - start,
         "first": solved - built,
         "forward": time.perf_counter() - again,

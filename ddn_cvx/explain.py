@@ -143,6 +143,8 @@ def explain(
         else:
             first, _, reason = settings.solver.pick(program)
             solver = type(first).__name__
+            if where == "cpu" and settings.solver.tries_compiled(program):
+                reason += "; where the functions can be traced, CompiledInteriorPoint comes first"
     sizes, dense = "sizes known once it is called", "dense or matrix-free"
     if program is not None:
         sizes = f"n = {program.n}, {program.p} equalities, {program.m} inequalities"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,4 +37,6 @@ def script(name: str) -> Path:
 
 def run(name: str, arguments: list[str]) -> int:
     """Run the example of a node with the arguments, and return its exit status."""
-    return subprocess.run([sys.executable, str(script(name)), *arguments], check=False).returncode
+    path = os.pathsep.join(filter(None, (str(EXAMPLES.parent), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, str(script(name)), *arguments]
+    return subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": path}).returncode

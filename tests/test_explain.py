@@ -26,6 +26,12 @@ def ball(**options: object) -> DeclarativeLayer:
     return DeclarativeLayer(problem, [p], x, **options)  # type: ignore[arg-type]
 
 
+def power(**options: object) -> DeclarativeLayer:
+    x, p = cp.Variable(3), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.PowCone3D(x[0] + 1, x[1] + 1, x[2], 0.3)])
+    return DeclarativeLayer(problem, [p], x, **options)  # type: ignore[arg-type]
+
+
 def used(monkeypatch: pytest.MonkeyPatch, layer: DeclarativeLayer, *params: Tensor) -> tuple[list[str], list[bool]]:
     """The solvers that a forward and backward pass runs, and whether compiled code maps parameters to the gradient."""
     solvers: list[str] = []
@@ -58,8 +64,9 @@ def numbers(layer: DeclarativeLayer, batch: int) -> list[Tensor]:
         (least_squares, True),
         (lambda: least_squares(solver=ddn.Clarabel()), True),
         (lambda: least_squares(adjoint=ddn.LPGD(tau=0.1)), False),
-        (ball, False),
-        (lambda: ball(solver="scs"), False),
+        (ball, True),
+        (lambda: ball(solver="scs"), True),
+        (power, False),
     ],
 )
 def test_the_solver_and_the_kernels_that_run(
@@ -76,13 +83,15 @@ def test_the_solver_and_the_kernels_that_run(
 
 def test_candidates_and_why() -> None:
     report = least_squares().explain(batch=1000)
-    assert set(report.candidates) == {"ActiveSet", "Mehrotra", "InteriorPoint", "Clarabel"}
+    large = report.candidates.pop("FirstOrder")
+    assert set(report.candidates) == {"ActiveSet", "Mehrotra", "InteriorPoint", "ConicInteriorPoint", "Clarabel"}
     assert report.batch == 1000 and all("for 1000 on one thread" in text for text in report.candidates.values())
+    assert "too large" in large
     assert "batches of 1 and 64 should take" in report.reason
     assert "n = 3, m = 3 (3 inequalities)" in report.problem
     assert least_squares(solver="clarabel").explain().reason == "it was given"
-    curved = ball().explain()
-    assert "other cones" in curved.candidates["Mehrotra"] and "curved" in curved.path and "second-order" in curved.problem
+    curved = power().explain()
+    assert "cones" in curved.candidates["Mehrotra"] and "curved" in curved.path and "power" in curved.problem
     assert "estimated" in curved.candidates["Clarabel"]
     assert "default adjoint" in least_squares(adjoint=ddn.LPGD(tau=0.1)).explain().path
     assert "too large" in least_squares(600).explain().path
@@ -99,7 +108,8 @@ def test_a_device_that_need_not_be_there() -> None:
     report = least_squares().explain(device="cuda", batch=8)
     assert (report.solver, report.device, report.kernels) == ("InteriorPoint", "cuda", False)
     assert "on cuda" in report.path and "nothing was measured on cuda" in report.reason
-    assert "Clarabel gets copies on the CPU" in ball().explain(device=torch.device("cuda", 0)).path
+    assert ball().explain(device="cuda").solver == "ConicInteriorPoint"
+    assert "Clarabel gets copies on the CPU" in ball(solver="clarabel").explain(device=torch.device("cuda", 0)).path
 
 
 def test_checks_follow_the_declaration() -> None:

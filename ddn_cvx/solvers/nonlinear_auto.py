@@ -51,7 +51,7 @@ class NonlinearAuto(NonlinearSolver):
         """Solve the batch with the solver that ``explain`` names."""
         first, second, _ = self.pick(program)
         compiled = CompiledInteriorPoint()
-        if program.residuals is None and compiled.takes(program, theta, start):
+        if self.tries_compiled(program) and compiled.takes(program, theta, start):
             point = compiled.solve(program, theta, start, warm)
             rows = torch.nonzero(point.status != int(Status.SOLVED)).flatten()
             if not len(rows):
@@ -68,6 +68,15 @@ class NonlinearAuto(NonlinearSolver):
         again = second.solve(program, theta.take(rows), start[rows])
         better = _improved(point.take(rows), again)
         return point.put(rows[better], again.take(better))
+
+    def tries_compiled(self, program: NonlinearProgram) -> bool:
+        """Whether ``CompiledInteriorPoint`` comes first where the functions can be traced.
+
+        Not with auxiliary variables, which hold norms and the like: at the apex of a cone ``x = t w, |w| <= 1, t >= 0`` every w
+        is stationary. The torch method comes from the inside of the cone and is not caught there.
+        """
+        lifted = program.visible is not None and not bool(program.visible.all())
+        return program.residuals is None and not lifted and CompiledInteriorPoint().unsupported(program) is None
 
     def pick(self, program: NonlinearProgram) -> tuple[NonlinearSolver, NonlinearSolver, str]:
         """The solver that is tried first, the one for elements it does not solve, and why."""

@@ -321,8 +321,8 @@ def test_auto_takes_it_on_devices_and_for_dense_programs():
     small, _ = random_program(CONES["second-order"], batch=1)
     assert isinstance(Auto().pick(small, "cuda").solver, ConicInteriorPoint)
     assert not isinstance(Auto().pick(small).solver, ConicInteriorPoint)
-    dense, data = random_program(Product(2, 20, (30,) * 5), n=150, batch=2)
-    assert Auto().explain(dense).startswith("ConicInteriorPoint for n = 150")
+    dense, data = random_program(Product(2, 20, (30,) * 8), n=320, batch=2)
+    assert Auto().explain(dense).startswith("ConicInteriorPoint for n = 320")
     assert torch.equal(Auto().solve(dense, data, Workspace()).x, solve(dense, data).x)
 
 

@@ -17,6 +17,7 @@ from ddn_cvx.solvers import cost
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.base import Workspace
 from ddn_cvx.solvers.clarabel import Clarabel
+from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cost import OPERATIONS, Size
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver, installed
 from ddn_cvx.solvers.interior_point import InteriorPoint
@@ -138,7 +139,7 @@ def test_auto_stays_on_a_device_without_measurements():
     choice = Auto().pick(program, "cuda")
     assert isinstance(choice.solver, InteriorPoint) and "cuda" in choice.reason
     curved, _ = random_program(CONES["exponential"], batch=1)
-    assert isinstance(Auto().pick(curved, "cuda").solver, Clarabel)
+    assert isinstance(Auto().pick(curved, "cuda").solver, ConicInteriorPoint)
 
 
 def test_auto_gives_failures_a_second_chance(monkeypatch):
