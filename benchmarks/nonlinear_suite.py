@@ -167,7 +167,8 @@ def _program(names: Sequence[str]) -> Contest:
         return {"note": f"solved {np.isfinite(value).mean():.0%}, same optimum as ours {same:.0%}, lower {lower:.0%}"}
 
     calls = {name: (lambda solve=solve: call(solve)) for name, solve in solvers.items()}
-    title = f"nonconvex programs, n = {nonlinear.N}, {nonlinear.P} equalities, {nonlinear.M} inequalities (ours with backward)"
+    sizes = f"n = {nonlinear.N}, {nonlinear.P} equalities, {nonlinear.M} inequalities"
+    title = f"nonconvex programs, {sizes} (ours with backward)"
     return Contest(title, batch, "forward", calls, quality)
 
 

@@ -72,8 +72,8 @@ class NonlinearAuto(NonlinearSolver):
     def tries_compiled(self, program: NonlinearProgram) -> bool:
         """Whether ``CompiledInteriorPoint`` comes first where the functions can be traced.
 
-        Not with auxiliary variables, which hold norms and the like: at the apex of a cone ``x = t w, |w| <= 1, t >= 0`` every w
-        is stationary. The torch method comes from the inside of the cone and is not caught there.
+        Not with auxiliary variables, which hold norms and the like: at the apex of a cone ``x = t w, |w| <= 1, t >= 0``,
+        every w is stationary. The torch method comes from the inside of the cone and is not caught there.
         """
         lifted = program.visible is not None and not bool(program.visible.all())
         return program.residuals is None and not lifted and CompiledInteriorPoint().unsupported(program) is None
