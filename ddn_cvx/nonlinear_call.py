@@ -146,6 +146,10 @@ class NonlinearCall:
             wrong = descends(program, some.take(doubtful), point.take(doubtful))
             found = found.index_put((doubtful[wrong],), found.new_tensor(int(Status.SADDLE_POINT)))
             ok = found == int(Status.SOLVED)
+        if isinstance(run.node, NonconvexProblem):
+            trapped = ok & (run.node.outside(point.state, some, ok) > run.tolerance)
+            found = torch.where(trapped, int(Status.SADDLE_POINT), found)
+            ok = ok & ~trapped
         status = status.index_copy(0, todo, found)
         state = State(*(torch.where(ok.unsqueeze(-1), t, 0.0) for t in point.state))
         active = Active(*(torch.where(ok.unsqueeze(-1), t, 0.0) for t in point.active))

@@ -95,6 +95,9 @@ class NonconvexProblem:
             for of in self._dual_of
             for key, shape in of
         }
+        self._cones = [
+            (*(compile_expression(part, [*known, *multipliers]) for part in cone), cone[0].ndim) for cone in form.cones
+        ]
         self._outputs = [self._output(k, v) for k, v in enumerate(variables)]
         self.output_shapes = [(tuple(v.shape), False) for v in variables]
         self.n = self._entries.n
@@ -132,6 +135,20 @@ class NonconvexProblem:
         """The largest violation, relative, of the problem as declared, ``(B,)``; an objective other than ``f`` is one."""
         _, worst = self.declared({**self._given(theta), **self._variables(y)}, self.sign * f, tolerance)
         return worst
+
+    def outside(self, state: State, theta: Theta, ok: Tensor) -> Tensor:
+        """How far multipliers of second-order cones are from the dual cone, relative, ``(B,)``; zero for failed elements.
+
+        At the apex of a cone the smooth form is stationary also where the declared problem descends; this tells.
+        """
+        worst = torch.zeros_like(state.y[:, 0])
+        if not self._cones:
+            return worst
+        values = self._multiplied(state, theta, ok)
+        for pull, length, ndim in self._cones:
+            inner, outer = (_batched(part(values), ndim, len(worst)).reshape(len(worst), -1) for part in (pull, length))
+            worst = torch.maximum(worst, ((outer - inner) / (1.0 + outer)).amax(1))
+        return torch.where(ok, worst, 0.0)
 
     def start(self, theta: Theta, layout: object, like: Tensor) -> Tensor:
         """Where the solver starts, ``(B, n)``."""
@@ -207,6 +224,16 @@ class NonconvexProblem:
         return self._entries.pack(values)
 
     def _dual_values(self, state: State, theta: Theta, ok: Tensor, wanted: set[int]) -> dict[int, Tensor]:
+        values, batch = self._multiplied(state, theta, ok), len(state.y)
+        return {
+            key: _batched(evaluate(values), ndim, batch).reshape(batch, *shape)
+            for key, (evaluate, shape, ndim) in self._duals.items()
+            if key in wanted
+        }
+
+    def _multiplied(self, state: State, theta: Theta, ok: Tensor) -> dict[int, Tensor]:
+        """Parameters, variables and the multipliers of rows and bounds, by id."""
+
         # Where an element failed, the expressions are evaluated at ones: their derivatives at zero may be infinite.
         def safe(t: Tensor) -> Tensor:
             return torch.where(ok.reshape(-1, *(1,) * (t.ndim - 1)), t, 1.0)
@@ -224,11 +251,7 @@ class NonconvexProblem:
                 if bound.multiplier is not None:
                     tightest = (low if bound.side < 0 else high)[bound.key]
                     values[bound.multiplier] = bound.force(forces[bound.key], tightest, values)
-        found = {}
-        for key, (evaluate, shape, ndim) in self._duals.items():
-            if key in wanted:
-                found[key] = _batched(evaluate(values), ndim, len(y)).reshape(len(y), *shape)
-        return found
+        return values
 
 
 class _Together:

@@ -74,6 +74,8 @@ class SmoothProblem:
     bounds: list[Bound] = field(default_factory=list)
     duals: dict[int, Expression] = field(default_factory=dict)
     """By the id of a declared dual variable."""
+    cones: list[tuple[Expression, Expression]] = field(default_factory=list)
+    """Of each ``x = t w, |w| <= 1, t >= 0``: the dual of t, and the length of that of x, which must not be larger."""
 
 
 class Smoother:
@@ -257,7 +259,9 @@ class Smoother:
         force = self.zero(x - cp.multiply(atoms.along(low, t), w))
         self.nonpositive(cp.sum(cp.square(w), **atoms.axes(low)) - 1)
         push = self.below(cp.Constant(np.zeros(t.shape)), t)
-        return cp.sum(cp.multiply(force, w), **atoms.axes(low)) + push
+        pull = cp.sum(cp.multiply(force, w), **atoms.axes(low)) + push
+        self.found.cones.append((pull, low.copy([force])))
+        return pull
 
 
 def _is_euclidean(expr: Any) -> bool:

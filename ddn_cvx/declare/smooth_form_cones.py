@@ -1,6 +1,7 @@
 """Constraints of cvxpy as smooth equalities and inequalities, and their dual variables from the new multipliers.
 
-* second-order cone: ``x = t w, |w| <= 1, t >= 0``, which is regular at the apex, too (``w`` is then not unique);
+* second-order cone: ``x = t w, |w| <= 1, t >= 0``, which is regular at the apex, too (``w`` is then not unique; with a
+  wrong ``w`` the apex is stationary in this form although no multiplier in the dual cone makes it so);
 * positive semidefinite cone: ``X = L L'`` with ``L`` lower triangular (Burer & Monteiro, 2003, at full rank);
 * exponential cone: ``y exp(x/y) <= z, y >= 0``; its face ``y = 0`` is approached, never reached;
 * power cones: ``|z| <= prod x_i^alpha_i, x >= 0``; likewise the faces ``x_i = 0``.
@@ -90,7 +91,9 @@ def _second_order(smoother: Smoother, constraint: Any) -> Duals:
     force = smoother.zero(x - cp.multiply(spread(radius), w))
     smoother.nonpositive(cp.sum(cp.square(w), axis=axis) - 1)
     push = smoother.below(cp.Constant(np.zeros(radius.shape)), radius)
-    return [cp.sum(cp.multiply(force, w), axis=axis) + push, -force]
+    pull = cp.sum(cp.multiply(force, w), axis=axis) + push
+    smoother.found.cones.append((pull, cp.norm(force, axis=axis)))
+    return [pull, -force]
 
 
 def _semidefinite(smoother: Smoother, constraint: Constraint) -> Duals:

@@ -484,3 +484,20 @@ def test_arguments_are_checked_as_for_convex_problems() -> None:
         ddn.DeclarativeLayer(problem, [], y)
     with pytest.raises(ddn.DeclarationError, match=r"'stranger'.*neither"):
         ddn.DeclarativeLayer(problem, [a], cp.Variable(name="stranger"))
+
+
+def test_apex_that_is_no_minimum_is_refused() -> None:
+    """Two norms: with a wrong w the apex is stationary in the smooth form, and a solver may end there."""
+    objective, _, parameter = CONVEX["norms"]
+    layer = as_nonconvex(cp.Problem(cp.Minimize(objective)), [parameter], [x])
+    value = torch.tensor([[-0.6137, 0.0462, -1.3683]], dtype=torch.float64)
+    right = layer.solve(value)
+    assert right.statuses == [ddn.Status.SOLVED] and float(right.value) < 1.6
+
+    class Trapped(ddn.NonlinearInteriorPoint):
+        """Ends in the apex, with multipliers that make it stationary."""
+
+        def solve(self, program, theta, start, warm=None):
+            return ddn.CompiledInteriorPoint().solve(program, theta, start, warm)
+
+    assert layer.with_solver(Trapped()).solve(value).statuses == [ddn.Status.SADDLE_POINT]
