@@ -2,13 +2,16 @@
 
 from ddn_cvx.nodes.catalogue import CATALOGUE
 from ddn_cvx.nodes.entry import Entry
+from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
 from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportVectorMachine
 
 __all__ = [
     "CATALOGUE",
+    "DeepEquilibrium",
     "Entry",
+    "EquilibriumCell",
     "LogisticRegression",
     "LpBall",
     "LpSphere",
