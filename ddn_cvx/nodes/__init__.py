@@ -2,7 +2,22 @@
 
 from ddn_cvx.nodes.catalogue import CATALOGUE
 from ddn_cvx.nodes.entry import Entry
+from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
+from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
+from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportVectorMachine
 
-__all__ = ["CATALOGUE", "Entry", "LpBall", "LpSphere", "RobustPooling"]
+__all__ = [
+    "CATALOGUE",
+    "DeepEquilibrium",
+    "DoublyStochastic",
+    "Entry",
+    "EquilibriumCell",
+    "LogisticRegression",
+    "LpBall",
+    "LpSphere",
+    "RidgeRegression",
+    "RobustPooling",
+    "SupportVectorMachine",
+]
