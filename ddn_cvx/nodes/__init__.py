@@ -3,6 +3,7 @@
 from ddn_cvx.nodes.catalogue import CATALOGUE
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
+from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
 from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
@@ -14,10 +15,13 @@ __all__ = [
     "DoublyStochastic",
     "Entry",
     "EquilibriumCell",
+    "LearnedConstraints",
     "LogisticRegression",
     "LpBall",
     "LpSphere",
+    "QuadraticProgram",
     "RidgeRegression",
     "RobustPooling",
     "SupportVectorMachine",
+    "TotalVariation",
 ]

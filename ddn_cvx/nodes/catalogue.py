@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ddn_cvx.nodes import equilibrium, permutations, projections, robust_pooling, training
+from ddn_cvx.nodes import equilibrium, optnet, permutations, projections, robust_pooling, training
 from ddn_cvx.nodes.entry import Entry
 
 ENTRIES: tuple[Entry, ...] = (
     *robust_pooling.ENTRIES,
     *projections.ENTRIES,
     *training.ENTRIES,
+    *optnet.ENTRIES,
     *equilibrium.ENTRIES,
     *permutations.ENTRIES,
 )
