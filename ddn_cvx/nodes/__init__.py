@@ -1,8 +1,9 @@
 """Ready-made nodes, built from the public layer API alone."""
 
 from ddn_cvx.nodes.catalogue import CATALOGUE
+from ddn_cvx.nodes.control import LinearMPC, NonlinearMPC
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
 
-__all__ = ["CATALOGUE", "Entry", "LpBall", "LpSphere", "RobustPooling"]
+__all__ = ["CATALOGUE", "Entry", "LinearMPC", "LpBall", "LpSphere", "NonlinearMPC", "RobustPooling"]
