@@ -1,6 +1,7 @@
 """Ready-made nodes, built from the public layer API alone."""
 
 from ddn_cvx.nodes.catalogue import CATALOGUE
+from ddn_cvx.nodes.control import LinearMPC, NonlinearMPC
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
@@ -16,9 +17,11 @@ __all__ = [
     "Entry",
     "EquilibriumCell",
     "LearnedConstraints",
+    "LinearMPC",
     "LogisticRegression",
     "LpBall",
     "LpSphere",
+    "NonlinearMPC",
     "QuadraticProgram",
     "RidgeRegression",
     "RobustPooling",

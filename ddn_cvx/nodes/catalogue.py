@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddn_cvx.nodes import equilibrium, optnet, permutations, projections, robust_pooling, training
+from ddn_cvx.nodes import control, equilibrium, optnet, permutations, projections, robust_pooling, training
 from ddn_cvx.nodes.entry import Entry
 
 ENTRIES: tuple[Entry, ...] = (
@@ -12,6 +12,7 @@ ENTRIES: tuple[Entry, ...] = (
     *optnet.ENTRIES,
     *equilibrium.ENTRIES,
     *permutations.ENTRIES,
+    *control.ENTRIES,
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 """By name, in the order of the gallery."""
