@@ -3,6 +3,7 @@
 from ddn_cvx.nodes.catalogue import CATALOGUE
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
+from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
 from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportVectorMachine
@@ -10,6 +11,7 @@ from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportV
 __all__ = [
     "CATALOGUE",
     "DeepEquilibrium",
+    "DoublyStochastic",
     "Entry",
     "EquilibriumCell",
     "LogisticRegression",

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from ddn_cvx.nodes import equilibrium, projections, robust_pooling, training
+from ddn_cvx.nodes import equilibrium, permutations, projections, robust_pooling, training
 from ddn_cvx.nodes.entry import Entry
 
-ENTRIES: tuple[Entry, ...] = (*robust_pooling.ENTRIES, *projections.ENTRIES, *training.ENTRIES, *equilibrium.ENTRIES)
+ENTRIES: tuple[Entry, ...] = (
+    *robust_pooling.ENTRIES,
+    *projections.ENTRIES,
+    *training.ENTRIES,
+    *equilibrium.ENTRIES,
+    *permutations.ENTRIES,
+)
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 """By name, in the order of the gallery."""
