@@ -33,6 +33,8 @@ def test_weights_of_any_size_have_an_equilibrium() -> None:
     torch.manual_seed(0)
     node = DeepEquilibrium(2, 20, bound=0.99)
     with torch.no_grad():
+        node.cell.recurrent *= 0.5
+        assert torch.equal(node.cell.weight, node.cell.recurrent)  # rows below the bound stay as they are
         node.cell.recurrent *= 1e6
     x = 1e3 * torch.randn(2, 5, 2, dtype=torch.float64)
     assert float(node.cell.weight.detach().abs().sum(-1).max()) <= 0.99 + 1e-12
