@@ -3,7 +3,19 @@
 from ddn_cvx.nodes.catalogue import CATALOGUE
 from ddn_cvx.nodes.control import LinearMPC, NonlinearMPC
 from ddn_cvx.nodes.entry import Entry
+from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
 
-__all__ = ["CATALOGUE", "Entry", "LinearMPC", "LpBall", "LpSphere", "NonlinearMPC", "RobustPooling"]
+__all__ = [
+    "CATALOGUE",
+    "Bundle",
+    "Entry",
+    "LinearMPC",
+    "LpBall",
+    "LpSphere",
+    "NonlinearMPC",
+    "PnP",
+    "RobustPooling",
+    "WeightedProcrustes",
+]
