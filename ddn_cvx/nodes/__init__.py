@@ -6,12 +6,14 @@ from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
 from ddn_cvx.nodes.permutations import DoublyStochastic
+from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
 from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportVectorMachine
 
 __all__ = [
     "CATALOGUE",
+    "Bundle",
     "DeepEquilibrium",
     "DoublyStochastic",
     "Entry",
@@ -22,9 +24,11 @@ __all__ = [
     "LpBall",
     "LpSphere",
     "NonlinearMPC",
+    "PnP",
     "QuadraticProgram",
     "RidgeRegression",
     "RobustPooling",
     "SupportVectorMachine",
     "TotalVariation",
+    "WeightedProcrustes",
 ]

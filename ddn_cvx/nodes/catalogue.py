@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddn_cvx.nodes import control, equilibrium, optnet, permutations, projections, robust_pooling, training
+from ddn_cvx.nodes import control, equilibrium, optnet, permutations, pose, projections, robust_pooling, training
 from ddn_cvx.nodes.entry import Entry
 
 ENTRIES: tuple[Entry, ...] = (
@@ -13,6 +13,7 @@ ENTRIES: tuple[Entry, ...] = (
     *equilibrium.ENTRIES,
     *permutations.ENTRIES,
     *control.ENTRIES,
+    *pose.ENTRIES,
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 """By name, in the order of the gallery."""
