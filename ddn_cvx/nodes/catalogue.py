@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ddn_cvx.nodes import optnet, projections, robust_pooling
+from ddn_cvx.nodes import few_shot, optnet, projections, robust_pooling
 from ddn_cvx.nodes.entry import Entry
 
-ENTRIES: tuple[Entry, ...] = (*robust_pooling.ENTRIES, *projections.ENTRIES, *optnet.ENTRIES)
+ENTRIES: tuple[Entry, ...] = (*robust_pooling.ENTRIES, *projections.ENTRIES, *optnet.ENTRIES, *few_shot.ENTRIES)
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 """By name, in the order of the gallery."""
