@@ -4,8 +4,9 @@ As in Lee et al. (CVPR 2019), a small convolutional network embeds the pictures 
 classifier to the embedded examples, and the loss on the queries trains the network through the fit. Five digits are for
 training (turned and mirrored at random, which makes them forty classes), the five others for test, so that every class
 of the test is new. Baseline: nearest class mean (prototypical networks), trained in the same way on the same episodes;
-its temperature is learned as the heads' are, from a good start. Fails if the better of SVM and ridge regression is not 2 points of accuracy
-above the baseline with five examples, in the mean over seeds. A seed is another choice of the five digits.
+its temperature is learned as the heads' are, from a good start. Fails if the better of SVM and ridge regression is not
+2 points of accuracy above the baseline with five examples, in the mean over seeds. A seed is another choice of the five
+digits.
 """
 
 from __future__ import annotations

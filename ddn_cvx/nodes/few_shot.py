@@ -24,6 +24,7 @@ class _Head(nn.Module):
     """What the heads have alike; ``layer`` maps the kernel ``(*batch, N, N)`` to the vectors alpha_k ``(*batch, N)``."""
 
     layer: DeclarativeLayer
+    labels: Tensor
 
     def __init__(self, ways: int, shots: int, name: str, weight: float):
         super().__init__()
