@@ -4,6 +4,7 @@ from ddn_cvx.nodes.catalogue import CATALOGUE
 from ddn_cvx.nodes.control import LinearMPC, NonlinearMPC
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
+from ddn_cvx.nodes.few_shot import RidgeHead, SVMHead
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
 from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
@@ -26,8 +27,10 @@ __all__ = [
     "NonlinearMPC",
     "PnP",
     "QuadraticProgram",
+    "RidgeHead",
     "RidgeRegression",
     "RobustPooling",
+    "SVMHead",
     "SupportVectorMachine",
     "TotalVariation",
     "WeightedProcrustes",

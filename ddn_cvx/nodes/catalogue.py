@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddn_cvx.nodes import control, equilibrium, optnet, permutations, pose, projections, robust_pooling, training
+from ddn_cvx.nodes import control, equilibrium, few_shot, optnet, permutations, pose, projections, robust_pooling, training
 from ddn_cvx.nodes.entry import Entry
 
 ENTRIES: tuple[Entry, ...] = (
@@ -12,6 +12,7 @@ ENTRIES: tuple[Entry, ...] = (
     *optnet.ENTRIES,
     *equilibrium.ENTRIES,
     *permutations.ENTRIES,
+    *few_shot.ENTRIES,
     *control.ENTRIES,
     *pose.ENTRIES,
 )
