@@ -271,3 +271,14 @@ def test_training_lowers_the_loss() -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize("solver", ["auto", "clarabel"])
+def test_a_weight_of_zero_is_flagged(solver: str) -> None:
+    """Soft thresholding at weight zero has a derivative on one side only, and its epigraph variables are free."""
+    y, x, w = cp.Variable(2), cp.Parameter(2), cp.Parameter(nonneg=True)
+    problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(y - x) + w * cp.norm1(y)))
+    layer = ddn.DeclarativeLayer(problem, [x, w], y, solver=solver)
+    found = layer.solve(torch.tensor([2.0, -1.0], dtype=torch.float64), torch.tensor([0.0, 0.3], dtype=torch.float64))
+    assert ddn.Regularity.SINGULAR_HESSIAN in found.regularities[0]
+    assert found.regularities[1] == ddn.Regularity.REGULAR

@@ -111,6 +111,10 @@ def canonicalise(problem: cp.Problem, parameters: Sequence[cp.Parameter], gp: bo
     maps = _variable_maps(program, chain, problem.variables())
     for real, imag in maps.values():
         conic.visible[sp.csc_array(abs(real) if imag is None else abs(real) + abs(imag)).sum(axis=0) > 0] = True
+    # An auxiliary variable with a price that is a parameter: if it is not unique, neither is the derivative with respect to
+    # the price (the epigraph variable of w |y| at w = 0).
+    prices = sp.csr_array(matrix[conic.P.nnz : conic.P.nnz + conic.n, :-1])
+    conic.visible[np.diff(prices.indptr) > 0] = True
     return Canonical(
         program=conic,
         data=matrix,
