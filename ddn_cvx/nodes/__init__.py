@@ -5,6 +5,7 @@ from ddn_cvx.nodes.control import LinearMPC, NonlinearMPC
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
 from ddn_cvx.nodes.few_shot import RidgeHead, SVMHead
+from ddn_cvx.nodes.hard_constraints import BoneLengths, HardConstraint
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
 from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
@@ -14,11 +15,13 @@ from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportV
 
 __all__ = [
     "CATALOGUE",
+    "BoneLengths",
     "Bundle",
     "DeepEquilibrium",
     "DoublyStochastic",
     "Entry",
     "EquilibriumCell",
+    "HardConstraint",
     "LearnedConstraints",
     "LinearMPC",
     "LogisticRegression",

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from ddn_cvx.nodes import control, equilibrium, few_shot, optnet, permutations, pose, projections, robust_pooling, training
+from ddn_cvx.nodes import (
+    control,
+    equilibrium,
+    few_shot,
+    hard_constraints,
+    optnet,
+    permutations,
+    pose,
+    projections,
+    robust_pooling,
+    training,
+)
 from ddn_cvx.nodes.entry import Entry
 
 ENTRIES: tuple[Entry, ...] = (
@@ -15,6 +26,7 @@ ENTRIES: tuple[Entry, ...] = (
     *few_shot.ENTRIES,
     *control.ENTRIES,
     *pose.ENTRIES,
+    *hard_constraints.ENTRIES,
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 """By name, in the order of the gallery."""
