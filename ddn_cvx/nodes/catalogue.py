@@ -25,8 +25,8 @@ ENTRIES: tuple[Entry, ...] = (
     *permutations.ENTRIES,
     *few_shot.ENTRIES,
     *control.ENTRIES,
-    *pose.ENTRIES,
     *hard_constraints.ENTRIES,
+    *pose.ENTRIES,
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 """By name, in the order of the gallery."""
