@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels import envelope
-from ddn_cvx.kernels.conic_kkt import add_outer, add_pairs, gather, products, put, row_of
+from ddn_cvx.kernels.conic_kkt import add_outer, add_pairs, gather, local_products, local_rows, products, put, row_of
 from ddn_cvx.kernels.dense import add, copy, dot, fill, is_finite, largest
-from ddn_cvx.kernels.jit import inner, jit, once
-from ddn_cvx.kernels.scaling import inverse_block, inverse_times, length, shift, unit, update
+from ddn_cvx.kernels.jit import jit, lean
+from ddn_cvx.kernels.scaling import formed, inverse_block, inverse_times, length, shift, unit, update
 from ddn_cvx.kernels.table import (
     A_COLS,
     A_ROWS,
@@ -127,7 +127,7 @@ def solve(
             y[k, i] *= rows[i] / (pair[2] * pair[0])
 
 
-@inner
+@lean
 def _equilibrate(T: Any, P: Any, q: Any, A: Any, b: Any, W: Any, pair: Any) -> None:
     """Rows and columns of about the same size, the rows of a cone by one factor, and an objective of about one."""
     new_P, new_q, new_A, new_b = space(T, W, W_P), space(T, W, W_Q), space(T, W, W_A), space(T, W, W_B)
@@ -170,22 +170,22 @@ def _equilibrate(T: Any, P: Any, q: Any, A: Any, b: Any, W: Any, pair: Any) -> N
         new_P[e] *= pair[2]
 
 
-@inner
+@lean
 def _multiply_out(T: Any, W: Any) -> None:
     """The part of ``A'H^-1 A`` that does not change with the scaling of a second-order cone, but for a factor."""
     starts, A = part(T, KEPT_STARTS), space(T, W, W_A)
     for k in range(T[BLOCKS]):
         if starts[k + 1] > starts[k]:
-            gram = products(T, A, W, k, 1)
+            products(T, A, W, k, 1)
+            gram, first = local_products(T, W, k), local_rows(T, W, k)[0]
             width = gram.shape[0]
-            first = gather(T, A, W, k)[0]
             kept = space(T, W, W_KEPT)[starts[k] :]
             for i in range(width):
                 for j in range(i + 1):
                     kept[i * width + j] = gram[i, j] - first[i] * first[j]
 
 
-@once
+@lean
 def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> tuple[float, int]:
     """Steps until the residuals and the gap are at most ``goal``; returns what they are, infinite if there is no point, and
     the number of steps. ``pair`` is tau and kappa."""
@@ -275,7 +275,7 @@ def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> 
         pair[1] += step * dkappa
 
 
-@inner
+@lean
 def _factor(T: Any, W: Any) -> bool:
     """``[[P + A'H^-1 A, E'], [E, 0]]`` with a small multiple of the identity, in place."""
     P, A, inverse, entries = space(T, W, W_P), space(T, W, W_A), space(T, W, W_INVERSE), part(T, ENTRIES)
@@ -306,7 +306,7 @@ def _factor(T: Any, W: Any) -> bool:
     return envelope.factor(K, part(T, OWN_FIRST), sign[:whole], 0.0, space(T, W, W_SIDE), space(T, W, W_OTHER))
 
 
-@inner
+@lean
 def _add_second_order(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
     """``(A'A - 2 a a' + 2 g g') / eta^2`` with a the first row and ``g = A'Jw``."""
     place, w, g, cols = part(T, OWN_PLACE), space(T, W, W_INVERSE), top(T, W, 7), part(T, COLS)[T[T[COL_STARTS] + k] :]
@@ -326,13 +326,14 @@ def _add_second_order(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
             put(K, at, place[cols[j]], weight * (kept[start + j] + twice * g[j]))
 
 
-@inner
+@lean
 def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
     """``A'H^-1 A`` for a block whose ``H^-1`` is formed."""
     place, times, cols = part(T, OWN_PLACE), top(T, W, 7), part(T, COLS)[T[T[COL_STARTS] + k] :]
     a, b, entries, row_starts = T[T[STARTS] + k], T[T[STARTS] + k + 1], part(T, ENTRIES), part(T, ROW_STARTS)
     A_rows, A_cols = part(T, A_ROWS), part(T, A_COLS)
-    block = inverse_block(T, W, k, T[T[KIND] + k], T[T[ORDER] + k])
+    block = formed(T, W, k)
+    inverse_block(T, W, k, T[T[KIND] + k], T[T[ORDER] + k])
     if T[T[THIN] + k]:
         for e in range(row_starts[a], row_starts[b]):
             row, column, value = A_rows[entries[e]] - a, A_cols[entries[e]], A[entries[e]]
@@ -343,7 +344,8 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
                 product = value * A[entries[f]] * block[row, A_rows[entries[f]] - a]
                 put(K, at, other, 2.0 * product if at == other else product)
         return
-    local = gather(T, A, W, k)
+    gather(T, A, W, k)
+    local = local_rows(T, W, k)
     height, width = local.shape
     for i in range(height):
         fill(times[:width], 0.0)
@@ -358,7 +360,7 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
                         K[at, other] += value * times[p]
 
 
-@inner
+@lean
 def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, precise: float) -> None:
     """``P dx + A'dz = above, A dx - H dz = right``; what is lost where H is small shows in the first line."""
     P, A, place, rows = space(T, W, W_P), space(T, W, W_A), part(T, OWN_PLACE), part(T, OWN_ROW)

@@ -17,7 +17,7 @@ from typing import Any
 
 from ddn_cvx.kernels.dense import add, copy, dot, fill, largest
 from ddn_cvx.kernels.envelope import factor, solve
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import lean, view
 from ddn_cvx.kernels.spectrum import add_component, component, vector, weigh
 from ddn_cvx.kernels.table import (
     A_COLS,
@@ -83,7 +83,7 @@ GOOD = 1e-8
 """Residual, relative to the right-hand side, from which one step of refinement reaches what rounding allows."""
 
 
-@inner
+@lean
 def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> bool:
     """Assemble and factor the matrix for the spectrum that is there; False for elements with a small pivot."""
     place, sign, idle, visible = space(T, J, J_PLACE), space(T, W, W_SIGN), space(T, J, J_IDLE), part(T, VISIBLE)
@@ -113,7 +113,7 @@ def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> bool:
     return factor(K, space(T, J, J_FIRST)[:whole], sign[:whole], PIVOT, space(T, W, W_SIDE), other)
 
 
-@inner
+@lean
 def put(K: Any, i: int, j: int, value: float) -> None:
     """Add to an entry of the lower triangle."""
     if i >= j:
@@ -122,7 +122,7 @@ def put(K: Any, i: int, j: int, value: float) -> None:
         K[j, i] += value
 
 
-@inner
+@lean
 def _reach(T: Any, J: Any, r: int) -> tuple[int, int]:
     """The lowest and the highest rank that the held row r meets."""
     k, at = J[T[J_BLOCK] + r], J[T[J_INDEX] + r]
@@ -131,7 +131,7 @@ def _reach(T: Any, J: Any, r: int) -> tuple[int, int]:
     return T[T[BLOCK_LOW] + k], T[T[BLOCK_HIGH] + k]
 
 
-@inner
+@lean
 def arrange(T: Any, W: Any, J: Any) -> bool:
     """Where variables and held rows go, each row right after its last variable, and where their rows begin."""
     place, by_rank, after, first = space(T, J, J_PLACE), space(T, J, J_BY_RANK), space(T, J, J_AFTER), space(T, J, J_FIRST)
@@ -159,7 +159,7 @@ def arrange(T: Any, W: Any, J: Any) -> bool:
     return True
 
 
-@inner
+@lean
 def row_of(T: Any, A: Any, k: int, u: Any, row: Any) -> int:
     """``row = u'A`` on the columns of block k, u on its rows; returns how many columns."""
     a, b = T[T[STARTS] + k], T[T[STARTS] + k + 1]
@@ -171,7 +171,7 @@ def row_of(T: Any, A: Any, k: int, u: Any, row: Any) -> int:
     return int(width)
 
 
-@inner
+@lean
 def _add_weighed(T: Any, A: Any, W: Any, J: Any, K: Any) -> None:
     """``A'QA``."""
     place, row, starts, axis = space(T, J, J_PLACE), top(T, W, 0), part(T, STARTS), space(T, W, W_AXIS)
@@ -188,7 +188,8 @@ def _add_weighed(T: Any, A: Any, W: Any, J: Any, K: Any) -> None:
                 add_pairs(T, A, i, weight, place, K)
             add_outer(row, -weight, cols, width, place, K)
         else:
-            gram = products(T, A, W, k, 1)
+            products(T, A, W, k, 1)
+            gram = local_products(T, W, k)
             for i in range(width):
                 for j in range(i + 1):
                     put(K, place[cols[i]], place[cols[j]], weight * (gram[i, j] - row[i] * row[j]))
@@ -198,7 +199,7 @@ def _add_weighed(T: Any, A: Any, W: Any, J: Any, K: Any) -> None:
         add_outer(row, W[T[W_WEIGHT] + r], part(T, COLS)[T[T[COL_STARTS] + k] :], width, place, K)
 
 
-@inner
+@lean
 def add_outer(row: Any, factor: float, cols: Any, width: int, place: Any, K: Any) -> None:
     """``K <- K + factor row row'`` for a row on the columns ``cols``."""
     first, straight = place[cols[0]] if width else 0, True
@@ -216,7 +217,7 @@ def add_outer(row: Any, factor: float, cols: Any, width: int, place: Any, K: Any
                     put(K, at, place[cols[j]], value * row[j])
 
 
-@inner
+@lean
 def add_pairs(T: Any, A: Any, i: int, weight: float, place: Any, K: Any) -> None:
     """``K <- K + weight a a'`` for the row a of A with index i."""
     entries, cols, start, stop = part(T, ENTRIES), part(T, A_COLS), T[T[ROW_STARTS] + i], T[T[ROW_STARTS] + i + 1]
@@ -226,25 +227,38 @@ def add_pairs(T: Any, A: Any, i: int, weight: float, place: Any, K: Any) -> None
             put(K, at, place[cols[entries[f]]], value * A[entries[f]])
 
 
-@inner
-def gather(T: Any, A: Any, W: Any, k: int) -> Any:
-    """The rows of block k on its own columns."""
+@view
+def local_rows(T: Any, W: Any, k: int) -> Any:
+    """Where ``gather`` leaves the rows of block k on its own columns."""
+    height, width = T[T[STARTS] + k + 1] - T[T[STARTS] + k], T[T[COL_STARTS] + k + 1] - T[T[COL_STARTS] + k]
+    return matrix(T, W, W_LOCAL, height, width)
+
+
+@view
+def local_products(T: Any, W: Any, k: int) -> Any:
+    """Where ``products`` leaves those of the columns of block k."""
+    width = T[T[COL_STARTS] + k + 1] - T[T[COL_STARTS] + k]
+    return matrix(T, W, W_GRAM, width, width)
+
+
+@lean
+def gather(T: Any, A: Any, W: Any, k: int) -> None:
+    """Fill in ``local_rows``."""
     a, b = T[T[STARTS] + k], T[T[STARTS] + k + 1]
     rows, entries, places, row_starts = part(T, A_ROWS), part(T, ENTRIES), part(T, PLACE), part(T, ROW_STARTS)
-    local = matrix(T, W, W_LOCAL, b - a, T[T[COL_STARTS] + k + 1] - T[T[COL_STARTS] + k])
+    local = local_rows(T, W, k)
     for i in range(b - a):
         fill(local[i], 0.0)
     for e in range(row_starts[a], row_starts[b]):
         local[rows[entries[e]] - a, places[e]] = A[entries[e]]
-    return local
 
 
-@inner
-def products(T: Any, A: Any, W: Any, k: int, start: int) -> Any:
-    """The lower triangle of ``R'R`` for the rows R of block k from ``start`` on, four at a time."""
-    local = gather(T, A, W, k)
+@lean
+def products(T: Any, A: Any, W: Any, k: int, start: int) -> None:
+    """Fill in the lower triangle (``local_products``) of ``R'R`` for the rows R of block k from ``start`` on, four at a time."""
+    gather(T, A, W, k)
+    local, gram = local_rows(T, W, k), local_products(T, W, k)
     width, r = local.shape[1], start
-    gram = matrix(T, W, W_GRAM, width, width)
     for i in range(width):
         fill(gram[i], 0.0)
     while r < local.shape[0]:
@@ -262,10 +276,9 @@ def products(T: Any, A: Any, W: Any, k: int, start: int) -> Any:
             for j in range(i + 1):
                 out[j] += a * one[j] + b * two[j] + c * three[j] + d * four[j]
         r += 4
-    return gram
 
 
-@inner
+@lean
 def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
     """The held rows, with their multiple that goes to the upper left; ``W_SCALE`` and ``W_LIFT`` keep e and eR."""
     place, row, entries, A_cols, row_starts = (
@@ -300,7 +313,7 @@ def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
             add_outer(row, R * scale, cols, width, place, K)
 
 
-@inner
+@lean
 def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u: Any, z: Any) -> None:
     """u and z for ``right`` (n,), the first line without what t adds to it, and ``t`` (m,); refined."""
     r, du, slack = top(T, W, 1), top(T, W, 2), space(T, W, W_SLACK)
@@ -334,7 +347,7 @@ def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u:
         error = max(largest(r), largest(low[:held]))
 
 
-@inner
+@lean
 def _once(T: Any, A: Any, W: Any, J: Any, r: Any, t: Any, low: Any, u: Any, z: Any, omega: Any) -> None:
     n, held = T[N], J[T[J_COUNTS]]
     whole = n + held

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddn_cvx.kernels.conic_kkt import prepare, solve_reduced
 from ddn_cvx.kernels.dense import add, copy, fill, largest
-from ddn_cvx.kernels.jit import inner, jit, once
+from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.spectrum import decompose
 from ddn_cvx.kernels.table import M, N, add_A, add_At, add_P, side, top, workspace
 
@@ -52,7 +52,7 @@ def polish(first: int, last: int, T: Any, P: Any, q: Any, A: Any, b: Any, x: Any
             errors[k] = _polish(T, P[k], q[k], A[k], b[k], x[k], y[k], s[k], W, J, errors[k])
 
 
-@once
+@lean
 def _polish(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, W: Any, J: Any, given: float) -> float:
     n, m = T[N], T[M]
     r, a, point, trial_point, above = top(T, W, 4), top(T, W, 5), top(T, W, 6), top(T, W, 7), top(T, W, 8)
@@ -105,7 +105,7 @@ def _polish(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, W: A
     return error
 
 
-@inner
+@lean
 def residual(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, above: Any, below: Any, W: Any) -> float:
     """``above = Px + q + A'y`` and ``below = Ax + s - b``; the larger of the two, relative to their terms."""
     Px, Ax = top(T, W, 9), side(T, W, 13)

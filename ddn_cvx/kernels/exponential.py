@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import lean
 
 STEPS = 40
 """Newton steps for the ratio at most; few points need more than eight."""
@@ -19,7 +19,7 @@ NEGLIGIBLE = 1e-60
 INSIDE, FLAT, POLAR, CURVED = range(4)
 
 
-@inner
+@lean
 def frame(x: float, y: float, z: float, out: Any) -> int:
     """The region in which (x, y, z) lies.
 
@@ -56,7 +56,7 @@ def frame(x: float, y: float, z: float, out: Any) -> int:
     return CURVED
 
 
-@inner
+@lean
 def _ratio(x: float, y: float, z: float) -> float:
     """The root rho of ``alpha e^rho - beta e^-rho = z``; ``cones.exponential`` explains the unknown and the symmetry."""
     if x > 0.0 and y > 0.0:
@@ -91,7 +91,7 @@ def _ratio(x: float, y: float, z: float) -> float:
     return 1.0 - rho if swap else rho
 
 
-@inner
+@lean
 def _mismatch(theta: float, x: float, y: float, z: float, lower: float, span: float, shift: float) -> tuple[float, float]:
     step = np.exp(theta)
     rho = lower + step

@@ -37,7 +37,10 @@ lean: Callable[..., Any] = partial(inner, _nrt=False)
 """The same for functions that allocate nothing. They count no references to arrays: a view costs nothing then, where an
 atomic operation at its begin and end is as much as a row of ten numbers."""
 
-once: Callable[..., Any] = partial(numba.njit, inline="always", **_OPTIONS)
+view: Callable[..., Any] = partial(lean, inline="always")
+"""For functions that return a part of an array they are given, which ``lean`` ones may do only as a part of their caller."""
+
+once: Callable[..., Any] = partial(inner, inline="always")
 """For functions that one kernel calls in one place: they are compiled as a part of it, and not by themselves."""
 
 SHARE = 40_000

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddn_cvx.kernels.envelope import ordering
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import inner, lean, view
 from ddn_cvx.kernels.structure import Structure
 
 Integers = NDArray[np.int64]
@@ -48,9 +48,9 @@ INTEGERS = SECTIONS + 12
 (
     W_K, W_SIGN, W_SIDE, W_SCALE, W_LIFT, W_TOPS, W_SIDES, W_SLACK, W_WEIGHT, W_ACROSS, W_AXIS, W_U, W_LOCAL, W_GRAM,
     W_BLOCK, W_KEPT, W_POINT, W_INVERSE, W_ETA, W_R, W_R_INVERSE, W_VALUES, W_X, W_Y, W_Z, W_P, W_Q, W_A, W_B,
-    W_OTHER,
-) = range(INTEGERS, INTEGERS + 30)  # fmt: skip
-HEADER = INTEGERS + 31
+    W_OTHER, W_EIGEN,
+) = range(INTEGERS, INTEGERS + 31)  # fmt: skip
+HEADER = INTEGERS + 32
 
 LONG = 4
 """Entries a run must have on average for loops over runs to be faster than one loop over all."""
@@ -103,7 +103,7 @@ def table(structure: Structure, blocks: Sequence[tuple[int, int, int]], linear: 
     numbers = [
         whole * whole, whole, whole, whole, whole, TOPS * n, SIDES * m, m, m, k, m, m * tallest, tallest * widest, widest**2,
         formed.sum(), kept.sum(), m, m, k, *(k * matrix**2,) * 2, k * matrix, *(matrix**2,) * 3,
-        len(structure.P_rows), n, len(rows), m, whole,
+        len(structure.P_rows), n, len(rows), m, whole, 4 * matrix,
     ]  # fmt: skip
     sizes = [len(section) for section in sections]
     single = [n, m, zero, linear, k, degree, tallest, matrix, widest, len(rows) >= LONG * (len(runs) - 1)]
@@ -131,40 +131,40 @@ def workspace(T: Any) -> Any:
     return np.zeros(T[HEADER - 1]), np.zeros(T[INTEGERS - 1], np.int64)
 
 
-@inner
+@view
 def part(T: Any, code: int) -> Any:
     """A section of the table."""
     return T[T[code] : T[code + 1]]
 
 
-@inner
+@view
 def space(T: Any, W: Any, code: int) -> Any:
     """A section of the scratch space."""
     return W[T[code] : T[code + 1]]
 
 
-@inner
+@view
 def top(T: Any, W: Any, k: int) -> Any:
     """Vector k of n numbers."""
     start = T[W_TOPS] + k * T[N]
     return W[start : start + T[N]]
 
 
-@inner
+@view
 def side(T: Any, W: Any, k: int) -> Any:
     """Vector k of m numbers."""
     start = T[W_SIDES] + k * T[M]
     return W[start : start + T[M]]
 
 
-@inner
+@view
 def matrix(T: Any, W: Any, code: int, rows: int, columns: int) -> Any:
     """The beginning of a section as a matrix."""
     start = T[code]
     return W[start : start + rows * columns].reshape(rows, columns)
 
 
-@inner
+@lean
 def add_P(T: Any, P: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor P x``."""
     rows, cols = part(T, P_ROWS), part(T, P_COLS)
@@ -175,7 +175,7 @@ def add_P(T: Any, P: Any, factor: float, x: Any, out: Any) -> None:
             out[j] += value * x[i]
 
 
-@inner
+@lean
 def add_A(T: Any, A: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor A x``."""
     if T[RUNS]:
@@ -190,7 +190,7 @@ def add_A(T: Any, A: Any, factor: float, x: Any, out: Any) -> None:
         out[rows[k]] += factor * A[k] * x[cols[k]]
 
 
-@inner
+@lean
 def add_At(T: Any, A: Any, factor: float, y: Any, out: Any) -> None:
     """``out <- out + factor A' y``."""
     if T[RUNS]:
