@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ddn_cvx.kernels.cones import ROOT, assemble, to_matrix, to_vector
 from ddn_cvx.kernels.dense import add, dot, fill
 from ddn_cvx.kernels.eigen import eigen
