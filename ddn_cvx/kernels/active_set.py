@@ -16,7 +16,7 @@ import numpy as np
 
 from ddn_cvx.kernels import separable
 from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, is_finite, largest, rows_times
-from ddn_cvx.kernels.jit import inner, jit, lean
+from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A, dense_P
 
 SOLVED, INFEASIBLE, LIMIT, BROKEN, INVALID = 0, 2, 4, 5, 6
@@ -85,12 +85,12 @@ def solve(
             fill(s[k], np.nan)
 
 
-@inner
+@lean
 def _invert(L: Any, JT: Any) -> None:
     """``JT = L^-1``, so that its rows are the columns of ``J = L^-T``."""
     n = L.shape[0]
-    JT[:] = 0.0
     for i in range(n):
+        fill(JT[i], 0.0)
         inverse = 1.0 / L[i, i]
         for k in range(i):
             factor = -L[i, k] * inverse
@@ -99,7 +99,7 @@ def _invert(L: Any, JT: Any) -> None:
         JT[i, i] = inverse
 
 
-@inner
+@lean
 def _iterate(
     structure: Any,
     JT: Any,
@@ -180,7 +180,7 @@ def _iterate(
                 where[active[j]] = j
 
 
-@inner
+@lean
 def _direction(
     structure: Any, JT: Any, RT: Any, rows: Any, A: Any, new: int, count: int, d: Any, z: Any, r: Any
 ) -> tuple[float, float]:

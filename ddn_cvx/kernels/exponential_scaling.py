@@ -43,16 +43,14 @@ def inside(s: Any, ds: Any, z: Any, dz: Any, step: float) -> bool:
 
 
 @lean
-def _gradient(z: Any) -> Triple:
-    """Of f*."""
-    ratio = np.log(-z[2] / z[0])
+def _gradient(z: Any, ratio: float) -> Triple:
+    """Of f*; ``ratio`` is log(-w / u)."""
     c = 1.0 / (-z[0] * ratio - z[0] + z[1])
     return c * ratio - 1.0 / z[0], -c, (c * z[0] - 1.0) / z[2]
 
 
 @lean
-def _hessian(z: Any, H: Any) -> None:
-    ratio = np.log(-z[2] / z[0])
+def _hessian(z: Any, ratio: float, H: Any) -> None:
     r = -z[0] * ratio - z[0] + z[1]
     H[0, 0] = 1.0 / (z[0] * z[0]) - 1.0 / (r * z[0]) + (ratio / r) ** 2
     H[0, 1] = H[1, 0] = -ratio / (r * r)
@@ -65,15 +63,18 @@ def _hessian(z: Any, H: Any) -> None:
 @lean
 def _primal_gradient(s: Any) -> Triple:
     """Of f, by the Wright omega function."""
-    x = 1.0 - s[0] / s[1] - np.log(s[1] / s[2])
+    given = np.log(s[1] / s[2])
+    x = 1.0 - s[0] / s[1] - given
     omega = max(x - np.log(x), 0.5) if x > 3.0 else 1.0 + 0.5 * (x - 1.0)
     for _ in range(4):  # Fritsch, Shafer & Crowley, of fourth order
         rest = x - omega - np.log(omega)
         one = omega + 1.0
         t = one * (one + 2.0 / 3.0 * rest)
         omega *= 1.0 + rest / one * (t - 0.5 * rest) / (t - rest)
+        if abs(rest) < 1e-5:
+            break
     g = 1.0 / ((omega - 1.0) * s[1])
-    return g, g + g * np.log(omega * s[1] / s[2]) - 1.0 / s[1], omega / ((1.0 - omega) * s[2])
+    return g, g + g * (np.log(omega) + given) - 1.0 / s[1], omega / ((1.0 - omega) * s[2])
 
 
 @lean
@@ -81,9 +82,10 @@ def update(s: Any, z: Any, mu: float, H: Any, inverse: Any) -> bool:
     """H and its inverse; False where s or z is outside."""
     if not (_in_primal(s[0], s[1], s[2]) and _in_dual(z[0], z[1], z[2])):
         return False
-    _hessian(z, H)
+    ratio = np.log(-z[2] / z[0])
+    _hessian(z, ratio, H)
     product = s[0] * z[0] + s[1] * z[1] + s[2] * z[2]
-    g, p = _gradient(z), _primal_gradient(s)
+    g, p = _gradient(z, ratio), _primal_gradient(s)
     own, shadow = product / 3.0, (g[0] * p[0] + g[1] * p[1] + g[2] * p[2]) / 3.0
     a = (s[0] + own * g[0], s[1] + own * g[1], s[2] + own * g[2])
     b = (z[0] + own * p[0], z[1] + own * p[1], z[2] + own * p[2])
@@ -103,7 +105,7 @@ def update(s: Any, z: Any, mu: float, H: Any, inverse: Any) -> bool:
                 H[i, j] = s[i] * s[j] / product + a[i] * a[j] / distance + t * c[i] * c[j]
         if _invert(H, inverse):
             return True
-        _hessian(z, H)
+        _hessian(z, ratio, H)
     for i in range(3):
         for j in range(3):
             H[i, j] *= mu
@@ -150,14 +152,14 @@ def _invert(H: Any, inverse: Any) -> bool:
 @lean
 def shift(z: Any, ds: Any, dz: Any, target: float, H: Any, out: Any) -> None:
     """``target grad f* - 1/2 D^3 f*[(D^2 f*)^-1 ds, dz]``; H (3, 3) is scratch."""
-    g = _gradient(z)
+    ratio = np.log(-z[2] / z[0])
+    g = _gradient(z, ratio)
     for i in range(3):
         out[i] = target * g[i]
-    _hessian(z, H)
+    _hessian(z, ratio, H)
     if not _invert(H, H):
         return
     u = _product(H, (ds[0], ds[1], ds[2]))
-    ratio = np.log(-z[2] / z[0])
     r = -z[0] * ratio - z[0] + z[1]
     dl = dz[2] / z[2] - dz[0] / z[0]
     dr = dz[1] - dz[0] - dz[0] * ratio - z[0] * dl

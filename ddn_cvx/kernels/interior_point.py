@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels.dense import add, cholesky, copy, dot, fill, is_finite, largest, lower, lower_transposed, rows_times
-from ddn_cvx.kernels.jit import inner, jit, lean
+from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A, dense_P
 
 SOLVED, BROKEN, INVALID = 0, 5, 6
@@ -89,7 +89,7 @@ def _scale(structure: Any, A: Any, b: Any, scaled: Any, right: Any, size: Any) -
         scaled[k] = A[k] / size[rows[k]]
 
 
-@inner
+@lean
 def _iterate(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, work: Any) -> tuple[bool, int]:
     _, _, _, _, _, vectors, sides = work
     rx, dx = vectors[0], vectors[1]
@@ -183,7 +183,7 @@ def _residuals(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s
     return error if gap == gap and top == top and low == low else np.inf
 
 
-@inner
+@lean
 def _factor(structure: Any, A: Any, weight: Any, P: Any, work: Any) -> bool:
     H, quadratic, rows, V, S, _, _ = work
     bound, A_cols = structure.bound, structure.A_cols
@@ -263,7 +263,7 @@ def _add_At(structure: Any, A: Any, rows: Any, factor: float, y: Any, out: Any) 
             add(out, factor * y[i], rows[i])
 
 
-@inner
+@lean
 def _direction(structure: Any, A: Any, weight: Any, s: Any, work: Any, rx: Any, rz: Any, rc: Any, dx: Any, dy: Any) -> None:
     """The Newton step for residuals rx, rz and ``s ds' y dy' = -rc``; dy holds both kinds of multipliers."""
     H, _, rows, V, S, _, sides = work

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, largest, lower, lower_transposed, rows_times
-from ddn_cvx.kernels.jit import inner, jit, lean
+from ddn_cvx.kernels.jit import inner, jit, lean, view
 from ddn_cvx.kernels.structure import add_A, add_At, add_P
 
 PIVOT = 1e-10
@@ -120,7 +120,7 @@ def factor(
             healthy[k] = _factor(structure, P[k], A[k], parts, weights[k])
 
 
-@inner
+@lean
 def _factor(structure: Any, P: Any, A: Any, parts: Any, weights: Any) -> bool:
     place, order, L, W, T = parts
     _gather_P(structure, P, place, L)
@@ -136,7 +136,7 @@ def _factor(structure: Any, P: Any, A: Any, parts: Any, weights: Any) -> bool:
     return cholesky(T, PIVOT)
 
 
-@lean
+@view
 def views(factors: Any, start: int, f: int, g: int) -> Any:
     """L (f, f), W' (g, f) and T (g, g) of one element."""
     a, b, c = start + f * f, start + f * f + g * f, start + f * f + g * f + g * g
@@ -297,7 +297,7 @@ def workspace(structure: Any) -> Any:
     )
 
 
-@lean
+@view
 def _begin(structure: Any, v: Any, f: int, g: int, start: int, factors: Any, scratch: Any) -> Any:
     place, order, _, _ = scratch
     partition(structure, v, place, order)

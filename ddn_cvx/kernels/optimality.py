@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels.dense import copy, dot, fill, largest
-from ddn_cvx.kernels.jit import inner, jit, lean
+from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.structure import add_A, add_At, add_P
 
 SMALL, SMALLEST = 2.0**-10, 2.0**-300
@@ -31,7 +31,7 @@ def units(P: Any, q: Any, b: Any) -> tuple[float, float]:
     return primal, unit(max(size_q, primal * size_P))
 
 
-@inner
+@lean
 def project(structure: Any, v: Any, y: Any, s: Any) -> None:
     """``y`` is the projection of v onto the dual cone, ``s = y - v``; NaN stays NaN."""
     copy(v, y)

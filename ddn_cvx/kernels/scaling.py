@@ -248,6 +248,10 @@ def inverse_times(T: Any, W: Any, x: Any, out: Any) -> None:
             out[a] = factor * (along * w[a] - x[a])
             for i in range(a + 1, b):
                 out[i] = factor * (x[i] - along * w[i])
+        elif kind[k] == EXPONENTIAL:
+            matrix, one, two, three = formed(T, W, k), x[a], x[a + 1], x[a + 2]
+            for i in range(3):
+                out[a + i] = matrix[i, 0] * one + matrix[i, 1] * two + matrix[i, 2] * three
         else:
             matrix = formed(T, W, k)
             for i in range(a, b):
