@@ -73,7 +73,7 @@ def _ratio(x: float, y: float, z: float) -> float:
     lower = 1.0 - y / x
     span = y / x + x / y - 1.0 if y > 0.0 else np.inf
     log_x = np.log(x)
-    beyond = 6.0 - log_x + 2.0 * np.log1p(abs(lower)) + max(-lower, 0.0)
+    beyond = 6.0 - log_x + 2.0 * np.log(1.0 + abs(lower)) + max(-lower, 0.0)
     high = np.log(min(0.5 * span, beyond))
     low, theta, logs = -700.0, high, (log_x, np.log(abs(z)))
     for _ in range(STEPS):
@@ -110,7 +110,7 @@ def _mismatch(
     part, part_slope = (down, down_slope) if above else (up, up_slope)
     ratio = np.exp(-abs(part - rest))
     share = (1.0 if part >= rest else ratio) / (1.0 + ratio)
-    both = max(part, rest) + np.log1p(ratio)
+    both = max(part, rest) + np.log(1.0 + ratio)
     both_slope = share * part_slope + (1.0 - share) * rest_slope
     if above:
         return up - both, up_slope - both_slope
