@@ -35,7 +35,8 @@ inner: Callable[..., Any] = partial(numba.njit, no_cpython_wrapper=True, no_cfun
 
 lean: Callable[..., Any] = partial(inner, _nrt=False)
 """The same for functions that allocate nothing. They count no references to arrays: a view costs nothing then, where an
-atomic operation at its begin and end is as much as a row of ten numbers."""
+atomic operation at its begin and end is as much as a row of ten numbers. They must not return arrays, in tuples neither:
+a caller that does count would give up a reference that nobody holds. What they call must not allocate either."""
 
 view: Callable[..., Any] = partial(lean, inline="always")
 """For functions that return a part of an array they are given, which ``lean`` ones may do only as a part of their caller."""
