@@ -41,9 +41,6 @@ a caller that does count would give up a reference that nobody holds. What they 
 view: Callable[..., Any] = partial(lean, inline="always")
 """For functions that return a part of an array they are given, which ``lean`` ones may do only as a part of their caller."""
 
-once: Callable[..., Any] = partial(inner, inline="always")
-"""For functions that one kernel calls in one place: they are compiled as a part of it, and not by themselves."""
-
 SHARE = 40_000
 """Batches with less work than this, in operations, stay in the calling thread: waking others takes as long."""
 
