@@ -16,7 +16,7 @@ import numpy as np
 
 from ddn_cvx.kernels import separable
 from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, is_finite, largest, rows_times
-from ddn_cvx.kernels.jit import inner, jit
+from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A, dense_P
 
 SOLVED, INFEASIBLE, LIMIT, BROKEN, INVALID = 0, 2, 4, 5, 6
@@ -85,12 +85,12 @@ def solve(
             fill(s[k], np.nan)
 
 
-@inner
+@lean
 def _invert(L: Any, JT: Any) -> None:
     """``JT = L^-1``, so that its rows are the columns of ``J = L^-T``."""
     n = L.shape[0]
-    JT[:] = 0.0
     for i in range(n):
+        fill(JT[i], 0.0)
         inverse = 1.0 / L[i, i]
         for k in range(i):
             factor = -L[i, k] * inverse
@@ -99,7 +99,7 @@ def _invert(L: Any, JT: Any) -> None:
         JT[i, i] = inverse
 
 
-@inner
+@lean
 def _iterate(
     structure: Any,
     JT: Any,
@@ -180,7 +180,7 @@ def _iterate(
                 where[active[j]] = j
 
 
-@inner
+@lean
 def _direction(
     structure: Any, JT: Any, RT: Any, rows: Any, A: Any, new: int, count: int, d: Any, z: Any, r: Any
 ) -> tuple[float, float]:
@@ -204,7 +204,7 @@ def _direction(
     return inside, outside
 
 
-@inner
+@lean
 def _join(JT: Any, RT: Any, d: Any, z: Any, count: int, outside: float) -> None:
     """Append a column to R; the reflection needs ``z = J2 d2``, which the step has computed."""
     copy(d[:count], RT[count])
@@ -218,7 +218,7 @@ def _join(JT: Any, RT: Any, d: Any, z: Any, count: int, outside: float) -> None:
         add(JT[i], scale * d[i], z)
 
 
-@inner
+@lean
 def _leave(JT: Any, RT: Any, u: Any, active: Any, drop: int, count: int) -> None:
     """Remove column ``drop`` of R, of which ``count`` remain, and make it a triangle again by Givens rotations."""
     for j in range(drop, count):
@@ -236,7 +236,7 @@ def _leave(JT: Any, RT: Any, u: Any, active: Any, drop: int, count: int) -> None
             JT[j, k], JT[j + 1, k] = c * a + s * b, c * b - s * a
 
 
-@inner
+@lean
 def _finish(
     structure: Any,
     JT: Any,
@@ -291,7 +291,7 @@ def _finish(
             s[i] = 0.0
 
 
-@inner
+@lean
 def _is_feasible(structure: Any, size: Any, b: Any, x: Any, y: Any, s: Any) -> bool:
     """Whether signs are right up to rounding, which is then taken away; finite numbers only."""
     length, largest_y = dot(x, x) ** 0.5, largest(y)

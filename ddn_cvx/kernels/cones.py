@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import lean
 
 ROOT = 2.0**0.5
 
 
-@inner
+@lean
 def to_matrix(v: Any, X: Any) -> None:
     """The symmetric matrix X (k, k) of the svec v: upper triangle column by column, off-diagonal entries times root two."""
     row = 0
@@ -24,7 +24,7 @@ def to_matrix(v: Any, X: Any) -> None:
         row += 1
 
 
-@inner
+@lean
 def to_vector(X: Any, v: Any) -> None:
     """The inverse of ``to_matrix``; the mean of the two triangles."""
     row = 0
@@ -36,7 +36,7 @@ def to_vector(X: Any, v: Any) -> None:
         row += 1
 
 
-@inner
+@lean
 def assemble(values: Any, rows: Any, X: Any) -> None:
     """``X = rows' diag(max(values, 0)) rows``."""
     k = values.shape[0]

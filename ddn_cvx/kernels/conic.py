@@ -18,10 +18,19 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels import envelope
-from ddn_cvx.kernels.conic_kkt import add_outer, add_pairs, gather, products, put, row_of
+from ddn_cvx.kernels.conic_kkt import (
+    add_outer,
+    add_pairs,
+    add_products,
+    local_products,
+    local_rows,
+    multiply_out,
+    put,
+    row_of,
+)
 from ddn_cvx.kernels.dense import add, copy, dot, fill, is_finite, largest
-from ddn_cvx.kernels.jit import inner, jit, once
-from ddn_cvx.kernels.scaling import inverse_block, inverse_times, length, shift, unit, update
+from ddn_cvx.kernels.jit import jit, lean
+from ddn_cvx.kernels.scaling import formed, inverse_block, inverse_times, length, shift, unit, update
 from ddn_cvx.kernels.table import (
     A_COLS,
     A_ROWS,
@@ -30,7 +39,6 @@ from ddn_cvx.kernels.table import (
     COLS,
     DEGREE,
     ENTRIES,
-    KEPT_STARTS,
     KIND,
     LINEAR,
     ORDER,
@@ -48,7 +56,6 @@ from ddn_cvx.kernels.table import (
     W_ETA,
     W_INVERSE,
     W_K,
-    W_KEPT,
     W_OTHER,
     W_P,
     W_Q,
@@ -77,6 +84,8 @@ PROXIMAL = 1e-10
 REFINEMENTS = 2
 PRECISE = 0.01
 """Residual of a step, next to the goal, that is not refined."""
+ROUGH = 1e-8
+"""Steps towards goals above this are not checked as long as the residual gets smaller as they should make it."""
 LEFT = 0.01
 """Part of the way to the boundary that a step leaves."""
 PASSES = 2
@@ -117,7 +126,7 @@ def solve(
         fill(x[k], 0.0)
         unit(T, s[k], y[k])
         pair[0] = pair[1] = 1.0
-        _multiply_out(T, W)
+        multiply_out(T, space(T, W, W_A), W)
         errors[k], iterations[k] = _iterate(T, W, x[k], s[k], y[k], pair, goal)
         columns, rows = top(T, W, 15), side(T, W, 17)
         for j in range(T[N]):
@@ -127,7 +136,7 @@ def solve(
             y[k, i] *= rows[i] / (pair[2] * pair[0])
 
 
-@inner
+@lean
 def _equilibrate(T: Any, P: Any, q: Any, A: Any, b: Any, W: Any, pair: Any) -> None:
     """Rows and columns of about the same size, the rows of a cone by one factor, and an objective of about one."""
     new_P, new_q, new_A, new_b = space(T, W, W_P), space(T, W, W_Q), space(T, W, W_A), space(T, W, W_B)
@@ -170,22 +179,7 @@ def _equilibrate(T: Any, P: Any, q: Any, A: Any, b: Any, W: Any, pair: Any) -> N
         new_P[e] *= pair[2]
 
 
-@inner
-def _multiply_out(T: Any, W: Any) -> None:
-    """The part of ``A'H^-1 A`` that does not change with the scaling of a second-order cone, but for a factor."""
-    starts, A = part(T, KEPT_STARTS), space(T, W, W_A)
-    for k in range(T[BLOCKS]):
-        if starts[k + 1] > starts[k]:
-            gram = products(T, A, W, k, 1)
-            width = gram.shape[0]
-            first = gather(T, A, W, k)[0]
-            kept = space(T, W, W_KEPT)[starts[k] :]
-            for i in range(width):
-                for j in range(i + 1):
-                    kept[i * width + j] = gram[i, j] - first[i] * first[j]
-
-
-@once
+@lean
 def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> tuple[float, int]:
     """Steps until the residuals and the gap are at most ``goal``; returns what they are, infinite if there is no point, and
     the number of steps. ``pair`` is tau and kappa."""
@@ -193,12 +187,14 @@ def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> 
     rx, Px, Aty, x1, x2, dx, g = (
         top(T, W, 0), top(T, W, 1), top(T, W, 2), top(T, W, 3), top(T, W, 4), top(T, W, 5), top(T, W, 6),
     )  # fmt: skip
-    rz, Ax, z2, dz, ds, right, moved = (
+    rz, Ax, z2, dz, ds, right, moved, Ax2, Adx = (
         side(T, W, 0), side(T, W, 1), side(T, W, 2), side(T, W, 3), side(T, W, 4), side(T, W, 5), side(T, W, 6),
+        side(T, W, 9), side(T, W, 10),
     )  # fmt: skip
     n, m, zero = T[N], T[M], T[ZERO]
     degree = T[DEGREE] + T[LINEAR] - zero + 1
-    best, stalled, iteration = np.inf, 0, 0
+    best, stalled, iteration, expected = np.inf, 0, 0, np.inf
+    refined = goal < ROUGH
     while True:
         tau, kappa = pair[0], pair[1]
         fill(Px, 0.0)
@@ -229,10 +225,11 @@ def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> 
             return float(error), iteration
         if not update(T, W, s, z, mu) or not _factor(T, W):
             return float(error), iteration
+        refined = refined or largest(rx) > expected + PRECISE * goal
         iteration += 1
         for j in range(n):
             x1[j] = -q[j]
-        _direction(T, W, x1, b, x2, z2, PRECISE * goal)
+        _direction(T, W, x1, b, x2, z2, Ax2, PRECISE * goal if refined else np.inf)
         for j in range(n):
             x1[j] = -rx[j]
         for i in range(m):
@@ -249,15 +246,13 @@ def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> 
                 for j in range(n):
                     x1[j] = -aim * rx[j]
                 target += dkappa * dtau - sigma * mu
-            _direction(T, W, x1, right, dx, dz, PRECISE * goal if corrector else np.inf)
+            _direction(T, W, x1, right, dx, dz, Adx, PRECISE * goal if refined and corrector else np.inf)
             dtau = (target / tau - aim * rt - dot(g, dx) - dot(b, dz)) / below
             add(dx, dtau, x2)
             add(dz, dtau, z2)
             dkappa = -(target + kappa * dtau) / tau
-            fill(ds, 0.0)
-            add_A(T, A, -1.0, dx, ds)
             for i in range(m):
-                ds[i] = ds[i] + dtau * b[i] - aim * rz[i] if i >= zero else 0.0
+                ds[i] = dtau * (b[i] - Ax2[i]) - Adx[i] - aim * rz[i] if i >= zero else 0.0
             step = 1.0 / (1.0 - LEFT) if corrector else 1.0
             if dtau < 0.0:
                 step = min(step, -tau / dtau)
@@ -268,6 +263,7 @@ def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> 
         step *= 1.0 - LEFT
         if not step > 1e-9:
             return float(error), iteration
+        expected = (1.0 - step * aim) * largest(rx)
         add(x, step, dx)
         add(z, step, dz)
         add(s, step, ds)
@@ -275,7 +271,7 @@ def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> 
         pair[1] += step * dkappa
 
 
-@inner
+@lean
 def _factor(T: Any, W: Any) -> bool:
     """``[[P + A'H^-1 A, E'], [E, 0]]`` with a small multiple of the identity, in place."""
     P, A, inverse, entries = space(T, W, W_P), space(T, W, W_A), space(T, W, W_INVERSE), part(T, ENTRIES)
@@ -306,33 +302,31 @@ def _factor(T: Any, W: Any) -> bool:
     return envelope.factor(K, part(T, OWN_FIRST), sign[:whole], 0.0, space(T, W, W_SIDE), space(T, W, W_OTHER))
 
 
-@inner
+@lean
 def _add_second_order(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
     """``(A'A - 2 a a' + 2 g g') / eta^2`` with a the first row and ``g = A'Jw``."""
     place, w, g, cols = part(T, OWN_PLACE), space(T, W, W_INVERSE), top(T, W, 7), part(T, COLS)[T[T[COL_STARTS] + k] :]
     a, b, weight = T[T[STARTS] + k], T[T[STARTS] + k + 1], W[T[W_ETA] + k] ** -2
     w[a] = -w[a]
-    width = row_of(T, A, k, w[a:b], g)
+    width = row_of(T, A, W, k, w[a:b], g)
     w[a] = -w[a]
     if T[T[THIN] + k]:
         for i in range(a, b):
             add_pairs(T, A, i, -weight if i == a else weight, place, K)
         add_outer(g, 2.0 * weight, cols, width, place, K)
         return
-    kept = space(T, W, W_KEPT)[T[T[KEPT_STARTS] + k] :]
-    for i in range(width):
-        at, twice, start = place[cols[i]], 2.0 * g[i], i * width
-        for j in range(i + 1):
-            put(K, at, place[cols[j]], weight * (kept[start + j] + twice * g[j]))
+    head = local_rows(T, W, k)[0]
+    add_products(local_products(T, W, k), weight, g, 2.0 * weight, head, -weight, cols, place, K)
 
 
-@inner
+@lean
 def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
     """``A'H^-1 A`` for a block whose ``H^-1`` is formed."""
     place, times, cols = part(T, OWN_PLACE), top(T, W, 7), part(T, COLS)[T[T[COL_STARTS] + k] :]
     a, b, entries, row_starts = T[T[STARTS] + k], T[T[STARTS] + k + 1], part(T, ENTRIES), part(T, ROW_STARTS)
     A_rows, A_cols = part(T, A_ROWS), part(T, A_COLS)
-    block = inverse_block(T, W, k, T[T[KIND] + k], T[T[ORDER] + k])
+    block = formed(T, W, k)
+    inverse_block(T, W, k, T[T[KIND] + k], T[T[ORDER] + k])
     if T[T[THIN] + k]:
         for e in range(row_starts[a], row_starts[b]):
             row, column, value = A_rows[entries[e]] - a, A_cols[entries[e]], A[entries[e]]
@@ -343,7 +337,7 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
                 product = value * A[entries[f]] * block[row, A_rows[entries[f]] - a]
                 put(K, at, other, 2.0 * product if at == other else product)
         return
-    local = gather(T, A, W, k)
+    local = local_rows(T, W, k)
     height, width = local.shape
     for i in range(height):
         fill(times[:width], 0.0)
@@ -358,9 +352,10 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
                         K[at, other] += value * times[p]
 
 
-@inner
-def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, precise: float) -> None:
-    """``P dx + A'dz = above, A dx - H dz = right``; what is lost where H is small shows in the first line."""
+@lean
+def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, Adx: Any, precise: float) -> None:
+    """``P dx + A'dz = above, A dx - H dz = right``; what is lost where H is small shows in the first line,
+    and is found again where it is more than ``precise``."""
     P, A, place, rows = space(T, W, W_P), space(T, W, W_A), part(T, OWN_PLACE), part(T, OWN_ROW)
     z, sign, left, step = space(T, W, W_SIDE), space(T, W, W_SIGN), top(T, W, 8), top(T, W, 9)
     missing, moved = side(T, W, 7), side(T, W, 8)
@@ -369,6 +364,7 @@ def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, precise
     copy(right, missing)
     fill(dx, 0.0)
     fill(dz, 0.0)
+    fill(Adx, 0.0)
     for attempt in range(1 + REFINEMENTS):
         copy(left, step)
         if attempt == 0:
@@ -382,9 +378,11 @@ def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, precise
         for j in range(T[N]):
             step[j] = z[place[j]]
             dx[j] += step[j]
-        for i in range(T[M]):
-            moved[i] = -missing[i] if attempt == 0 else 0.0
+        fill(moved, 0.0)
         add_A(T, A, 1.0, step, moved)
+        for i in range(T[M]):
+            Adx[i] += moved[i]
+            moved[i] -= missing[i] if attempt == 0 else 0.0
         inverse_times(T, W, moved, moved)
         for i in range(T[ZERO]):
             moved[i] = z[rows[i]]
@@ -396,5 +394,5 @@ def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, precise
         add_At(T, A, -1.0, dz, left)
         if largest(left) <= precise:
             break
-        copy(right, missing)
-        add_A(T, A, -1.0, dx, missing)
+        for i in range(T[M]):
+            missing[i] = right[i] - Adx[i]

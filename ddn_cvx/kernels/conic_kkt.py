@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddn_cvx.kernels.dense import add, copy, dot, fill, largest
+from ddn_cvx.kernels.dense import add, add_rows, copy, dot, fill, largest
 from ddn_cvx.kernels.envelope import factor, solve
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import lean, view
 from ddn_cvx.kernels.spectrum import add_component, component, vector, weigh
 from ddn_cvx.kernels.table import (
     A_COLS,
@@ -40,6 +40,9 @@ from ddn_cvx.kernels.table import (
     J_ROW,
     J_W_BLOCK,
     J_W_INDEX,
+    KEPT_STARTS,
+    KIND,
+    LOCAL_STARTS,
     P_COLS,
     P_ROWS,
     PLACE,
@@ -47,13 +50,14 @@ from ddn_cvx.kernels.table import (
     ROW_HIGH,
     ROW_LOW,
     ROW_STARTS,
+    SECOND_ORDER,
     STARTS,
     THIN,
     VISIBLE,
     W_ACROSS,
     W_AXIS,
-    W_GRAM,
     W_K,
+    W_KEPT,
     W_LIFT,
     W_LOCAL,
     W_OTHER,
@@ -79,11 +83,13 @@ PIVOT = 1e-10
 NOISE = 1e-16
 """A diagonal entry below this, next to the squares of A's entries, is nothing but rounding."""
 REFINEMENTS = 3
+EXACT = 1e-14
+"""Residual, relative to the right-hand side, that is as good as none."""
 GOOD = 1e-8
 """Residual, relative to the right-hand side, from which one step of refinement reaches what rounding allows."""
 
 
-@inner
+@lean
 def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> bool:
     """Assemble and factor the matrix for the spectrum that is there; False for elements with a small pivot."""
     place, sign, idle, visible = space(T, J, J_PLACE), space(T, W, W_SIGN), space(T, J, J_IDLE), part(T, VISIBLE)
@@ -113,7 +119,7 @@ def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> bool:
     return factor(K, space(T, J, J_FIRST)[:whole], sign[:whole], PIVOT, space(T, W, W_SIDE), other)
 
 
-@inner
+@lean
 def put(K: Any, i: int, j: int, value: float) -> None:
     """Add to an entry of the lower triangle."""
     if i >= j:
@@ -122,7 +128,7 @@ def put(K: Any, i: int, j: int, value: float) -> None:
         K[j, i] += value
 
 
-@inner
+@lean
 def _reach(T: Any, J: Any, r: int) -> tuple[int, int]:
     """The lowest and the highest rank that the held row r meets."""
     k, at = J[T[J_BLOCK] + r], J[T[J_INDEX] + r]
@@ -131,7 +137,7 @@ def _reach(T: Any, J: Any, r: int) -> tuple[int, int]:
     return T[T[BLOCK_LOW] + k], T[T[BLOCK_HIGH] + k]
 
 
-@inner
+@lean
 def arrange(T: Any, W: Any, J: Any) -> bool:
     """Where variables and held rows go, each row right after its last variable, and where their rows begin."""
     place, by_rank, after, first = space(T, J, J_PLACE), space(T, J, J_BY_RANK), space(T, J, J_AFTER), space(T, J, J_FIRST)
@@ -159,19 +165,22 @@ def arrange(T: Any, W: Any, J: Any) -> bool:
     return True
 
 
-@inner
-def row_of(T: Any, A: Any, k: int, u: Any, row: Any) -> int:
+@lean
+def row_of(T: Any, A: Any, W: Any, k: int, u: Any, row: Any) -> int:
     """``row = u'A`` on the columns of block k, u on its rows; returns how many columns."""
     a, b = T[T[STARTS] + k], T[T[STARTS] + k + 1]
     rows, entries, places, row_starts = part(T, A_ROWS), part(T, ENTRIES), part(T, PLACE), part(T, ROW_STARTS)
     width = T[T[COL_STARTS] + k + 1] - T[T[COL_STARTS] + k]
     fill(row[:width], 0.0)
-    for e in range(row_starts[a], row_starts[b]):
-        row[places[e]] += u[rows[entries[e]] - a] * A[entries[e]]
+    if T[T[THIN] + k]:
+        for e in range(row_starts[a], row_starts[b]):
+            row[places[e]] += u[rows[entries[e]] - a] * A[entries[e]]
+    else:
+        add_rows(row[:width], u, local_rows(T, W, k))
     return int(width)
 
 
-@inner
+@lean
 def _add_weighed(T: Any, A: Any, W: Any, J: Any, K: Any) -> None:
     """``A'QA``."""
     place, row, starts, axis = space(T, J, J_PLACE), top(T, W, 0), part(T, STARTS), space(T, W, W_AXIS)
@@ -181,42 +190,60 @@ def _add_weighed(T: Any, A: Any, W: Any, J: Any, K: Any) -> None:
             continue
         a, b = starts[k], starts[k + 1]
         axis[a] = 0.0
-        width = row_of(T, A, k, axis[a:b], row)
+        width = row_of(T, A, W, k, axis[a:b], row)
         cols = part(T, COLS)[T[T[COL_STARTS] + k] :]
         if T[T[THIN] + k]:
             for i in range(a + 1, b):
                 add_pairs(T, A, i, weight, place, K)
             add_outer(row, -weight, cols, width, place, K)
         else:
-            gram = products(T, A, W, k, 1)
-            for i in range(width):
-                for j in range(i + 1):
-                    put(K, place[cols[i]], place[cols[j]], weight * (gram[i, j] - row[i] * row[j]))
+            add_products(local_products(T, W, k), weight, row, -weight, row, 0.0, cols, place, K)
     for r in range(J[T[J_COUNTS] + 1]):
         k = J[T[J_W_BLOCK] + r]
-        width = row_of(T, A, k, vector(T, W, J[T[J_W_INDEX] + r]), row)
+        width = row_of(T, A, W, k, vector(T, W, J[T[J_W_INDEX] + r]), row)
         add_outer(row, W[T[W_WEIGHT] + r], part(T, COLS)[T[T[COL_STARTS] + k] :], width, place, K)
 
 
-@inner
+@lean
 def add_outer(row: Any, factor: float, cols: Any, width: int, place: Any, K: Any) -> None:
     """``K <- K + factor row row'`` for a row on the columns ``cols``."""
-    first, straight = place[cols[0]] if width else 0, True
-    for i in range(width):
-        straight = straight and place[cols[i]] == first + i
+    first, run = place[cols[0]] if width else 0, adjacent(place, cols, width)
     for i in range(width):
         if row[i] != 0.0:
             at, value = place[cols[i]], factor * row[i]
-            if straight:
-                out = K[at]
-                for j in range(i + 1):
-                    out[first + j] += value * row[j]
-            else:
-                for j in range(i + 1):
-                    put(K, at, place[cols[j]], value * row[j])
+            together = min(i + 1, run) if at >= first + min(i, run - 1) else 0
+            out = K[at, first : first + together]
+            for j in range(together):
+                out[j] += value * row[j]
+            for j in range(together, i + 1):
+                put(K, at, place[cols[j]], value * row[j])
 
 
-@inner
+@lean
+def adjacent(place: Any, cols: Any, width: int) -> int:
+    """How many of the columns, from the first on, stand next to each other."""
+    run = min(1, width)
+    while run < width and place[cols[run]] == place[cols[run - 1]] + 1:
+        run += 1
+    return run
+
+
+@lean
+def add_products(gram: Any, weight: float, a: Any, alpha: float, b: Any, beta: float, cols: Any, place: Any, K: Any) -> None:
+    """``K <- K + weight gram + alpha a a' + beta b b'``, on the columns ``cols``."""
+    width = gram.shape[0]
+    first, run = place[cols[0]] if width else 0, adjacent(place, cols, width)
+    for i in range(width):
+        at, line, u, v = place[cols[i]], gram[i], alpha * a[i], beta * b[i]
+        together = min(i + 1, run) if at >= first + min(i, run - 1) else 0
+        out = K[at, first : first + together]
+        for j in range(together):
+            out[j] += weight * line[j] + u * a[j] + v * b[j]
+        for j in range(together, i + 1):
+            put(K, at, place[cols[j]], weight * line[j] + u * a[j] + v * b[j])
+
+
+@lean
 def add_pairs(T: Any, A: Any, i: int, weight: float, place: Any, K: Any) -> None:
     """``K <- K + weight a a'`` for the row a of A with index i."""
     entries, cols, start, stop = part(T, ENTRIES), part(T, A_COLS), T[T[ROW_STARTS] + i], T[T[ROW_STARTS] + i + 1]
@@ -226,28 +253,42 @@ def add_pairs(T: Any, A: Any, i: int, weight: float, place: Any, K: Any) -> None
             put(K, at, place[cols[entries[f]]], value * A[entries[f]])
 
 
-@inner
-def gather(T: Any, A: Any, W: Any, k: int) -> Any:
-    """The rows of block k on its own columns."""
-    a, b = T[T[STARTS] + k], T[T[STARTS] + k + 1]
+@view
+def local_rows(T: Any, W: Any, k: int) -> Any:
+    """The rows of block k on its own columns, of blocks with many entries (``multiply_out``)."""
+    start, width = T[W_LOCAL] + T[T[LOCAL_STARTS] + k], T[T[COL_STARTS] + k + 1] - T[T[COL_STARTS] + k]
+    height = T[T[STARTS] + k + 1] - T[T[STARTS] + k]
+    return W[start : start + height * width].reshape(height, width)
+
+
+@view
+def local_products(T: Any, W: Any, k: int) -> Any:
+    """The lower triangle of ``R'R`` for all but the first of these rows, of second-order cones (``multiply_out``)."""
+    start, width = T[W_KEPT] + T[T[KEPT_STARTS] + k], T[T[COL_STARTS] + k + 1] - T[T[COL_STARTS] + k]
+    return W[start : start + width * width].reshape(width, width)
+
+
+@lean
+def multiply_out(T: Any, A: Any, W: Any) -> None:
+    """What does not change while A does not."""
     rows, entries, places, row_starts = part(T, A_ROWS), part(T, ENTRIES), part(T, PLACE), part(T, ROW_STARTS)
-    local = matrix(T, W, W_LOCAL, b - a, T[T[COL_STARTS] + k + 1] - T[T[COL_STARTS] + k])
-    for i in range(b - a):
-        fill(local[i], 0.0)
-    for e in range(row_starts[a], row_starts[b]):
-        local[rows[entries[e]] - a, places[e]] = A[entries[e]]
-    return local
+    for k in range(T[BLOCKS]):
+        if not T[T[THIN] + k]:
+            a, b, local = T[T[STARTS] + k], T[T[STARTS] + k + 1], local_rows(T, W, k)
+            for i in range(b - a):
+                fill(local[i], 0.0)
+            for e in range(row_starts[a], row_starts[b]):
+                local[rows[entries[e]] - a, places[e]] = A[entries[e]]
+            if T[T[KIND] + k] == SECOND_ORDER:
+                _products(local, local_products(T, W, k))
 
 
-@inner
-def products(T: Any, A: Any, W: Any, k: int, start: int) -> Any:
-    """The lower triangle of ``R'R`` for the rows R of block k from ``start`` on, four at a time."""
-    local = gather(T, A, W, k)
-    width, r = local.shape[1], start
-    gram = matrix(T, W, W_GRAM, width, width)
+@lean
+def _products(local: Any, gram: Any) -> None:
+    width, r = local.shape[1], 1
     for i in range(width):
         fill(gram[i], 0.0)
-    while r < local.shape[0]:
+    while r < local.shape[0]:  # four rows at a time
         left = local.shape[0] - r
         one, two, three, four = (
             local[r],
@@ -262,10 +303,9 @@ def products(T: Any, A: Any, W: Any, k: int, start: int) -> Any:
             for j in range(i + 1):
                 out[j] += a * one[j] + b * two[j] + c * three[j] + d * four[j]
         r += 4
-    return gram
 
 
-@inner
+@lean
 def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
     """The held rows, with their multiple that goes to the upper left; ``W_SCALE`` and ``W_LIFT`` keep e and eR."""
     place, row, entries, A_cols, row_starts = (
@@ -283,7 +323,7 @@ def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
             for e in range(start, stop):
                 length += A[entries[e]] * A[entries[e]]
         else:
-            width = row_of(T, A, k, vector(T, W, index), row)
+            width = row_of(T, A, W, k, vector(T, W, index), row)
             length = dot(row[:width], row[:width])
         R = 1.0 + size / length if length > 0.0 else 0.0
         scale = 1.0 / (1.0 + R * slack)
@@ -300,9 +340,9 @@ def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
             add_outer(row, R * scale, cols, width, place, K)
 
 
-@inner
-def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u: Any, z: Any) -> None:
-    """u and z for ``right`` (n,), the first line without what t adds to it, and ``t`` (m,); refined."""
+@lean
+def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u: Any, z: Any, refined: bool) -> None:
+    """u and z for ``right`` (n,), the first line without what t adds to it, and ``t`` (m,)."""
     r, du, slack = top(T, W, 1), top(T, W, 2), space(T, W, W_SLACK)
     rest, dz, low, omega, change = side(T, W, 0), side(T, W, 1), side(T, W, 2), side(T, W, 3), side(T, W, 4)
     held = J[T[J_COUNTS]]
@@ -321,7 +361,7 @@ def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u:
         add(u, 1.0, du)
         add(z, 1.0, dz)
         add(omega, 1.0, change)
-        if step == REFINEMENTS or error <= GOOD * size:
+        if step == REFINEMENTS or error <= GOOD * size or not refined:
             break
         fill(rest, 0.0)
         copy(right, r)
@@ -332,9 +372,11 @@ def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u:
         for h in range(held):
             low[h] = component(T, W, J, h, dz) + slack[h] * omega[h]
         error = max(largest(r), largest(low[:held]))
+        if error <= EXACT * size:
+            break
 
 
-@inner
+@lean
 def _once(T: Any, A: Any, W: Any, J: Any, r: Any, t: Any, low: Any, u: Any, z: Any, omega: Any) -> None:
     n, held = T[N], J[T[J_COUNTS]]
     whole = n + held

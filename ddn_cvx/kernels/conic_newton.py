@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels.conic_kkt import prepare, solve_reduced
+from ddn_cvx.kernels.conic_kkt import multiply_out, prepare, solve_reduced
 from ddn_cvx.kernels.dense import add, copy, fill, largest
-from ddn_cvx.kernels.jit import inner, jit, once
+from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.spectrum import decompose
 from ddn_cvx.kernels.table import M, N, add_A, add_At, add_P, side, top, workspace
 
@@ -34,11 +34,12 @@ def reverse_once(
         healthy[k] = True
         if not ok[k]:
             continue
+        multiply_out(T, A[k], W)
         healthy[k] = decompose(T, v[k], y, s, W, J) and prepare(T, P[k], A[k], W, J)
         if healthy[k]:
             copy(g[k], right)
             add_At(T, A[k], 1.0, h[k], right)
-            solve_reduced(T, P[k], A[k], W, J, right, h[k], u[k], w[k])
+            solve_reduced(T, P[k], A[k], W, J, right, h[k], u[k], w[k], True)
             add(w[k], -1.0, h[k])
 
 
@@ -52,7 +53,7 @@ def polish(first: int, last: int, T: Any, P: Any, q: Any, A: Any, b: Any, x: Any
             errors[k] = _polish(T, P[k], q[k], A[k], b[k], x[k], y[k], s[k], W, J, errors[k])
 
 
-@once
+@lean
 def _polish(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, W: Any, J: Any, given: float) -> float:
     n, m = T[N], T[M]
     r, a, point, trial_point, above = top(T, W, 4), top(T, W, 5), top(T, W, 6), top(T, W, 7), top(T, W, 8)
@@ -61,8 +62,9 @@ def _polish(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, W: A
     copy(x, point)
     for i in range(m):
         v[i] = y[i] - s[i]
-    good = decompose(T, v, y_new, s_new, W, J)
+    good, refined = decompose(T, v, y_new, s_new, W, J), False
     copy(y_new, y_kept)
+    multiply_out(T, A, W)
     error = residual(T, P, q, A, b, point, y_new, s_new, above, below, W)
     for _ in range(NEWTON_STEPS):
         if error <= GOAL or not good or not prepare(T, P, A, W, J):
@@ -71,7 +73,7 @@ def _polish(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, W: A
             r[j] = -above[j]
         for i in range(m):
             t[i] = -below[i]
-        solve_reduced(T, P, A, W, J, r, t, a, c)
+        solve_reduced(T, P, A, W, J, r, t, a, c, refined)
         add_A(T, A, 1.0, a, c)
         length, trial, better = 1.0, np.inf, False
         for i in range(m):
@@ -93,7 +95,7 @@ def _polish(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, W: A
         copy(trial_v, v)
         copy(y_new, y_kept)
         stalled = trial > 0.1 * error and error < 1e-12
-        error = trial
+        refined, error = trial > 0.01 * error, trial  # a step that is not exact is as good while there are more to come
         if stalled:
             break
     if not error < given:
@@ -105,7 +107,7 @@ def _polish(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, W: A
     return error
 
 
-@inner
+@lean
 def residual(T: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, above: Any, below: Any, W: Any) -> float:
     """``above = Px + q + A'y`` and ``below = Ax + s - b``; the larger of the two, relative to their terms."""
     Px, Ax = top(T, W, 9), side(T, W, 13)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import lean
 
 
-@inner
+@lean
 def cholesky(M: Any, tolerance: float) -> bool:
     """``L L' = M`` in place of the lower triangle; False where a pivot is below ``tolerance`` of its diagonal entry."""
     n = M.shape[0]
@@ -40,7 +40,7 @@ def cholesky(M: Any, tolerance: float) -> bool:
     return True
 
 
-@inner
+@lean
 def lower(L: Any, z: Any) -> None:
     """``z <- L^-1 z``."""
     for i in range(L.shape[0]):
@@ -50,7 +50,7 @@ def lower(L: Any, z: Any) -> None:
         z[i] = a / L[i, i]
 
 
-@inner
+@lean
 def lower_transposed(L: Any, z: Any) -> None:
     """``z <- L^-T z``."""
     for i in range(L.shape[0] - 1, -1, -1):
@@ -60,7 +60,7 @@ def lower_transposed(L: Any, z: Any) -> None:
             z[k] -= a * L[i, k]
 
 
-@inner
+@lean
 def dot(a: Any, b: Any) -> float:
     """``a'b``."""
     total = 0.0
@@ -69,28 +69,28 @@ def dot(a: Any, b: Any) -> float:
     return total
 
 
-@inner
+@lean
 def add(x: Any, factor: float, y: Any) -> None:
     """``x <- x + factor y``."""
     for k in range(x.shape[0]):
         x[k] += factor * y[k]
 
 
-@inner
+@lean
 def copy(source: Any, out: Any) -> None:
     """``out <- source``; numba takes seconds to compile the assignment of a slice."""
     for k in range(source.shape[0]):
         out[k] = source[k]
 
 
-@inner
+@lean
 def fill(out: Any, value: float) -> None:
     """``out <- value``."""
     for k in range(out.shape[0]):
         out[k] = value
 
 
-@inner
+@lean
 def rows_times(M: Any, x: Any, out: Any) -> None:
     """``out = M x``, four rows at a time."""
     n, i = M.shape[0], 0
@@ -109,7 +109,7 @@ def rows_times(M: Any, x: Any, out: Any) -> None:
         i += 1
 
 
-@inner
+@lean
 def add_rows(x: Any, factors: Any, M: Any) -> None:
     """``x <- x + M' factors``, four rows at a time."""
     n, i = M.shape[0], 0
@@ -123,7 +123,7 @@ def add_rows(x: Any, factors: Any, M: Any) -> None:
         i += 1
 
 
-@inner
+@lean
 def largest(t: Any) -> float:
     """The largest absolute value; NaN if there is one."""
     size = 0.0
@@ -134,7 +134,7 @@ def largest(t: Any) -> float:
     return size
 
 
-@inner
+@lean
 def is_finite(t: Any) -> bool:
     """Whether there is neither NaN nor infinity."""
     total = 0.0

@@ -5,33 +5,30 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ddn_cvx.kernels.dense import add, dot
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import lean
 
 STEPS = 60
 """QL steps for one eigenvalue at most; two are usual."""
 
 
-@inner
-def eigen(X: Any, values: Any, rows: Any, wanted: bool) -> bool:
+@lean
+def eigen(X: Any, values: Any, rows: Any, work: Any, wanted: bool) -> bool:
     """``X = rows' diag(values) rows`` for the lower triangle of X (k, k), which is destroyed; ``rows`` are left alone unless
-    ``wanted``. False where there is a number that is not finite."""
+    ``wanted``, and ``work`` (3k,) is scratch. False where there is a number that is not finite."""
     k = X.shape[0]
-    beside = np.empty(k)
+    beside = work[:k]
     if wanted:
         for i in range(k):
             for j in range(k):
                 rows[i, j] = 1.0 if i == j else 0.0
-    _tridiagonal(X, values, beside, rows, wanted)
+    _tridiagonal(X, values, beside, rows, work[k : 2 * k], work[2 * k : 3 * k], wanted)
     return _ql(values, beside, rows, wanted)
 
 
-@inner
-def _tridiagonal(X: Any, diagonal: Any, beside: Any, rows: Any, wanted: bool) -> None:
+@lean
+def _tridiagonal(X: Any, diagonal: Any, beside: Any, rows: Any, v: Any, p: Any, wanted: bool) -> None:
     k = X.shape[0]
-    v, p = np.empty(k), np.empty(k)
     for i in range(k):
         for j in range(i):
             X[j, i] = X[i, j]
@@ -70,7 +67,7 @@ def _tridiagonal(X: Any, diagonal: Any, beside: Any, rows: Any, wanted: bool) ->
     beside[k - 1] = 0.0
 
 
-@inner
+@lean
 def _ql(d: Any, e: Any, rows: Any, wanted: bool) -> bool:
     k = d.shape[0]
     for low in range(k):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import lean
 
 Integers = NDArray[np.int64]
 
@@ -72,7 +72,7 @@ def _postorder(adjacent: NDArray[np.bool_]) -> Integers:
     return np.asarray(eliminated, np.int64)[order[:-1]]
 
 
-@inner
+@lean
 def factor(K: Any, first: Any, sign: Any, tolerance: float, row: Any, other: Any) -> bool:
     """``L S L' = K`` in place of the lower triangle; False where a pivot has the wrong sign or is below ``tolerance`` of
     the terms it is the sum of. ``row`` and ``other`` are scratch of the order of K."""
@@ -147,7 +147,7 @@ def factor(K: Any, first: Any, sign: Any, tolerance: float, row: Any, other: Any
     return True
 
 
-@inner
+@lean
 def _pivot(K: Any, j: int, start: int, sign: Any, tolerance: float, row: Any) -> bool:
     """The pivot of row j in place, and ``row = SK`` left of it."""
     diagonal = K[j, j] * sign[j]
@@ -162,7 +162,7 @@ def _pivot(K: Any, j: int, start: int, sign: Any, tolerance: float, row: Any) ->
     return bool(pivot > tolerance * size)
 
 
-@inner
+@lean
 def solve(L: Any, first: Any, sign: Any, z: Any) -> None:
     """``z <- K^-1 z``."""
     n = first.shape[0]

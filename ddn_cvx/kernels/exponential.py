@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import lean
 
 STEPS = 40
 """Newton steps for the ratio at most; few points need more than eight."""
+SETTLED = 1e-10
+"""A step this small is the last one: Newton's method doubles the digits."""
 NEGLIGIBLE = 1e-60
 """Positive x and y are taken at least this large, relative to the largest coordinate."""
 
 INSIDE, FLAT, POLAR, CURVED = range(4)
 
 
-@inner
+@lean
 def frame(x: float, y: float, z: float, out: Any) -> int:
     """The region in which (x, y, z) lies.
 
@@ -56,12 +58,13 @@ def frame(x: float, y: float, z: float, out: Any) -> int:
     return CURVED
 
 
-@inner
+@lean
 def _ratio(x: float, y: float, z: float) -> float:
     """The root rho of ``alpha e^rho - beta e^-rho = z``; ``cones.exponential`` explains the unknown and the symmetry."""
     if x > 0.0 and y > 0.0:
         lower, span = 1.0 - y / x, y / x + x / y - 1.0
-        swap = _mismatch(np.log(0.5 * span), x, y, z, lower, span, 0.0)[0] < 0.0
+        logs = np.log(x), np.log(abs(z))
+        swap = _mismatch(np.log(0.5 * span), x, y, logs, z >= 0.0, lower, span, 0.0)[0] < 0.0
     else:
         swap = x <= 0.0
     shift = 0.0
@@ -69,11 +72,12 @@ def _ratio(x: float, y: float, z: float) -> float:
         x, y, z, shift = y, x, -z, -1.0
     lower = 1.0 - y / x
     span = y / x + x / y - 1.0 if y > 0.0 else np.inf
-    beyond = 6.0 - np.log(x) + 2.0 * np.log1p(abs(lower)) + max(-lower, 0.0)
+    log_x = np.log(x)
+    beyond = 6.0 - log_x + 2.0 * np.log(1.0 + abs(lower)) + max(-lower, 0.0)
     high = np.log(min(0.5 * span, beyond))
-    low, theta = -700.0, high
+    low, theta, logs = -700.0, high, (log_x, np.log(abs(z)))
     for _ in range(STEPS):
-        value, slope = _mismatch(theta, x, y, z, lower, span, shift)
+        value, slope = _mismatch(theta, x, y, logs, z >= 0.0, lower, span, shift)
         if value <= 0.0:
             low = theta
         if value >= 0.0:
@@ -85,25 +89,28 @@ def _ratio(x: float, y: float, z: float) -> float:
             new = 0.5 * (low + high)
         moved = abs(new - theta)
         theta = new
-        if moved <= 1e-15 * (1.0 + abs(theta)):
+        if moved <= SETTLED * (1.0 + abs(theta)):
             break
     rho = lower + np.exp(theta)
     return 1.0 - rho if swap else rho
 
 
-@inner
-def _mismatch(theta: float, x: float, y: float, z: float, lower: float, span: float, shift: float) -> tuple[float, float]:
+@lean
+def _mismatch(
+    theta: float, x: float, y: float, logs: Any, above: bool, lower: float, span: float, shift: float
+) -> tuple[float, float]:
+    """And its slope; ``logs`` of x and of z."""
     step = np.exp(theta)
     rho = lower + step
     q = rho * (rho - 1.0) + 1.0
     beta = y * (span - step) if y > 0.0 else x - rho * y
-    up, up_slope = np.log(x) + theta + rho + shift, 1.0 + step
+    up, up_slope = logs[0] + theta + rho + shift, 1.0 + step
     down, down_slope = np.log(beta) - rho - shift, -step * (y / beta + 1.0)
-    rest, rest_slope = np.log(abs(z)) + np.log(q), step * (2.0 * rho - 1.0) / q
-    above = z >= 0.0
+    rest, rest_slope = logs[1] + np.log(q), step * (2.0 * rho - 1.0) / q
     part, part_slope = (down, down_slope) if above else (up, up_slope)
-    share = 1.0 / (1.0 + np.exp(rest - part))
-    both = max(part, rest) + np.log1p(np.exp(-abs(part - rest)))
+    ratio = np.exp(-abs(part - rest))
+    share = (1.0 if part >= rest else ratio) / (1.0 + ratio)
+    both = max(part, rest) + np.log(1.0 + ratio)
     both_slope = share * part_slope + (1.0 - share) * rest_slope
     if above:
         return up - both, up_slope - both_slope

@@ -13,27 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels.dense import cholesky, lower, lower_transposed
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import lean
+
+Triple = tuple[float, float, float]
 
 
-@inner
+@lean
 def centre(x: Any) -> None:
     """The point that is its own shadow, for s and for z."""
     x[0], x[1], x[2] = -1.051383945322714, 0.556409619469370, 1.258967884768947
 
 
-@inner
+@lean
 def _in_primal(x: float, y: float, z: float) -> bool:
     return y > 0.0 and z > 0.0 and y * np.log(z / y) - x > 0.0
 
 
-@inner
+@lean
 def _in_dual(u: float, v: float, w: float) -> bool:
     return u < 0.0 and w > 0.0 and v - u - u * np.log(-w / u) > 0.0
 
 
-@inner
+@lean
 def inside(s: Any, ds: Any, z: Any, dz: Any, step: float) -> bool:
     """Whether both points are inside their cones after the step."""
     return _in_primal(s[0] + step * ds[0], s[1] + step * ds[1], s[2] + step * ds[2]) and _in_dual(
@@ -41,17 +42,15 @@ def inside(s: Any, ds: Any, z: Any, dz: Any, step: float) -> bool:
     )
 
 
-@inner
-def _gradient(z: Any) -> tuple[float, float, float]:
-    """Of f*."""
-    ratio = np.log(-z[2] / z[0])
+@lean
+def _gradient(z: Any, ratio: float) -> Triple:
+    """Of f*; ``ratio`` is log(-w / u)."""
     c = 1.0 / (-z[0] * ratio - z[0] + z[1])
     return c * ratio - 1.0 / z[0], -c, (c * z[0] - 1.0) / z[2]
 
 
-@inner
-def _hessian(z: Any, H: Any) -> None:
-    ratio = np.log(-z[2] / z[0])
+@lean
+def _hessian(z: Any, ratio: float, H: Any) -> None:
     r = -z[0] * ratio - z[0] + z[1]
     H[0, 0] = 1.0 / (z[0] * z[0]) - 1.0 / (r * z[0]) + (ratio / r) ** 2
     H[0, 1] = H[1, 0] = -ratio / (r * r)
@@ -61,97 +60,106 @@ def _hessian(z: Any, H: Any) -> None:
     H[2, 2] = (1.0 - z[0] / r + (z[0] / r) ** 2) / (z[2] * z[2])
 
 
-@inner
-def _primal_gradient(s: Any) -> tuple[float, float, float]:
+@lean
+def _primal_gradient(s: Any) -> Triple:
     """Of f, by the Wright omega function."""
-    x = 1.0 - s[0] / s[1] - np.log(s[1] / s[2])
+    given = np.log(s[1] / s[2])
+    x = 1.0 - s[0] / s[1] - given
     omega = max(x - np.log(x), 0.5) if x > 3.0 else 1.0 + 0.5 * (x - 1.0)
     for _ in range(4):  # Fritsch, Shafer & Crowley, of fourth order
         rest = x - omega - np.log(omega)
         one = omega + 1.0
         t = one * (one + 2.0 / 3.0 * rest)
         omega *= 1.0 + rest / one * (t - 0.5 * rest) / (t - rest)
+        if abs(rest) < 1e-5:
+            break
     g = 1.0 / ((omega - 1.0) * s[1])
-    return g, g + g * np.log(omega * s[1] / s[2]) - 1.0 / s[1], omega / ((1.0 - omega) * s[2])
+    return g, g + g * (np.log(omega) + given) - 1.0 / s[1], omega / ((1.0 - omega) * s[2])
 
 
-@inner
+@lean
 def update(s: Any, z: Any, mu: float, H: Any, inverse: Any) -> bool:
     """H and its inverse; False where s or z is outside."""
     if not (_in_primal(s[0], s[1], s[2]) and _in_dual(z[0], z[1], z[2])):
         return False
-    _hessian(z, H)
+    ratio = np.log(-z[2] / z[0])
+    _hessian(z, ratio, H)
     product = s[0] * z[0] + s[1] * z[1] + s[2] * z[2]
-    g, p = _gradient(z), _primal_gradient(s)
+    g, p = _gradient(z, ratio), _primal_gradient(s)
     own, shadow = product / 3.0, (g[0] * p[0] + g[1] * p[1] + g[2] * p[2]) / 3.0
-    a, b = np.empty(3), np.empty(3)
-    Hp = np.empty(3)
-    for i in range(3):
-        a[i], b[i] = s[i] + own * g[i], z[i] + own * p[i]
-        Hp[i] = H[i, 0] * p[0] + H[i, 1] * p[1] + H[i, 2] * p[2]
+    a = (s[0] + own * g[0], s[1] + own * g[1], s[2] + own * g[2])
+    b = (z[0] + own * p[0], z[1] + own * p[1], z[2] + own * p[2])
+    Hp = _product(H, p)
     distance = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
     curvature = Hp[0] * p[0] + Hp[1] * p[1] + Hp[2] * p[2] - 3.0 * shadow * shadow
     if own * shadow - 1.0 > 1e-8 and curvature > 1e-15 and distance > 0.0:
         total = 0.0
-        for i in range(3):
-            Hp[i] -= shadow * g[i]
-        for i in range(3):
-            for j in range(3):
-                total += (H[i, j] - g[i] * g[j] / 3.0 - Hp[i] * Hp[j] / curvature) ** 2
-        t = own * total**0.5
-        Hp[0], Hp[1], Hp[2] = z[1] * p[2] - z[2] * p[1], z[2] * p[0] - z[0] * p[2], z[0] * p[1] - z[1] * p[0]
-        norm = Hp[0] * Hp[0] + Hp[1] * Hp[1] + Hp[2] * Hp[2]
+        h = (Hp[0] - shadow * g[0], Hp[1] - shadow * g[1], Hp[2] - shadow * g[2])
         for i in range(3):
             for j in range(3):
-                H[i, j] = s[i] * s[j] / product + a[i] * a[j] / distance + t / norm * Hp[i] * Hp[j]
+                total += (H[i, j] - g[i] * g[j] / 3.0 - h[i] * h[j] / curvature) ** 2
+        c = (z[1] * p[2] - z[2] * p[1], z[2] * p[0] - z[0] * p[2], z[0] * p[1] - z[1] * p[0])
+        t = own * total**0.5 / (c[0] * c[0] + c[1] * c[1] + c[2] * c[2])
+        for i in range(3):
+            for j in range(3):
+                H[i, j] = s[i] * s[j] / product + a[i] * a[j] / distance + t * c[i] * c[j]
         if _invert(H, inverse):
             return True
-        _hessian(z, H)
+        _hessian(z, ratio, H)
     for i in range(3):
         for j in range(3):
             H[i, j] *= mu
     return _invert(H, inverse)
 
 
-@inner
+@lean
+def _product(H: Any, p: Triple) -> Triple:
+    return (
+        H[0, 0] * p[0] + H[0, 1] * p[1] + H[0, 2] * p[2],
+        H[1, 0] * p[0] + H[1, 1] * p[1] + H[1, 2] * p[2],
+        H[2, 0] * p[0] + H[2, 1] * p[1] + H[2, 2] * p[2],
+    )
+
+
+@lean
 def _invert(H: Any, inverse: Any) -> bool:
-    L, e = np.empty((3, 3)), np.empty(3)
-    for i in range(3):
-        for j in range(i + 1):
-            L[i, j] = H[i, j]
-    if not cholesky(L, 0.0):
+    """By Cholesky's factor; False where there is none."""
+    a = H[0, 0]
+    if not a > 0.0:
         return False
-    for i in range(3):
-        for j in range(3):
-            e[j] = 1.0 if i == j else 0.0
-        lower(L, e)
-        lower_transposed(L, e)
-        for j in range(3):
-            inverse[i, j] = e[j]
+    a = 1.0 / a**0.5
+    d, e = a * H[1, 0], a * H[2, 0]
+    b = H[1, 1] - d * d
+    if not b > 0.0:
+        return False
+    b = 1.0 / b**0.5
+    f = b * (H[2, 1] - d * e)
+    c = H[2, 2] - e * e - f * f
+    if not c > 0.0:
+        return False
+    c = 1.0 / c**0.5
+    # L^-1 is [[a, 0, 0], [d, b, 0], [e, f, c]]
+    d, e, f = -a * b * d, a * c * (b * d * f - e), -b * c * f
+    inverse[0, 0] = a * a + d * d + e * e
+    inverse[0, 1] = inverse[1, 0] = b * d + e * f
+    inverse[1, 1] = b * b + f * f
+    inverse[0, 2] = inverse[2, 0] = c * e
+    inverse[1, 2] = inverse[2, 1] = c * f
+    inverse[2, 2] = c * c
     return True
 
 
-@inner
-def times(M: Any, x: Any, out: Any) -> None:
-    """``out = M x``; out may be x."""
-    a, b, c = x[0], x[1], x[2]
-    for i in range(3):
-        out[i] = M[i, 0] * a + M[i, 1] * b + M[i, 2] * c
-
-
-@inner
-def shift(z: Any, ds: Any, dz: Any, target: float, out: Any) -> None:
-    """``target grad f* - 1/2 D^3 f*[(D^2 f*)^-1 ds, dz]``."""
-    H, u = np.empty((3, 3)), np.empty(3)
-    _hessian(z, H)
-    g = _gradient(z)
-    for i in range(3):
-        u[i], out[i] = ds[i], target * g[i]
-    if not cholesky(H, 0.0):
-        return
-    lower(H, u)
-    lower_transposed(H, u)
+@lean
+def shift(z: Any, ds: Any, dz: Any, target: float, H: Any, out: Any) -> None:
+    """``target grad f* - 1/2 D^3 f*[(D^2 f*)^-1 ds, dz]``; H (3, 3) is scratch."""
     ratio = np.log(-z[2] / z[0])
+    g = _gradient(z, ratio)
+    for i in range(3):
+        out[i] = target * g[i]
+    _hessian(z, ratio, H)
+    if not _invert(H, H):
+        return
+    u = _product(H, (ds[0], ds[1], ds[2]))
     r = -z[0] * ratio - z[0] + z[1]
     dl = dz[2] / z[2] - dz[0] / z[0]
     dr = dz[1] - dz[0] - dz[0] * ratio - z[0] * dl

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels.dense import add, cholesky, copy, dot, fill, is_finite, largest, lower, lower_transposed, rows_times
-from ddn_cvx.kernels.jit import inner, jit
+from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A, dense_P
 
 SOLVED, BROKEN, INVALID = 0, 5, 6
@@ -75,7 +75,7 @@ def solve(
             fill(s[k], np.nan)
 
 
-@inner
+@lean
 def _scale(structure: Any, A: Any, b: Any, scaled: Any, right: Any, size: Any) -> None:
     """Divide rows by their largest entry, ``size`` (m,); one for empty ones."""
     rows = structure.A_rows
@@ -89,7 +89,7 @@ def _scale(structure: Any, A: Any, b: Any, scaled: Any, right: Any, size: Any) -
         scaled[k] = A[k] / size[rows[k]]
 
 
-@inner
+@lean
 def _iterate(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, work: Any) -> tuple[bool, int]:
     _, _, _, _, _, vectors, sides = work
     rx, dx = vectors[0], vectors[1]
@@ -160,7 +160,7 @@ def _iterate(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: 
     return False, LIMIT
 
 
-@inner
+@lean
 def _residuals(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: Any, work: Any, Ax: Any) -> float:
     """``rx = Px + q + A'y``, ``rz = Ax + s - b``; returns the largest of them and of the gap, relative."""
     _, _, rows, _, _, vectors, sides = work
@@ -183,7 +183,7 @@ def _residuals(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s
     return error if gap == gap and top == top and low == low else np.inf
 
 
-@inner
+@lean
 def _factor(structure: Any, A: Any, weight: Any, P: Any, work: Any) -> bool:
     H, quadratic, rows, V, S, _, _ = work
     bound, A_cols = structure.bound, structure.A_cols
@@ -211,7 +211,7 @@ def _factor(structure: Any, A: Any, weight: Any, P: Any, work: Any) -> bool:
     return cholesky(S, 0.0)
 
 
-@inner
+@lean
 def _add_squares(those: Any, weight: Any, rows: Any, H: Any) -> None:
     """``H <- H + sum weight_i row_i row_i'``, lower triangle; four rows at a time share the loads and stores of H."""
     t, count = 0, those.shape[0]
@@ -233,7 +233,7 @@ def _add_squares(those: Any, weight: Any, rows: Any, H: Any) -> None:
         t += 1
 
 
-@inner
+@lean
 def _add_A(structure: Any, A: Any, rows: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor A x``, with dense rows where most entries are stored."""
     if structure.A_runs or not structure.is_full:
@@ -248,7 +248,7 @@ def _add_A(structure: Any, A: Any, rows: Any, factor: float, x: Any, out: Any) -
             out[i] += factor * dot(rows[i], x)
 
 
-@inner
+@lean
 def _add_At(structure: Any, A: Any, rows: Any, factor: float, y: Any, out: Any) -> None:
     """``out <- out + factor A' y``, likewise."""
     if structure.A_runs or not structure.is_full:
@@ -263,7 +263,7 @@ def _add_At(structure: Any, A: Any, rows: Any, factor: float, y: Any, out: Any) 
             add(out, factor * y[i], rows[i])
 
 
-@inner
+@lean
 def _direction(structure: Any, A: Any, weight: Any, s: Any, work: Any, rx: Any, rz: Any, rc: Any, dx: Any, dy: Any) -> None:
     """The Newton step for residuals rx, rz and ``s ds' y dy' = -rc``; dy holds both kinds of multipliers."""
     H, _, rows, V, S, _, sides = work
@@ -290,7 +290,7 @@ def _direction(structure: Any, A: Any, weight: Any, s: Any, work: Any, rx: Any, 
         dy[i] = weight[i] * dy[i] + moved[i] if i >= zero else multiplier[i]
 
 
-@inner
+@lean
 def _slack(structure: Any, A: Any, rows: Any, dx: Any, rz: Any, ds: Any) -> None:
     """``ds = -rz - G dx``; zero for equalities."""
     fill(ds, 0.0)
@@ -299,7 +299,7 @@ def _slack(structure: Any, A: Any, rows: Any, dx: Any, rz: Any, ds: Any) -> None
         ds[i] = ds[i] - rz[i] if i >= structure.zero else 0.0
 
 
-@inner
+@lean
 def _length(t: Any, dt: Any, zero: int) -> float:
     """The longest step that keeps t nonnegative; at most one over ``1 - LEFT``."""
     step = 1.0 / (1.0 - LEFT)

@@ -35,10 +35,11 @@ inner: Callable[..., Any] = partial(numba.njit, no_cpython_wrapper=True, no_cfun
 
 lean: Callable[..., Any] = partial(inner, _nrt=False)
 """The same for functions that allocate nothing. They count no references to arrays: a view costs nothing then, where an
-atomic operation at its begin and end is as much as a row of ten numbers."""
+atomic operation at its begin and end is as much as a row of ten numbers. They must not return arrays, in tuples neither:
+a caller that does count would give up a reference that nobody holds. What they call must not allocate either."""
 
-once: Callable[..., Any] = partial(numba.njit, inline="always", **_OPTIONS)
-"""For functions that one kernel calls in one place: they are compiled as a part of it, and not by themselves."""
+view: Callable[..., Any] = partial(lean, inline="always")
+"""For functions that return a part of an array they are given, which ``lean`` ones may do only as a part of their caller."""
 
 SHARE = 40_000
 """Batches with less work than this, in operations, stay in the calling thread: waking others takes as long."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, largest, lower, lower_transposed, rows_times
-from ddn_cvx.kernels.jit import inner, jit
+from ddn_cvx.kernels.jit import inner, jit, lean, view
 from ddn_cvx.kernels.structure import add_A, add_At, add_P
 
 PIVOT = 1e-10
@@ -48,7 +48,7 @@ def count(structure: Any, v: Any, A: Any, ok: Any, free: Any, general: Any, star
     return total
 
 
-@inner
+@lean
 def sizes(structure: Any, v: Any, A: Any, fixed: Any) -> tuple[int, int, bool]:
     """The same for one element: free variables, active rows that are no bounds, and whether it is healthy."""
     A_cols, bound = structure.A_cols, structure.bound
@@ -69,7 +69,7 @@ def sizes(structure: Any, v: Any, A: Any, fixed: Any) -> tuple[int, int, bool]:
     return free, general, general <= free
 
 
-@inner
+@lean
 def partition(structure: Any, v: Any, place: Any, order: Any) -> None:
     """``place`` (n,): the position of a variable among the free ones, or minus one minus the row that fixes it;
     ``order`` (m,): the position of a row among the active ones that are no bounds, -1 for an active bound, else -2."""
@@ -120,7 +120,7 @@ def factor(
             healthy[k] = _factor(structure, P[k], A[k], parts, weights[k])
 
 
-@inner
+@lean
 def _factor(structure: Any, P: Any, A: Any, parts: Any, weights: Any) -> bool:
     place, order, L, W, T = parts
     _gather_P(structure, P, place, L)
@@ -136,14 +136,14 @@ def _factor(structure: Any, P: Any, A: Any, parts: Any, weights: Any) -> bool:
     return cholesky(T, PIVOT)
 
 
-@inner
+@view
 def views(factors: Any, start: int, f: int, g: int) -> Any:
     """L (f, f), W' (g, f) and T (g, g) of one element."""
     a, b, c = start + f * f, start + f * f + g * f, start + f * f + g * f + g * g
     return factors[start:a].reshape(f, f), factors[a:b].reshape(g, f), factors[b:c].reshape(g, g)
 
 
-@inner
+@lean
 def _gather_P(structure: Any, P: Any, place: Any, out: Any) -> None:
     P_cols, P_rows = structure.P_cols, structure.P_rows
     out[:] = 0.0
@@ -153,7 +153,7 @@ def _gather_P(structure: Any, P: Any, place: Any, out: Any) -> None:
             out[max(i, j), min(i, j)] = P[k]
 
 
-@inner
+@lean
 def _gather_A(structure: Any, A: Any, place: Any, order: Any, out: Any) -> None:
     A_cols, A_rows = structure.A_cols, structure.A_rows
     out[:] = 0.0
@@ -163,7 +163,7 @@ def _gather_A(structure: Any, A: Any, place: Any, order: Any, out: Any) -> None:
             out[i, j] = A[k]
 
 
-@inner
+@lean
 def _augment(structure: Any, P: Any, place: Any, order: Any, N: Any, out: Any, weights: Any) -> None:
     """``P + N'RN`` with rows of the size of P's diagonal, or of one where P is zero."""
     _gather_P(structure, P, place, out)
@@ -273,7 +273,7 @@ def reverse_once(
                 _reverse(structure, P[k], A[k], weights, parts, scratch, g[k], h[k], u[k], w[k])
 
 
-@inner
+@lean
 def _reverse(structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, g: Any, h: Any, u: Any, w: Any) -> None:
     order, top, low = parts[1], scratch[2][5], scratch[3][3]
     copy(g, top)
@@ -297,7 +297,7 @@ def workspace(structure: Any) -> Any:
     )
 
 
-@inner
+@view
 def _begin(structure: Any, v: Any, f: int, g: int, start: int, factors: Any, scratch: Any) -> Any:
     place, order, _, _ = scratch
     partition(structure, v, place, order)
@@ -305,7 +305,7 @@ def _begin(structure: Any, v: Any, f: int, g: int, start: int, factors: Any, scr
     return place, order, L, W, T
 
 
-@inner
+@lean
 def _solve(
     structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, top: Any, low: Any, u: Any, omega: Any
 ) -> None:
@@ -336,7 +336,7 @@ def _solve(
         error = max(largest(r), largest(t))
 
 
-@inner
+@lean
 def _reduced(
     structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, top: Any, low: Any, u: Any, omega: Any
 ) -> None:

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels.dense import copy, dot, fill, largest
-from ddn_cvx.kernels.jit import inner, jit
+from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.structure import add_A, add_At, add_P
 
 SMALL, SMALLEST = 2.0**-10, 2.0**-300
 """Units of more than the first are one, and none is below the second (``program.units``)."""
 
 
-@inner
+@lean
 def unit(size: float) -> float:
     """The power of two next to a small size, else one."""
     return 2.0 ** np.rint(np.log2(max(size, SMALLEST))) if 0.0 < size < SMALL else 1.0
 
 
-@inner
+@lean
 def units(P: Any, q: Any, b: Any) -> tuple[float, float]:
     """The units of x and of the objective's gradient."""
     size_P, size_q = largest(P), largest(q)
@@ -31,7 +31,7 @@ def units(P: Any, q: Any, b: Any) -> tuple[float, float]:
     return primal, unit(max(size_q, primal * size_P))
 
 
-@inner
+@lean
 def project(structure: Any, v: Any, y: Any, s: Any) -> None:
     """``y`` is the projection of v onto the dual cone, ``s = y - v``; NaN stays NaN."""
     copy(v, y)
@@ -96,7 +96,7 @@ def measure(
         measures[k, 5] = 0.5 * terms[0] + terms[1]
 
 
-@inner
+@lean
 def _hidden(structure: Any, P: Any, A: Any, terms: Any, sizes: Any, beta: float, gamma: float) -> float:
     q, Px, Aty, top, b, Ax, s, low = terms
     # inverse sizes of rows and columns, first as they are, then of those of the matrix with the others' scaled
@@ -113,12 +113,12 @@ def _hidden(structure: Any, P: Any, A: Any, terms: Any, sizes: Any, beta: float,
     return worst
 
 
-@inner
+@lean
 def _larger(a: float, b: float) -> float:
     return b if b > a or b != b else a
 
 
-@inner
+@lean
 def _scaled(given: Any, first: Any, second: Any, residual: Any, sizes: Any, unit: float) -> float:
     """The residual next to the terms it is the sum of, all times ``sizes``."""
     a, b, c, r = 0.0, 0.0, 0.0, 0.0
@@ -130,7 +130,7 @@ def _scaled(given: Any, first: Any, second: Any, residual: Any, sizes: Any, unit
     return r / (floor + _larger(a, _larger(b, c)))
 
 
-@inner
+@lean
 def _inverse_sizes(structure: Any, P: Any, A: Any, scale_rows: Any, scale_columns: Any, rows: Any, columns: Any) -> None:
     """One over the largest entry in each row of A with its columns scaled, and in each column of P and of A with its
     rows scaled; one for empty ones."""

@@ -15,7 +15,7 @@ from ddn_cvx.kernels import exponential_scaling as exp3
 from ddn_cvx.kernels.cones import ROOT, to_matrix, to_vector
 from ddn_cvx.kernels.dense import cholesky, dot
 from ddn_cvx.kernels.eigen import eigen
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import lean, view
 from ddn_cvx.kernels.table import (  # fmt: skip
     BLOCK_STARTS,
     BLOCKS,
@@ -27,6 +27,7 @@ from ddn_cvx.kernels.table import (  # fmt: skip
     SECOND_ORDER,
     STARTS,
     W_BLOCK,
+    W_EIGEN,
     W_ETA,
     W_INVERSE,
     W_POINT,
@@ -50,28 +51,28 @@ SHRINK = 0.8
 # and their lambda (``W_VALUES``), or H and its inverse of exponential ones.
 
 
-@inner
+@view
 def scratch(T: Any, W: Any, code: int, order: int) -> Any:
     """A square matrix to work with."""
     start = T[code]
     return W[start : start + order * order].reshape(order, order)
 
 
-@inner
+@view
 def block(T: Any, W: Any, code: int, k: int, order: int) -> Any:
     """The square matrix of block k."""
     start = T[code] + k * T[MATRIX] * T[MATRIX]
     return W[start : start + order * order].reshape(order, order)
 
 
-@inner
+@view
 def eigenvalues(T: Any, W: Any, k: int, order: int) -> Any:
     """lambda of the semidefinite block k."""
     start = T[W_VALUES] + k * T[MATRIX]
     return W[start : start + order]
 
 
-@inner
+@lean
 def unit(T: Any, s: Any, z: Any) -> None:
     """The point on the central path of the cones alone from which the method starts."""
     kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
@@ -91,7 +92,7 @@ def unit(T: Any, s: Any, z: Any) -> None:
                 a += 1
 
 
-@inner
+@lean
 def distance(x: Any) -> float:
     """``x_0^2 - |x_1|^2``."""
     total = 0.0
@@ -101,7 +102,7 @@ def distance(x: Any) -> float:
     return (x[0] - root) * (x[0] + root)
 
 
-@inner
+@lean
 def update(T: Any, W: Any, s: Any, z: Any, mu: float) -> bool:
     """The scaling at s and z; False where one of them has left its cone."""
     kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
@@ -126,7 +127,7 @@ def update(T: Any, W: Any, s: Any, z: Any, mu: float) -> bool:
     return True
 
 
-@inner
+@lean
 def _second_order(s: Any, z: Any, w: Any, point: Any) -> float:
     """The scaling point and lambda; returns the size of the scaling, zero outside."""
     ss, zz = distance(s), distance(z)
@@ -144,7 +145,7 @@ def _second_order(s: Any, z: Any, w: Any, point: Any) -> float:
     return float(eta)
 
 
-@inner
+@lean
 def _reflect(w: Any, eta: float, sign: float, x: Any, out: Any) -> None:
     """``out = W x``, or ``W^-1 x`` for ``sign = -1`` and ``1 / eta``; out may be x."""
     along = dot(w, x) - w[0] * x[0]
@@ -154,7 +155,7 @@ def _reflect(w: Any, eta: float, sign: float, x: Any, out: Any) -> None:
     out[0] = eta * top
 
 
-@inner
+@lean
 def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> bool:
     S, Z, V = scratch(T, W, W_X, order), scratch(T, W, W_Y, order), scratch(T, W, W_Z, order)
     values = eigenvalues(T, W, k, order)
@@ -175,7 +176,7 @@ def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> bool:
             for p in range(i, order):
                 total += S[p, i] * R[p, j]
             Z[i, j] = total
-    if not eigen(Z, values, V, True):
+    if not eigen(Z, values, V, space(T, W, W_EIGEN), True):
         return False
     for i in range(order):
         if not values[i] > 0.0:
@@ -198,7 +199,7 @@ def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> bool:
     return True
 
 
-@inner
+@lean
 def congruence(T: Any, W: Any, code: int, k: int, x: Any, out: Any, order: int, transposed: bool) -> None:
     """svec of ``R X R'``, or of ``R'XR``, for the matrix R of block k; out may be x."""
     R = block(T, W, code, k, order)
@@ -223,14 +224,14 @@ def congruence(T: Any, W: Any, code: int, k: int, x: Any, out: Any, order: int, 
     to_vector(Z, out)
 
 
-@inner
+@view
 def formed(T: Any, W: Any, k: int) -> Any:
     """Where the matrix ``H^-1`` of block k is kept."""
     start, size = T[W_BLOCK] + T[T[BLOCK_STARTS] + k], T[T[STARTS] + k + 1] - T[T[STARTS] + k]
     return W[start : start + size * size].reshape(size, size)
 
 
-@inner
+@lean
 def inverse_times(T: Any, W: Any, x: Any, out: Any) -> None:
     """``out = H^-1 x``, zero in the rows of equalities; out may be x. The matrices are there (``inverse_block``)."""
     kind, starts = part(T, KIND), part(T, STARTS)
@@ -247,6 +248,10 @@ def inverse_times(T: Any, W: Any, x: Any, out: Any) -> None:
             out[a] = factor * (along * w[a] - x[a])
             for i in range(a + 1, b):
                 out[i] = factor * (x[i] - along * w[i])
+        elif kind[k] == EXPONENTIAL:
+            matrix, one, two, three = formed(T, W, k), x[a], x[a + 1], x[a + 2]
+            for i in range(3):
+                out[a + i] = matrix[i, 0] * one + matrix[i, 1] * two + matrix[i, 2] * three
         else:
             matrix = formed(T, W, k)
             for i in range(a, b):
@@ -255,16 +260,16 @@ def inverse_times(T: Any, W: Any, x: Any, out: Any) -> None:
                 out[i] = dot(matrix[i - a], held[a:b])
 
 
-@inner
-def inverse_block(T: Any, W: Any, k: int, kind: int, order: int) -> Any:
-    """The matrix ``H^-1`` of a semidefinite or exponential block, which is kept."""
+@lean
+def inverse_block(T: Any, W: Any, k: int, kind: int, order: int) -> None:
+    """Fill in (``formed``) the matrix ``H^-1`` of a semidefinite or exponential block."""
     out = formed(T, W, k)
     R = block(T, W, W_R_INVERSE, k, order)
     if kind == EXPONENTIAL:
         for i in range(3):
             for j in range(3):
                 out[i, j] = R[i, j]
-        return out
+        return
     G = scratch(T, W, W_X, order)
     for i in range(order):
         for j in range(i + 1):
@@ -289,10 +294,9 @@ def inverse_block(T: Any, W: Any, k: int, kind: int, order: int) -> Any:
                     out[row, column] = out[column, row] = value
                     column += 1
             row += 1
-    return out
 
 
-@inner
+@lean
 def shift(T: Any, W: Any, z: Any, ds: Any, dz: Any, target: float, out: Any) -> None:
     """Mehrotra's correction: what is added to s on the right-hand side of ``H dz + ds``, given the predictor's steps and the
     complementarity ``target`` aimed at."""
@@ -317,7 +321,7 @@ def shift(T: Any, W: Any, z: Any, ds: Any, dz: Any, target: float, out: Any) -> 
             one[0] = top
             _reflect(w, eta, 1.0, one, out[a:b])
         elif kind[k] == EXPONENTIAL:
-            exp3.shift(z[a:b], ds[a:b], dz[a:b], target, out[a:b])
+            exp3.shift(z[a:b], ds[a:b], dz[a:b], target, scratch(T, W, W_X, 3), out[a:b])
         else:
             size = order[k]
             values, one, two = eigenvalues(T, W, k, size), a_part[a:b], b_part[a:b]
@@ -337,7 +341,7 @@ def shift(T: Any, W: Any, z: Any, ds: Any, dz: Any, target: float, out: Any) -> 
             congruence(T, W, W_R, k, one, out[a:b], size, False)
 
 
-@inner
+@lean
 def length(T: Any, W: Any, s: Any, z: Any, ds: Any, dz: Any, step: float) -> float:
     """The longest step of at most ``step`` that keeps s and z in their cones."""
     kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
@@ -368,7 +372,7 @@ def length(T: Any, W: Any, s: Any, z: Any, ds: Any, dz: Any, step: float) -> flo
     return step
 
 
-@inner
+@lean
 def _to_boundary(x: Any, d: Any) -> float:
     """How far from x along d the second-order cone ends."""
     if x.shape[0] == 1:
@@ -384,7 +388,7 @@ def _to_boundary(x: Any, d: Any) -> float:
     return min(one, two)
 
 
-@inner
+@lean
 def _to_singular(T: Any, W: Any, x: Any, k: int, size: int) -> float:
     """How far from diag(lambda) along the scaled step x a matrix becomes singular."""
     X, found, values = scratch(T, W, W_X, size), space(T, W, W_Y)[:size], eigenvalues(T, W, k, size)
@@ -392,7 +396,7 @@ def _to_singular(T: Any, W: Any, x: Any, k: int, size: int) -> float:
     for i in range(size):
         for j in range(i + 1):
             X[i, j] /= (values[i] * values[j]) ** 0.5
-    if not eigen(X, found, scratch(T, W, W_Z, size), False):
+    if not eigen(X, found, scratch(T, W, W_Z, size), space(T, W, W_EIGEN), False):
         return 0.0
     least = 0.0
     for i in range(size):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.kernels.dense import cholesky, copy, fill, lower, lower_transposed
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import inner, lean
 
 ROUNDS = 30
 """Guesses before another method takes over."""
@@ -22,7 +22,7 @@ INDEPENDENT = 1e-10
 """Pivots of the equalities' system below this part of their diagonal entry mean that the guess leaves them dependent."""
 
 
-@inner
+@lean
 def solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any, y: Any, s: Any, scratch: Any) -> int:
     """Fill in x (n,), y and s (m,); returns the number of rounds, 0 where the method has not converged.
 

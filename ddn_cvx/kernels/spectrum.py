@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ddn_cvx.kernels.cones import ROOT, assemble, to_matrix, to_vector
 from ddn_cvx.kernels.dense import add, dot, fill
 from ddn_cvx.kernels.eigen import eigen
 from ddn_cvx.kernels.exponential import CURVED, FLAT, INSIDE, frame
-from ddn_cvx.kernels.jit import inner, jit
+from ddn_cvx.kernels.jit import jit, lean, view
 from ddn_cvx.kernels.table import (
     BLOCKS,
     EXPONENTIAL,
@@ -32,11 +30,15 @@ from ddn_cvx.kernels.table import (
     TALLEST,
     W_ACROSS,
     W_AXIS,
+    W_EIGEN,
     W_SLACK,
     W_U,
     W_WEIGHT,
+    W_X,
+    W_Y,
     ZERO,
     M,
+    matrix,
     part,
     space,
     workspace,
@@ -50,7 +52,7 @@ HELD = 1e-3
 # one a block, an index into U, and a weight. A second-order cone has a weight across its axis, and the axis.
 
 
-@inner
+@lean
 def decompose(T: Any, v: Any, y: Any, s: Any, W: Any, J: Any) -> bool:
     """Fill in the projection y, ``s = y - v`` and the rows; False where a row is almost but not quite held."""
     kind, starts, order, counts = part(T, KIND), part(T, STARTS), part(T, ORDER), space(T, J, J_COUNTS)
@@ -74,16 +76,16 @@ def decompose(T: Any, v: Any, y: Any, s: Any, W: Any, J: Any) -> bool:
     return good
 
 
-@inner
+@lean
 def _unit(T: Any, W: Any, J: Any, i: int) -> None:
     count = J[T[J_COUNTS]]
     J[T[J_BLOCK] + count], J[T[J_INDEX] + count], W[T[W_SLACK] + count] = -1, i, 0.0
     J[T[J_COUNTS]] = count + 1
 
 
-@inner
-def _row(T: Any, W: Any, J: Any, k: int, value: float) -> Any:
-    """The row of U to fill for the eigenvalue ``value`` > 0 of block k."""
+@lean
+def _row(T: Any, W: Any, J: Any, k: int, value: float) -> int:
+    """The index of the row of U to fill for the eigenvalue ``value`` > 0 of block k."""
     count = space(T, J, J_COUNTS)
     at = count[2]
     count[2] = at + 1
@@ -95,17 +97,17 @@ def _row(T: Any, W: Any, J: Any, k: int, value: float) -> Any:
         J[T[J_W_BLOCK] + count[1]], J[T[J_W_INDEX] + count[1]] = k, at
         W[T[W_WEIGHT] + count[1]] = value / (1.0 - value)
         count[1] += 1
-    return vector(T, W, at)
+    return int(at)
 
 
-@inner
+@view
 def vector(T: Any, W: Any, at: int) -> Any:
     """A row of U."""
     start = T[W_U] + at * T[TALLEST]
     return W[start : start + T[TALLEST]]
 
 
-@inner
+@lean
 def _second_order(T: Any, W: Any, J: Any, k: int, a: int, b: int, v: Any, y: Any) -> bool:
     total = 0.0
     for i in range(a + 1, b):
@@ -121,7 +123,7 @@ def _second_order(T: Any, W: Any, J: Any, k: int, a: int, b: int, v: Any, y: Any
             _unit(T, W, J, i)
         return True
     half = 0.5 * (v[a] + n)
-    u, axis = _row(T, W, J, k, 1.0), space(T, W, W_AXIS)
+    u, axis = vector(T, W, _row(T, W, J, k, 1.0)), space(T, W, W_AXIS)
     u[0] = 1.0 / ROOT
     y[a] = half
     for i in range(a + 1, b):
@@ -134,9 +136,9 @@ def _second_order(T: Any, W: Any, J: Any, k: int, a: int, b: int, v: Any, y: Any
     return rest > 1e-7
 
 
-@inner
+@lean
 def _exponential(T: Any, W: Any, J: Any, k: int, a: int, v: Any, y: Any) -> None:
-    axes = np.empty(11)
+    axes = space(T, W, W_EIGEN)
     region = frame(-v[a], -v[a + 1], -v[a + 2], axes)
     for i in range(3):
         if region == CURVED:
@@ -147,20 +149,21 @@ def _exponential(T: Any, W: Any, J: Any, k: int, a: int, v: Any, y: Any) -> None
             y[a + i] = v[a + i]
             _unit(T, W, J, a + i)
     if region == CURVED:
-        u = _row(T, W, J, k, 1.0)
+        u = vector(T, W, _row(T, W, J, k, 1.0))
         for i in range(3):
             u[i] = axes[3 + i]
         if axes[10] < 1.0:
-            u = _row(T, W, J, k, 1.0 - axes[10])
+            u = vector(T, W, _row(T, W, J, k, 1.0 - axes[10]))
             for i in range(3):
                 u[i] = axes[6 + i]
 
 
-@inner
+@lean
 def _semidefinite(T: Any, W: Any, J: Any, k: int, order: int, v: Any, y: Any, start: int) -> bool:
-    X, rows, values = np.empty((order, order)), np.empty((order, order)), np.empty(order)
+    X, rows = matrix(T, W, W_X, order, order), matrix(T, W, W_Y, order, order)
+    work, values = space(T, W, W_EIGEN), space(T, W, W_EIGEN)[3 * order :][:order]
     to_matrix(v, X)
-    good = eigen(X, values, rows, True)
+    good = eigen(X, values, rows, work, True)
     assemble(values, rows, X)
     to_vector(X, y)
     positive = 0
@@ -174,7 +177,7 @@ def _semidefinite(T: Any, W: Any, J: Any, k: int, order: int, v: Any, y: Any, st
         for j in range(i + 1):
             total = max(values[i], 0.0) + max(values[j], 0.0)
             if total > 0.0:
-                u = _row(T, W, J, k, total / (abs(values[i]) + abs(values[j])))
+                u = vector(T, W, _row(T, W, J, k, total / (abs(values[i]) + abs(values[j]))))
                 at, scale = 0, 0.5 if i == j else 0.5 * ROOT
                 for p in range(order):
                     for q in range(p + 1):
@@ -192,7 +195,7 @@ def project(first: int, last: int, T: Any, v: Any, y: Any, s: Any) -> None:
         decompose(T, v[k], y[k], s[k], W, J)
 
 
-@inner
+@lean
 def weigh(T: Any, W: Any, J: Any, t: Any, out: Any) -> None:
     """``out = Q t`` with ``Q = sum of weight u u'`` over the weighed rows."""
     starts, across, axis = part(T, STARTS), space(T, W, W_ACROSS), space(T, W, W_AXIS)
@@ -211,7 +214,7 @@ def weigh(T: Any, W: Any, J: Any, t: Any, out: Any) -> None:
         add(out[a:b], W[T[W_WEIGHT] + r] * dot(u, t[a:b]), u)
 
 
-@inner
+@lean
 def component(T: Any, W: Any, J: Any, r: int, t: Any) -> float:
     """``u't`` for the held row r."""
     k, at = J[T[J_BLOCK] + r], J[T[J_INDEX] + r]
@@ -221,7 +224,7 @@ def component(T: Any, W: Any, J: Any, r: int, t: Any) -> float:
     return dot(vector(T, W, at)[: b - a], t[a:b])
 
 
-@inner
+@lean
 def add_component(T: Any, W: Any, J: Any, r: int, factor: float, out: Any) -> None:
     """``out <- out + factor u`` for the held row r."""
     k, at = J[T[J_BLOCK] + r], J[T[J_INDEX] + r]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import lean
 
 Integers = NDArray[np.int64]
 
@@ -85,7 +85,7 @@ def _has_runs(rows: Integers, starts: Integers) -> bool:
     return bool((rows[starts[1:] - 1] - rows[starts[:-1]] == counts - 1).all())
 
 
-@inner
+@lean
 def dense_P(structure: Any, P: Any, out: Any) -> None:
     """Both triangles of P, ``(n, n)``."""
     P_cols, P_rows = structure.P_cols, structure.P_rows
@@ -96,7 +96,7 @@ def dense_P(structure: Any, P: Any, out: Any) -> None:
         out[j, i] = P[k]
 
 
-@inner
+@lean
 def dense_A(structure: Any, A: Any, out: Any) -> None:
     """A, ``(m, n)``."""
     A_cols, A_rows = structure.A_cols, structure.A_rows
@@ -105,7 +105,7 @@ def dense_A(structure: Any, A: Any, out: Any) -> None:
         out[A_rows[k], A_cols[k]] = A[k]
 
 
-@inner
+@lean
 def add_P(structure: Any, P: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor P x``."""
     rows, cols, starts = structure.P_rows, structure.P_cols, structure.P_starts
@@ -122,7 +122,7 @@ def add_P(structure: Any, P: Any, factor: float, x: Any, out: Any) -> None:
             out[j] += value * x[i]
 
 
-@inner
+@lean
 def add_A(structure: Any, A: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor A x``."""
     rows, cols, starts = structure.A_rows, structure.A_cols, structure.A_starts
@@ -134,7 +134,7 @@ def add_A(structure: Any, A: Any, factor: float, x: Any, out: Any) -> None:
         out[rows[k]] += factor * A[k] * x[cols[k]]
 
 
-@inner
+@lean
 def add_At(structure: Any, A: Any, factor: float, y: Any, out: Any) -> None:
     """``out <- out + factor A' y``."""
     rows, cols, starts = structure.A_rows, structure.A_cols, structure.A_starts
@@ -146,13 +146,13 @@ def add_At(structure: Any, A: Any, factor: float, y: Any, out: Any) -> None:
         out[cols[k]] += factor * A[k] * y[rows[k]]
 
 
-@inner
+@lean
 def _run_add(values: Any, start: int, stop: int, factor: float, out: Any, first: int) -> None:
     for k in range(stop - start):
         out[first + k] += factor * values[start + k]
 
 
-@inner
+@lean
 def _run_dot(values: Any, start: int, stop: int, x: Any, first: int) -> float:
     total = 0.0
     for k in range(stop - start):

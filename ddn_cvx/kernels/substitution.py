@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddn_cvx.kernels.dense import add, copy, dot, fill, is_finite
-from ddn_cvx.kernels.jit import inner, jit
+from ddn_cvx.kernels.jit import inner, jit, lean
 from ddn_cvx.kernels.optimality import project
 from ddn_cvx.kernels.structure import Integers
 
@@ -144,7 +144,7 @@ def pull_back(
         _deal(row, ends, k, batch, out)
 
 
-@inner
+@lean
 def _deal(row: Any, ends: Any, k: int, batch: int, out: Any) -> None:
     """The pieces of a row to where element k of each of them is."""
     start = 0
@@ -156,7 +156,7 @@ def _deal(row: Any, ends: Any, k: int, batch: int, out: Any) -> None:
         start = stop
 
 
-@inner
+@lean
 def _affine(sub: Any, u: Any, out: Any) -> None:
     factor, source, indices, indptr, offset, values = sub.factor, sub.source, sub.indices, sub.indptr, sub.offset, sub.values
     if sub.is_gather:
@@ -170,7 +170,7 @@ def _affine(sub: Any, u: Any, out: Any) -> None:
         out[t] = total
 
 
-@inner
+@lean
 def _add_products(sub: Any, W: Any, M: Any, P: Any) -> None:
     """``W M'`` at its places in P; four entries of a column at a time."""
     rows, cols, places = sub.rows, sub.cols, sub.places

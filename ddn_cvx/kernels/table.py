@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddn_cvx.kernels.envelope import ordering
-from ddn_cvx.kernels.jit import inner
+from ddn_cvx.kernels.jit import inner, lean, view
 from ddn_cvx.kernels.structure import Structure
 
 Integers = NDArray[np.int64]
@@ -21,20 +21,20 @@ Integers = NDArray[np.int64]
 SECOND_ORDER, SEMIDEFINITE, EXPONENTIAL = range(3)
 
 # Single numbers: sizes; rows above the first block; blocks; the number that s'y is divided by for the barrier parameter;
-# most rows, largest matrix order and most columns of a block; whether runs in the columns of A are long.
-N, M, ZERO, LINEAR, BLOCKS, DEGREE, TALLEST, MATRIX, WIDEST, RUNS = range(10)
+# most rows and largest matrix order of a block; whether runs in the columns of A are long.
+N, M, ZERO, LINEAR, BLOCKS, DEGREE, TALLEST, MATRIX, RUNS = range(9)
 
 # Sections of the table: stored entries of P's upper triangle and of A, where runs of entries of A below each other begin,
 # and their first rows and columns; the entries of A row by row, and the places of their columns among those of their
 # block; kind, first row and order of each block, its columns, and whether its entries are few; the order in which
 # variables are eliminated and where their rows begin; the lowest and highest rank among the columns of each row and block;
 # variables that must be unique; where variables and equalities stand in the matrix of the interior-point method, and where
-# its rows begin; where the products and the scaling of each block are kept.
+# its rows begin; where the products, the scaling and the rows of each block are kept.
 (
     P_ROWS, P_COLS, A_ROWS, A_COLS, RUN_STARTS, RUN_ROWS, RUN_COLS, ROW_STARTS, ENTRIES, PLACE, KIND, STARTS, ORDER,
     COL_STARTS, COLS, THIN, RANK, FIRST, ROW_LOW, ROW_HIGH, BLOCK_LOW, BLOCK_HIGH, VISIBLE, OWN_PLACE, OWN_FIRST, OWN_ROW,
-    KEPT_STARTS, BLOCK_STARTS,
-) = range(10, 38)  # fmt: skip
+    KEPT_STARTS, BLOCK_STARTS, LOCAL_STARTS,
+) = range(9, 38)  # fmt: skip
 SECTIONS = 39
 
 # Sections of the scratch space of integers: where variables and held rows stand in the KKT matrix, and where its rows begin;
@@ -46,9 +46,9 @@ INTEGERS = SECTIONS + 12
 
 # Sections of the scratch space of numbers.
 (
-    W_K, W_SIGN, W_SIDE, W_SCALE, W_LIFT, W_TOPS, W_SIDES, W_SLACK, W_WEIGHT, W_ACROSS, W_AXIS, W_U, W_LOCAL, W_GRAM,
+    W_K, W_SIGN, W_SIDE, W_SCALE, W_LIFT, W_TOPS, W_SIDES, W_SLACK, W_WEIGHT, W_ACROSS, W_AXIS, W_U, W_LOCAL,
     W_BLOCK, W_KEPT, W_POINT, W_INVERSE, W_ETA, W_R, W_R_INVERSE, W_VALUES, W_X, W_Y, W_Z, W_P, W_Q, W_A, W_B,
-    W_OTHER,
+    W_OTHER, W_EIGEN,
 ) = range(INTEGERS, INTEGERS + 30)  # fmt: skip
 HEADER = INTEGERS + 31
 
@@ -86,8 +86,9 @@ def table(structure: Structure, blocks: Sequence[tuple[int, int, int]], linear: 
     block_reach = [_reach(rank[mine]) for mine in cols]
     widths = np.array([len(mine) for mine in cols])
     heights, matrix = np.diff(starts), int(order[kind == SEMIDEFINITE].max(initial=3))
-    tallest, widest = int(heights.max(initial=1)), int(widths.max(initial=1))
-    kept = np.where((kind == SECOND_ORDER) & ~np.array(thin, bool), widths**2, 0)
+    tallest = int(heights.max(initial=1))
+    thick = ~np.array(thin, bool)
+    kept, local = np.where((kind == SECOND_ORDER) & thick, widths**2, 0), np.where(thick, heights * widths, 0)
     formed = np.where(kind == SECOND_ORDER, 0, heights**2)
     breaks = (np.diff(rows) != 1) | (np.diff(columns) != 0)
     runs = np.concatenate([[0], 1 + np.flatnonzero(breaks), [len(rows)]])
@@ -97,16 +98,17 @@ def table(structure: Structure, blocks: Sequence[tuple[int, int, int]], linear: 
         entries, place, kind, starts, order, np.cumsum([0, *widths]), np.concatenate(cols), np.array(thin), rank, first,
         *np.array(row_reach).reshape(m, 2).T, *np.array(block_reach).T, visible,
         *_own_places(rank, first, row_reach[:zero]), np.cumsum([0, *kept]), np.cumsum([0, *formed]),
+        np.cumsum([0, *local]),
     ]  # fmt: skip
     whole, k = n + m, len(blocks)
     integers = [n, n, n, whole, whole, m, m, m, m, 3, n]
     numbers = [
-        whole * whole, whole, whole, whole, whole, TOPS * n, SIDES * m, m, m, k, m, m * tallest, tallest * widest, widest**2,
+        whole * whole, whole, whole, whole, whole, TOPS * n, SIDES * m, m, m, k, m, m * tallest, local.sum(),
         formed.sum(), kept.sum(), m, m, k, *(k * matrix**2,) * 2, k * matrix, *(matrix**2,) * 3,
-        len(structure.P_rows), n, len(rows), m, whole,
+        len(structure.P_rows), n, len(rows), m, whole, 4 * matrix,
     ]  # fmt: skip
     sizes = [len(section) for section in sections]
-    single = [n, m, zero, linear, k, degree, tallest, matrix, widest, len(rows) >= LONG * (len(runs) - 1)]
+    single = [n, m, zero, linear, k, degree, tallest, matrix, len(rows) >= LONG * (len(runs) - 1)]
     offsets = [np.cumsum([HEADER, *sizes]), np.cumsum([0, *integers]), np.cumsum([0, *numbers])]
     return np.concatenate([np.asarray(part, np.int64) for part in (single, *offsets, *sections)])
 
@@ -131,40 +133,40 @@ def workspace(T: Any) -> Any:
     return np.zeros(T[HEADER - 1]), np.zeros(T[INTEGERS - 1], np.int64)
 
 
-@inner
+@view
 def part(T: Any, code: int) -> Any:
     """A section of the table."""
     return T[T[code] : T[code + 1]]
 
 
-@inner
+@view
 def space(T: Any, W: Any, code: int) -> Any:
     """A section of the scratch space."""
     return W[T[code] : T[code + 1]]
 
 
-@inner
+@view
 def top(T: Any, W: Any, k: int) -> Any:
     """Vector k of n numbers."""
     start = T[W_TOPS] + k * T[N]
     return W[start : start + T[N]]
 
 
-@inner
+@view
 def side(T: Any, W: Any, k: int) -> Any:
     """Vector k of m numbers."""
     start = T[W_SIDES] + k * T[M]
     return W[start : start + T[M]]
 
 
-@inner
+@view
 def matrix(T: Any, W: Any, code: int, rows: int, columns: int) -> Any:
     """The beginning of a section as a matrix."""
     start = T[code]
     return W[start : start + rows * columns].reshape(rows, columns)
 
 
-@inner
+@lean
 def add_P(T: Any, P: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor P x``."""
     rows, cols = part(T, P_ROWS), part(T, P_COLS)
@@ -175,7 +177,7 @@ def add_P(T: Any, P: Any, factor: float, x: Any, out: Any) -> None:
             out[j] += value * x[i]
 
 
-@inner
+@lean
 def add_A(T: Any, A: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor A x``."""
     if T[RUNS]:
@@ -190,7 +192,7 @@ def add_A(T: Any, A: Any, factor: float, x: Any, out: Any) -> None:
         out[rows[k]] += factor * A[k] * x[cols[k]]
 
 
-@inner
+@lean
 def add_At(T: Any, A: Any, factor: float, y: Any, out: Any) -> None:
     """``out <- out + factor A' y``."""
     if T[RUNS]:

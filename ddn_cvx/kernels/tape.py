@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddn_cvx.kernels.jit import inner, jit, lean
+from ddn_cvx.kernels.jit import jit, lean
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -196,7 +196,7 @@ def _seldom(op: int, out: Any, a: Any, b: Any) -> None:
             out[i] = math.erfc(a[i])
 
 
-@inner
+@lean
 def _load(tape: Any, work: Any, first: int, last: int, inputs: Any) -> None:
     """The elements ``first .. last - 1``, at least one, into the lanes, the last again into those that are left."""
     for lane in range(work.shape[1]):
@@ -205,7 +205,7 @@ def _load(tape: Any, work: Any, first: int, last: int, inputs: Any) -> None:
             work[k, lane] = source[k]
 
 
-@inner
+@lean
 def _store(work: Any, slots: Any, first: int, last: int, out: Any) -> None:
     """``out`` (B, k) from k slots."""
     for b in range(first, last):
@@ -213,7 +213,7 @@ def _store(work: Any, slots: Any, first: int, last: int, out: Any) -> None:
             out[b, k] = work[slots[k], b - first]
 
 
-@inner
+@lean
 def _store_matrix(work: Any, rows: Any, columns: Any, slots: Any, first: int, last: int, out: Any) -> None:
     """The entries of the pattern in ``out`` (B, ., n)."""
     for b in range(first, last):
