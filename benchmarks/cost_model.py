@@ -26,12 +26,13 @@ from ddn_cvx.solvers.active_set import ActiveSet
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.base import Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.clarabel import Clarabel
+from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cost import OPERATIONS, Rate, Size
 from ddn_cvx.solvers.cost_rates import RATES
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.mehrotra import Mehrotra
 
-CANDIDATES: list[Solver] = [ActiveSet(threads=1), Mehrotra(threads=1), InteriorPoint(), Clarabel(threads=1)]
+CANDIDATES: list[Solver] = [ActiveSet(threads=1), Mehrotra(threads=1), InteriorPoint(), ConicInteriorPoint(), Clarabel(threads=1)]
 FILE = Path(__file__).parents[1] / "ddn_cvx" / "solvers" / "cost_rates.py"
 SIZES = (5, 10, 20, 50, 100, 200, 300)
 BATCHES = (1, 64)
