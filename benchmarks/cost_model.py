@@ -32,7 +32,9 @@ from ddn_cvx.solvers.cost_rates import RATES
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.mehrotra import Mehrotra
 
-CANDIDATES: list[Solver] = [ActiveSet(threads=1), Mehrotra(threads=1), InteriorPoint(), ConicInteriorPoint(), Clarabel(threads=1)]
+CANDIDATES: list[Solver] = [
+    ActiveSet(threads=1), Mehrotra(threads=1), InteriorPoint(), ConicInteriorPoint(), Clarabel(threads=1)
+]  # fmt: skip
 FILE = Path(__file__).parents[1] / "ddn_cvx" / "solvers" / "cost_rates.py"
 SIZES = (5, 10, 20, 50, 100, 200, 300)
 BATCHES = (1, 64)
