@@ -160,7 +160,7 @@ def _iterate(
             if step == np.inf:
                 where[new] = -2  # dependent on the active ones: satisfied by them, or not to be satisfied
                 if abs(excess) > TOLERABLE * (abs(b[new]) + size[new] * dot(x, x) ** 0.5 + 1e-300):
-                    return INFEASIBLE, changes, count
+                    return _contradiction(b, active, r, new, zero, count), changes, count
                 break
             if independent:
                 add(x, -step, z)
@@ -178,6 +178,18 @@ def _iterate(
             _leave(JT, RT, u, active, drop, count)
             for j in range(drop, count):
                 where[active[j]] = j
+
+
+@lean
+def _contradiction(b: Any, active: Any, r: Any, new: int, zero: int, count: int) -> int:
+    """INFEASIBLE if row ``new``, a combination r of active ones, contradicts their right-hand sides; else LIMIT: after many
+    degenerate steps x may violate what can be satisfied."""
+    implied, length = 0.0, abs(b[new])
+    for j in range(count):
+        implied += r[j] * b[active[j]]
+        length += abs(r[j] * b[active[j]])
+    gap = abs(implied - b[new]) if new < zero else implied - b[new]
+    return INFEASIBLE if gap > TOLERABLE * length else LIMIT
 
 
 @lean
