@@ -88,7 +88,7 @@ def _compiling() -> Iterator[None]:
     def tell() -> None:
         if not _told:
             _told.append(True)
-            print("ddn_cvx: compiling its kernels for this machine, once (half a minute at most) ...", file=sys.stderr)
+            print("ddn_cvx: compiling its kernels for this machine, once (a minute at most) ...", file=sys.stderr)
 
     timer = threading.Timer(PATIENCE, tell)
     timer.daemon = True
