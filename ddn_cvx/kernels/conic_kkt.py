@@ -8,7 +8,8 @@ N and the weighed rows' ``Q``, both J and J' reduce to
 
 with ``z = Q (Au - t) + U_N omega``. Where P + A'QA is singular, as for every linear objective, held rows are added to it:
 with ``e = 1 / (1 + RD)``, ``N'eR`` times the second line goes to the first, and the second is scaled by e. Solutions are
-refined on the data as given. Elements with a small pivot are left to a method that can tell what is singular.
+refined on the data as given. Elements with a small pivot are left to a method that can tell what is singular. The reason
+for the file's length is the names of the table's entries, one a line.
 """
 
 from __future__ import annotations

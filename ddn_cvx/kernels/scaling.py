@@ -2,7 +2,7 @@
 
 Nesterov and Todd's W for symmetric cones: ``W z = W^-T s = lambda``, ``H = W'W`` (Vandenberghe, "The CVXOPT linear and
 quadratic cone program solvers", 2010). For a semidefinite block ``W z = R'ZR`` with ``S = L L'``, ``L'ZL = V diag(lambda^2)
-V'`` and ``R = L V diag(lambda)^-1/2``.
+V'`` and ``R = L V diag(lambda)^-1/2``. The reason for the file's length is the names of the table's entries, one a line.
 """
 
 from __future__ import annotations
