@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def listing() -> str:
     """One line for each node."""
     width = max(map(len, CATALOGUE))
-    return "\n".join(f"{entry.name:{width}}  {entry.title}  [{entry.source}]" for entry in CATALOGUE.values())
+    return "\n".join(f"{entry.name:{width}}  {entry.title}  [{entry.kind}; {entry.source}]" for entry in CATALOGUE.values())
 
 
 def script(name: str) -> Path:

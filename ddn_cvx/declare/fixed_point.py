@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,48 @@ from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
 
 
-class FixedPoint:
+class _Equations:
+    """What a fixed point and a root have alike: one function of the unknown, and equations made of it."""
+
+    is_map: ClassVar[bool]
+
+    def __init__(
+        self,
+        variable: int | Shape | Mapping[str, Shape],
+        name: str,
+        function: Function,
+        parameters: Sequence[Any] | Mapping[str, Any] | None,
+        batched: bool,
+        initial: Value | None,
+        dtype: torch.dtype,
+    ):
+        self.functions, self._name = Functions(variable, {name: function}, parameters, batched, dtype), name
+        self.initial, self.arguments = initial, self.functions.arguments
+
+    @property
+    def parameters(self) -> tuple[ParameterSpec, ...]:
+        """The declared inputs, flat; none if they were not declared."""
+        return self.arguments.specs
+
+    def program(self, theta: Theta, layout: Any) -> RootProgram:
+        """The equations for inputs nested in this way: ``map(y) - y = 0`` or ``function(y) = 0``.
+
+        Raises
+        ------
+        DeclarationError
+            The function does not return what it has to.
+        """
+        functions, name, is_map = self.functions, self._name, self.is_map
+
+        def equations(y: Tensor, theta: Theta) -> Tensor:
+            value = functions.evaluate(name, (), y, theta, layout, like_variable=is_map)
+            return value - y if is_map else value
+
+        functions.probe(name, equations, theta, layout)
+        return RootProgram(functions.n, equations, is_map=is_map)
+
+
+class FixedPoint(_Equations):
     """``y = map(y, *inputs)``: the output of the layer is a fixed point of the map.
 
     The map takes the variable first, then the inputs of the layer. It is written for one instance and vmapped, or with
@@ -53,6 +94,8 @@ class FixedPoint:
     tensor([0.0000, 0.7391])
     """
 
+    is_map = True
+
     def __init__(
         self,
         variable: int | Shape | Mapping[str, Shape],
@@ -63,32 +106,10 @@ class FixedPoint:
         initial: Value | None = None,
         dtype: torch.dtype = torch.float64,
     ):
-        self.functions = Functions(variable, {"map": map}, parameters, batched, dtype)
-        self.initial, self.arguments = initial, self.functions.arguments
-
-    @property
-    def parameters(self) -> tuple[ParameterSpec, ...]:
-        """The declared inputs, flat; none if they were not declared."""
-        return self.arguments.specs
-
-    def program(self, theta: Theta, layout: Any) -> RootProgram:
-        """The equations ``map(y) - y = 0`` for inputs nested in this way.
-
-        Raises
-        ------
-        DeclarationError
-            The map does not return what it has to.
-        """
-        functions = self.functions
-
-        def equations(y: Tensor, theta: Theta) -> Tensor:
-            return functions.evaluate("map", (), y, theta, layout, like_variable=True) - y
-
-        functions.probe("map", equations, theta, layout)
-        return RootProgram(functions.n, equations, is_map=True)
+        super().__init__(variable, "map", map, parameters, batched, initial, dtype)
 
 
-class Root:
+class Root(_Equations):
     """``function(y, *inputs) = 0``: the output of the layer is a root of as many equations as there are unknowns.
 
     Parameters
@@ -114,6 +135,8 @@ class Root:
     tensor([2., 3.])
     """
 
+    is_map = False
+
     def __init__(
         self,
         variable: int | Shape | Mapping[str, Shape],
@@ -124,26 +147,4 @@ class Root:
         initial: Value | None = None,
         dtype: torch.dtype = torch.float64,
     ):
-        self.functions = Functions(variable, {"function": function}, parameters, batched, dtype)
-        self.initial, self.arguments = initial, self.functions.arguments
-
-    @property
-    def parameters(self) -> tuple[ParameterSpec, ...]:
-        """The declared inputs, flat; none if they were not declared."""
-        return self.arguments.specs
-
-    def program(self, theta: Theta, layout: Any) -> RootProgram:
-        """The equations for inputs nested in this way.
-
-        Raises
-        ------
-        DeclarationError
-            The function does not return what it has to.
-        """
-        functions = self.functions
-
-        def equations(y: Tensor, theta: Theta) -> Tensor:
-            return functions.evaluate("function", (), y, theta, layout, like_variable=False)
-
-        functions.probe("function", equations, theta, layout)
-        return RootProgram(functions.n, equations, is_map=False)
+        super().__init__(variable, "function", function, parameters, batched, initial, dtype)

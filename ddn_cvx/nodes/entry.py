@@ -38,7 +38,5 @@ class Entry:
     """How closely the outputs agree with the reference."""
     second_order: bool = True
     """Whether second derivatives exist and are checked."""
-    positive: tuple[int, ...] = ()
-    """The inputs that must be positive: never perturbed to below zero by the checks."""
     tags: frozenset[str] = frozenset()
     """Words to choose entries by; ``any size`` if the inputs may have any."""

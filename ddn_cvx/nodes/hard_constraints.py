@@ -158,7 +158,6 @@ ENTRIES = (
         reference=_project,
         example="16_hard_constraints",
         tolerance=1e-6,
-        positive=(1,),
         tags=frozenset({"projection", "pose"}),
     ),
 )

@@ -242,7 +242,6 @@ ENTRIES = (
         sample=_sample_signals,
         reference=_bounded_dual,
         example="04_optnet_denoising",
-        positive=(1,),
         tags=frozenset({"qp", "denoising"}),
     ),
 )

@@ -330,7 +330,6 @@ ENTRIES = (
         build=WeightedProcrustes,
         sample=_sample_points,
         reference=kabsch,
-        positive=(2,),
     ),
     _entry(
         "pnp",
@@ -340,7 +339,6 @@ ENTRIES = (
         sample=_sample_camera,
         reference=_fit_camera,
         tolerance=1e-6,
-        positive=(2,),
     ),
     _entry(
         "bundle-adjustment",

@@ -185,7 +185,6 @@ def _entry(shape: str, p: float, reference: Callable[[Tensor, Tensor], Tensor]) 
         sample=_sample,
         reference=reference,
         example="02_normalised_features",
-        positive=(1,),
         tags=frozenset({"projection", shape}),
     )
 

@@ -223,7 +223,6 @@ ENTRIES = (
         reference=_normal_equations,
         example="03_bilevel",
         tolerance=1e-10,
-        positive=(2,),
         tags=frozenset({"bilevel"}),
     ),
     Entry(
@@ -235,7 +234,6 @@ ENTRIES = (
         sample=_classes,
         reference=_scikit_logistic,
         example="03_bilevel",
-        positive=(2,),
         tags=frozenset({"bilevel"}),
     ),
     Entry(
@@ -248,7 +246,6 @@ ENTRIES = (
         reference=_scikit_svc,
         example="03_bilevel",
         tolerance=1e-6,  # of scikit-learn's solver
-        positive=(2, 3),
         tags=frozenset({"bilevel"}),
     ),
 )
