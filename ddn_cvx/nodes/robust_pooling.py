@@ -38,7 +38,8 @@ PENALTIES = {
     "welsch": Penalty(lambda s: -torch.expm1(-0.5 * s), lambda s: torch.exp(-0.5 * s), False),
     "truncated": Penalty(lambda s: 0.5 * s.clamp(max=1), lambda s: (s < 1).to(s.dtype), False),
 }
-_SWEEPS = 12
+_ROUNDS, _SWEEPS = 20, 6  # at most so many rounds of sweeps, after each of which what stands still is left alone
+_STILL = 1e-4  # a step in units of alpha from which the layer's Newton steps take over
 
 
 class RobustPooling(nn.Module):
@@ -96,12 +97,19 @@ class RobustPooling(nn.Module):
 
 def _reweight(phi: Penalty, alpha: float, starts: int, x: Tensor) -> Tensor:
     """Iteratively reweighted means, ``x (B, N, d)``, from the coordinatewise quantiles."""
-    levels = (torch.arange(starts, dtype=x.dtype, device=x.device) + 0.5) / starts
-    y = torch.quantile(x.nan_to_num(), levels, dim=-2).unsqueeze(-2)  # (starts, B, 1, d)
-    for _ in range(_SWEEPS):
-        weight = phi.weight((y - x).square().sum(-1, keepdim=True) / alpha**2)
-        total = weight.sum(-2, keepdim=True)
-        y = torch.where(total > 0, (weight * x).sum(-2, keepdim=True) / total, y)
+    ranks = ((torch.arange(starts, device=x.device) + 0.5) / starts * (x.shape[-2] - 1)).round().long()
+    y = x.nan_to_num().sort(-2).values[:, ranks].transpose(0, 1).unsqueeze(-2)  # (starts, B, 1, d)
+    moving = torch.arange(len(x), device=x.device)
+    for _ in range(_ROUNDS):
+        points, at = x[moving], y[:, moving]
+        for _ in range(_SWEEPS):
+            weight = phi.weight((at - points).square().sum(-1, keepdim=True) / alpha**2)
+            total = weight.sum(-2, keepdim=True)
+            last, at = at, torch.where(total > 0, (weight * points).sum(-2, keepdim=True) / total, at)
+        y[:, moving] = at
+        moving = moving[((at - last).abs() > _STILL * alpha).any(-1).any(-1).any(0)]
+        if not len(moving):
+            break
     cost = phi.value((y - x).square().sum(-1) / alpha**2).sum(-1)  # (starts, B)
     best = cost.argmin(0).reshape(1, -1, 1).expand(1, -1, x.shape[-1])
     return y.squeeze(-2).gather(0, best).squeeze(0)
