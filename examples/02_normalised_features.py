@@ -11,12 +11,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from figure import options, over_seeds, require, table
-from sklearn.datasets import load_digits
+from pictures import digits, trunk
 from torch import Tensor, nn
+from training import fit, shuffled
 
 from ddn_cvx.nodes import LpBall, LpSphere
 
-FEATURES, TRAIN, EPOCHS = 32, 300, 25
+FEATURES, TRAIN, EPOCHS, BATCH = 32, 300, 25, 50
 VARIANTS = {
     "batch norm only": None,
     "L1 ball": (LpBall, 1.0),
@@ -29,30 +30,13 @@ VARIANTS = {
 RADIUS = {1.0: 12.0, 2.0: 3.0, torch.inf: 1.0}
 
 
-class Residual(nn.Module):
-    """``x + f(x)``, with two convolutions."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x + self.body(x))
-
-
 class Classifier(nn.Module):
     """Pictures (B, 1, 8, 8) -> logits (B, 10)."""
 
     def __init__(self, variant: tuple[type[LpBall] | type[LpSphere], float] | None):
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), Residual(16),
-            nn.Conv2d(16, FEATURES, 3, stride=2, padding=1), nn.BatchNorm2d(FEATURES), nn.ReLU(), Residual(FEATURES),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(FEATURES, FEATURES),
-        )  # fmt: skip
+        pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.features = nn.Sequential(trunk(1, (16, FEATURES)), pooled, nn.Linear(FEATURES, FEATURES))
         self.project = None if variant is None else variant[0](FEATURES, variant[1])
         self.radius = 0.0 if variant is None else RADIUS[variant[1]]
         self.classify = nn.Linear(FEATURES, 10)
@@ -64,23 +48,9 @@ class Classifier(nn.Module):
         return self.classify(features)
 
 
-def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, generator: torch.Generator) -> None:
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, epochs=epochs, steps_per_epoch=len(x) // 50)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator).view(-1, 50):
-            loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-
-
 def main() -> None:
     arguments = options(__doc__, "normalised_features")
-    pictures, labels = load_digits(return_X_y=True)
-    x = torch.tensor(pictures, dtype=torch.float32).view(-1, 1, 8, 8) / 16
-    y = torch.tensor(labels)
+    x, y = digits()
     epochs = 1 if arguments.quick else EPOCHS
 
     def run(seed: int) -> dict[str, float]:
@@ -89,9 +59,8 @@ def main() -> None:
         accuracy = {}
         for name, variant in VARIANTS.items():
             torch.manual_seed(seed)
-            model = Classifier(variant)
-            train(model, x[seen], y[seen], epochs, torch.Generator().manual_seed(seed))
-            model.eval()
+            stream = shuffled(x[seen], y[seen], BATCH, epochs, torch.Generator().manual_seed(seed))
+            model = fit(Classifier(variant), stream, epochs * (TRAIN // BATCH), 1e-2, decay=1e-4)
             with torch.no_grad():
                 accuracy[name] = 100 * (model(x[unseen]).argmax(1) == y[unseen]).double().mean().item()
         return accuracy

@@ -22,13 +22,18 @@ class Options:
     plot: Path
 
 
-def options(description: str | None, name: str) -> Options:
-    """``--seeds``, ``--quick`` and ``--plot``; one torch thread, for small tensors do not profit from more."""
+def parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """``--seeds``, ``--quick`` and ``--plot``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="runs with different data and weights (default 3)")
     parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs; no target is checked")
     parser.add_argument("--plot", type=Path, default=Path(f"{name}.png"), help="where to save the plot")
-    found = parser.parse_args()
+    return parser
+
+
+def options(description: str | None, name: str) -> Options:
+    """The command line, read; one torch thread, for small tensors do not profit from more."""
+    found = parser(description, name).parse_args()
     torch.set_num_threads(1)
     return Options(1 if found.quick else found.seeds, found.quick, found.plot)
 

@@ -14,7 +14,7 @@ from ddn_cvx.gallery import listing, script
 from ddn_cvx.nodes import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py")) + sorted((ROOT / "examples").glob("paper_*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -82,6 +82,7 @@ class RobustPooling(nn.Module):
                 (1 if dimension is None else dimension,),
                 objective=lambda y, x: alpha**2 * phi.value((y - x).square().sum(-1) / alpha**2).sum(),
                 solve=partial(_reweight, phi, alpha, 1 if phi.convex else starts),
+                stationary=phi.convex,  # a minimum then, even without curvature, as between two groups of points
             )
         )
 
@@ -96,9 +97,14 @@ class RobustPooling(nn.Module):
 
 
 def _reweight(phi: Penalty, alpha: float, starts: int, x: Tensor) -> Tensor:
-    """Iteratively reweighted means, ``x (B, N, d)``, from the coordinatewise quantiles."""
-    ranks = ((torch.arange(starts, device=x.device) + 0.5) / starts * (x.shape[-2] - 1)).round().long()
-    y = x.nan_to_num().sort(-2).values[:, ranks].transpose(0, 1).unsqueeze(-2)  # (starts, B, 1, d)
+    """Iteratively reweighted means, ``x (B, N, d)``, from coordinatewise quantiles.
+
+    A penalty that is not convex starts from order statistics, at which some weight is above zero, a convex one from the median.
+    """
+    ranks = (torch.arange(starts, device=x.device) + 0.5) / starts * (x.shape[-2] - 1)
+    ordered = x.nan_to_num().sort(-2).values
+    low, high = ordered[:, ranks.floor().long()], ordered[:, ranks.ceil().long()]
+    y = (0.5 * (low + high) if phi.convex else low).transpose(0, 1).unsqueeze(-2)  # (starts, B, 1, d)
     moving = torch.arange(len(x), device=x.device)
     for _ in range(_ROUNDS):
         points, at = x[moving], y[:, moving]

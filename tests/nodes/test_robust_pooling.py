@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ddn_cvx.nodes import RobustPooling
-from ddn_cvx.nodes.robust_pooling import PENALTIES, _reweight
 
 
 @pytest.mark.parametrize("penalty", ["truncated", "welsch"])
@@ -19,7 +18,17 @@ def test_many_points_are_swept_until_they_stand_still(penalty: str) -> None:
     assert torch.allclose(y, (weight * x).sum(-1) / weight.sum(-1), atol=1e-5)
 
 
-def test_more_numbers_than_torch_takes_quantiles_of() -> None:
-    """`torch.quantile` refuses 2**24 numbers and more; 24 clouds of 1024 points with 1024 features have as many."""
-    x = torch.ones(1, 2**24 + 1, 1)
-    assert _reweight(PENALTIES["quadratic"], 1.0, 1, x).item() == 1.0
+@pytest.mark.parametrize("penalty", ["huber", "pseudo-huber"])
+def test_between_two_groups_of_points(penalty: str) -> None:
+    """Every number between the groups is a minimum for the Huber penalty, whose curvature is zero there."""
+    x = torch.tensor([[-5.0, -5.0, 5.0, 5.0]], requires_grad=True)
+    y = RobustPooling(penalty)(x)
+    y.sum().backward()
+    assert y.abs().item() < 1e-6 and x.grad is not None and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("penalty", ["truncated", "welsch"])
+def test_no_start_lies_beyond_the_reach_of_every_point(penalty: str) -> None:
+    x = torch.tensor([[-9.0, -3.0, 3.0, 9.0], [0.0, 50.0, 100.0, 100.1]])
+    y = RobustPooling(penalty)(x)
+    assert (y.unsqueeze(-1) - x).abs().amin(-1).max() < 0.1
