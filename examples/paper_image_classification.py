@@ -1,6 +1,6 @@
 """Projections and robust pooling in a residual network, in the table of Gould, Hartley & Campbell (TPAMI 2022).
 
-Rows are nodes: in the first part features are normalised and projected onto an Lp sphere or ball before the classifier, in
+Rows are nodes: in the first part features are normalised, and projected onto an Lp sphere or ball before the classifier, in
 the second a robust pooling takes the place of global average pooling. Columns are the share of pixels replaced by random
 values. The networks are trained on clean pictures and tested on corrupted ones; with ``--same-rate`` they are also trained
 on corrupted ones. Average precision is that of logits and of probabilities, ranked across the test set. By default the
@@ -32,23 +32,23 @@ PROJECTIONS = {
     "Linf ball": (LpBall, torch.inf),
 }
 POOLINGS = ("max", "pseudo-huber", "huber", "welsch", "truncated")
-PLAIN = "average"
+PLAIN, NORMALISED = "average", "batch norm"
 TRAIN, TEST = 300, 400
 BUNDLED = Schedule(epochs=12, batch=50, learning_rate=1e-2)
 REAL = Schedule(epochs=90, batch=128, learning_rate=2e-3)
 
 
 class Projection(nn.Module):
-    """Features normalised and projected, with a radius at which the projection moves the typical feature vector."""
+    """Features projected, with a radius at which the projection moves the typical vector of normalised ones."""
 
     def __init__(self, name: str, n: int):
         super().__init__()
         node, p = PROJECTIONS[name]
-        self.normalise, self.project = nn.BatchNorm1d(n, affine=False), node(n, p)
+        self.project = node(n, p)
         self.radius = {1.0: n / 2, 2.0: n**0.5 / 2, torch.inf: 1.0}[p]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.normalise(x), x.new_tensor(self.radius))
+        return self.project(x, x.new_tensor(self.radius))
 
 
 class Network(nn.Module):
@@ -60,11 +60,13 @@ class Network(nn.Module):
         self.features = trunk(channels, widths)
         self.linear, self.classify = nn.Linear(n, n), nn.Linear(n, classes)
         self.pool = pooling(node) if node in POOLINGS else MeanPooling()
+        normalised = node == NORMALISED or node in PROJECTIONS
+        self.normalise = nn.BatchNorm1d(n, affine=False) if normalised else nn.Identity()
         self.project = Projection(node, n) if node in PROJECTIONS else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.pool(self.features(x).flatten(-2))
-        return self.classify(self.project(self.linear(pooled)))
+        return self.classify(self.project(self.normalise(self.linear(pooled))))
 
 
 def network(node: str, task: Task, *, real: bool) -> nn.Module:
@@ -88,16 +90,17 @@ def main() -> None:
     if run.data is not None:
         read = Task(*load(lambda: picture_folder(run.data, run.size)), corrupted)
         task = lambda seed: read  # noqa: E731 (the same pictures for each seed)
-    nodes = {node: partial(network, node, real=run.data is not None) for node in (PLAIN, *PROJECTIONS, *POOLINGS)}
+    rows = (PLAIN, NORMALISED, *PROJECTIONS, *POOLINGS)
+    nodes = {node: partial(network, node, real=run.data is not None) for node in rows}
     found = load(lambda: compare(nodes, task, run))
     metrics = {
         "accuracy": "accuracy",
         "logits": "mean average precision of logits",
         "probabilities": "mean average precision of probabilities",
     }
-    report(found, metrics, run)
+    report(found, metrics, run, {"projections": (PLAIN, NORMALISED, *PROJECTIONS), "poolings": (PLAIN, *POOLINGS)})
     if run.data is None and run.nodes is None and not run.quick:
-        level = {node: mean(found, CLEAN, node, 0.0) for node in nodes}
+        level = {node: mean(found, CLEAN, node, 0.0) for node in rows}
         best = max(PROJECTIONS, key=lambda node: level[node])
         claim = f"the best projection ({best}, {level[best]:.1f}) is as accurate as the plain network ({level[PLAIN]:.1f})"
         require(claim, level[best] >= level[PLAIN], False)

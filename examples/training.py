@@ -190,8 +190,10 @@ def stream(
 # ---------------------------------------------------------------- the paper's table
 
 
-def report(found: Found, metrics: Mapping[str, str], run: argparse.Namespace) -> None:
-    """Print a table for each way of training and each score, and draw them."""
+def report(
+    found: Found, metrics: Mapping[str, str], run: argparse.Namespace, groups: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Print a table for each way of training and each score; draw the first score, a panel for each group of nodes."""
     for table in dict.fromkeys(key[0] for key in found):
         rates = list(dict.fromkeys(key[2] for key in found if key[0] == table))
         names = list(dict.fromkeys(key[1] for key in found if key[0] == table))
@@ -200,7 +202,7 @@ def report(found: Found, metrics: Mapping[str, str], run: argparse.Namespace) ->
             print(f"{'node':14}" + "".join(f"{rate:>14.0%}" for rate in rates))
             for name in names:
                 print(f"{name:14}" + "".join(f"{cell(found[table, name, rate], score):>14}" for rate in rates))
-    draw(found, next(iter(metrics.items())), run.plot)
+    draw(found, next(iter(metrics.items())), run.plot, groups or {"": [key[1] for key in found]})
 
 
 def cell(runs: Sequence[Scores], score: str) -> str:
@@ -214,35 +216,27 @@ def mean(found: Found, table: str, name: str, rate: float) -> float:
     return fmean(one.accuracy for one in found[table, name, rate])
 
 
-def draw(found: Found, metric: tuple[str, str], path: Path) -> None:
+def draw(found: Found, metric: tuple[str, str], path: Path, groups: Mapping[str, Sequence[str]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    titles = list(dict.fromkeys(key[0] for key in found))
+    panels = [(title, group) for title in dict.fromkeys(key[0] for key in found) for group in groups]
     figure, row = plt.subplots(
-        1, len(titles), figsize=(1.5 + 5.5 * len(titles), 4.2), sharey=True, layout="constrained", squeeze=False
+        1, len(panels), figsize=(5.5 * len(panels), 4.2), sharey=True, layout="constrained", squeeze=False
     )
-    names = list(dict.fromkeys(key[1] for key in found))
-    for axes, title in zip(row[0], titles, strict=True):
+    for axes, (title, group) in zip(row[0], panels, strict=True):
+        names = [name for name in dict.fromkeys(groups[group]) if any(key[:2] == (title, name) for key in found)]
         for k, name in enumerate(names):
-            points = [
-                (key[2], [getattr(one, metric[0]) for one in runs])
-                for key, runs in found.items()
-                if key[:2] == (title, name)
-            ]
-            at = [100 * rate for rate, _ in points]
-            style = {
-                "color": f"C{k % 10}",
-                "linestyle": "-" if k < 10 else "--",
-                "marker": "os^Dv<>pPX"[k % 10],
-                "markersize": 5,
-            }
-            axes.errorbar(at, [fmean(v) for _, v in points], [pstdev(v) for _, v in points], capsize=2, label=name, **style)
-        axes.set(title=title, xlabel="outliers, per cent", ylim=(0, 102))
+            points = {key[2]: runs for key, runs in found.items() if key[:2] == (title, name)}
+            values = [[getattr(one, metric[0]) for one in runs] for runs in points.values()]
+            at = [100 * rate for rate in points]
+            means, errors = [fmean(v) for v in values], [pstdev(v) for v in values]
+            axes.errorbar(at, means, errors, capsize=2, label=name, marker="os^Dv<>p"[k % 8], markersize=5, alpha=0.8)
+        axes.set(title=f"{group}: {title}" if group else title, xlabel="outliers, per cent", ylim=(0, 102))
         axes.grid(alpha=0.3)
+        axes.legend(loc="lower left" if fmean(means) > 50 else "upper right", fontsize="small")
     row[0][0].set_ylabel(f"{metric[1]}, per cent")
-    figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=110)
     plt.close(figure)
