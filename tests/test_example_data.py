@@ -141,7 +141,7 @@ def test_pictures_in_another_layout_are_refused(example, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("script", "make", "nodes"),
-    [("paper_point_clouds", meshes, ["max", "welsch"]), ("paper_image_classification", pictures, ["L2 sphere", "huber"])],
+    [("paper_point_clouds", meshes, ["max", "welsch"]), ("paper_image_classification", pictures, ["L2 sphere", "welsch"])],
 )
 def test_experiment_on_a_folder(
     example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: str, make, nodes
