@@ -99,7 +99,7 @@ class RobustPooling(nn.Module):
 def _reweight(phi: Penalty, alpha: float, starts: int, x: Tensor) -> Tensor:
     """Iteratively reweighted means, ``x (B, N, d)``, from coordinatewise quantiles.
 
-    A penalty that is not convex starts from order statistics, at which some weight is above zero, a convex one from the median.
+    A penalty that is not convex starts from order statistics, where some weight is above zero, a convex one from the median.
     """
     ranks = (torch.arange(starts, device=x.device) + 0.5) / starts * (x.shape[-2] - 1)
     ordered = x.nan_to_num().sort(-2).values
