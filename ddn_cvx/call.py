@@ -18,6 +18,9 @@ from ddn_cvx.solution import Regularity, Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.polish import GOAL, polish
 
+LOOSE = 1e-4
+"""Newton step at a solution, relative to it, from which on the solution is not determined to first order."""
+
 
 class Report(NamedTuple):
     """What is known about a batch of solves; vectors of elements without a solution are not meaningful."""
@@ -33,6 +36,8 @@ class Report(NamedTuple):
     """The parameters that were solved for."""
     point: tuple[Tensor, Tensor, Tensor, Tensor]
     """``(P, A, v, ok)`` for the factor."""
+    equations: tuple[Tensor, Tensor]
+    """What is left of the two equations there, ``(B, n)`` and ``(B, m)``."""
     complete: bool
     """Whether all elements are solved."""
 
@@ -93,7 +98,10 @@ class Call:
         if factor is not None and (complete or bool((ok == usable).all())):
             self.factors.keep(data.P, data.A, v, ok, factor)
         where = (data.P, data.A, v, ok)
-        self.report = Report(x, point.y, point.s, value, status, raw.iterations, point.residuals, values, where, complete)
+        left = point.top, point.low
+        self.report = Report(
+            x, point.y, point.s, value, status, raw.iterations, point.residuals, values, where, left, complete
+        )
         return x, v, ok
 
     def _improve(self, instance: Instance, raw: RawSolution, finite: Tensor) -> tuple[Point, KKT | None, Tensor]:
@@ -134,9 +142,21 @@ class Call:
         if not flags.numel():
             return flags
         kkt = self.factors.at(P, A, v, ok)
-        flags = flags + kkt.null.primal * int(Regularity.SINGULAR_HESSIAN) + kkt.null.dual * int(Regularity.RANK_DEFICIENT)
+        loose = kkt.null.primal | self._is_loose(kkt, ok)
+        flags = flags + loose * int(Regularity.SINGULAR_HESSIAN) + kkt.null.dual * int(Regularity.RANK_DEFICIENT)
         flags = flags + self.program.cones.dual_weak(v).any(-1) * int(Regularity.WEAKLY_ACTIVE)
         return torch.where(ok, flags, 0)
+
+    def _is_loose(self, kkt: KKT, ok: Tensor) -> Tensor:
+        """Whether residuals as small as these leave x open: the next Newton step is not small, as where the objective
+        only tends to its infimum. ``(B,)`` bool."""
+        assert self.report is not None
+        top, low = (torch.where(ok.unsqueeze(-1), -part, 0.0).unsqueeze(-1) for part in self.report.equations)
+        step, size = (
+            t.abs().amax(1) if t.shape[1] else t.new_zeros(len(t))
+            for t in (kkt.forward(top, low)[0].squeeze(-1), self.report.x)
+        )
+        return step > LOOSE * (size + LOOSE)
 
 
 def _failure(status: Tensor, usable: Tensor) -> Tensor:

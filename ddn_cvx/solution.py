@@ -50,7 +50,8 @@ class Regularity(enum.IntFlag):
 
     REGULAR = 0
     SINGULAR_HESSIAN = 1
-    """A direction exists along which the solution is not unique; the minimum-norm derivative is used."""
+    """A direction exists along which the solution is not unique, or not determined by conditions that hold to rounding (as
+    where an infimum is not attained); the minimum-norm derivative is used where the system is singular to rounding."""
     RANK_DEFICIENT = 2
     """Active constraints are linearly dependent; the minimum-norm multiplier derivative is used."""
     WEAKLY_ACTIVE = 4

@@ -63,7 +63,7 @@ def test_newton_steps_have_the_derivatives_of_the_solution(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_narrow_path_is_the_solution(name: str) -> None:
-    (exact, value), (node, _) = layer(name, Implicit()), layer(name, Smoothed(1e-7))
+    (exact, value), (node, _) = layer(name, Implicit()), layer(name, Smoothed(3e-7))
     batch = torch.stack((value, 1.1 * value))
     assert torch.equal(node(batch), exact(batch))
     slope, expected = (torch.func.grad(loss(f))(batch) for f in (node, exact))
@@ -138,6 +138,14 @@ def test_failed_elements_have_no_gradient_and_harm_no_other() -> None:
         assert not found[1].any()
         alone = torch.func.grad(lambda x, node=node: node(x).sum())(torch.stack((value, -value)))
         torch.testing.assert_close(found[[0, 2]], alone, rtol=0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["semidefinite", "exponential", "second-order"])
+def test_a_width_lost_in_rounding_is_refused(name: str) -> None:
+    """The curvature of a barrier at 1e-9 from a curved boundary is all rounding."""
+    node, value = layer(name, Smoothed(1e-9))
+    with pytest.raises(DifferentiationError, match="larger width"):
+        torch.func.grad(loss(node))(value)
 
 
 def test_smoothed_has_first_derivatives_only() -> None:

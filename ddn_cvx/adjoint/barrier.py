@@ -34,7 +34,13 @@ STEPS = 200
 HALVINGS = 30
 """Times a step is halved, at most."""
 REACHED = 1e-10
-"""Residual, relative to the size of what should cancel, at which the path is reached."""
+"""Residual, relative to the size of what should cancel, at which Newton's method stops."""
+ROUNDING = 6e-8
+"""Width next to the numbers of the problem from which on the curvature of the barrier survives rounding: it has entries up
+to 1 / width, of which a curved cone needs the differences, of order 1; a part eps / width² of the derivative is noise."""
+DECREMENT = 0.05
+"""Newton decrement, in the local norm of the barrier, up to which a point counts as on the path: its slacks are right to
+this fraction of themselves, however small they are."""
 
 
 def barrier(cones: Product, s: Tensor) -> Tensor:
@@ -159,7 +165,11 @@ def central_point(program: NonlinearProgram, theta: Theta, y: Tensor, lam: Tenso
                 break
         if bool((missed == waiting).all()):  # rounding is in the way
             break
-    lost = int((~(size <= REACHED**0.5 * unit)).sum())
+    kkt = SaddleKKT(program.curvature(y, theta, lam, none), J, None, all_ok)
+    dy, dlam = (t.squeeze(-1) for t in kkt.solve(-slope.unsqueeze(-1), -h.unsqueeze(-1)))
+    decrement = ((h * dlam).sum(-1) - (slope * dy).sum(-1)).abs() / width  # dy'H dy, by the equations that dy satisfies
+    reached = (size <= REACHED**0.5 * unit) & (decrement <= DECREMENT**2) & (width >= ROUNDING * unit)
+    lost = int((~reached).sum())
     if lost:
         raise DifferentiationError(
             f"The central path of width {width} was not reached at {lost} batch element(s); choose a larger width, or one "

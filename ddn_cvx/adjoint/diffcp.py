@@ -33,8 +33,9 @@ class DiffcpAdjoint(Adjoint):
     as a warm start.
     """
 
-    mode: Literal["lsqr", "lsmr", "dense"] = "lsqr"
-    """How diffcp solves its linear system (default "lsqr")."""
+    mode: Literal["lsqr", "lsmr", "dense"] = "dense"
+    """How diffcp solves its linear system (default "dense"; the iterative ones stop short of an accurate solution where
+    it is ill conditioned, and do not say so)."""
     eps: float = 1e-10
     """Absolute and relative tolerance to which the programs are solved again (default 1e-10)."""
     max_iters: int = 100_000

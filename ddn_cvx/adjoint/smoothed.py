@@ -36,7 +36,9 @@ STEPS = 100
 HALVINGS = 12
 """Times a step is halved, at most."""
 REACHED = 1e-9
-"""Residual, relative to the size of what should cancel, at which the path is reached."""
+"""Residual, relative to the size of what should cancel, at which Newton's method stops."""
+OFF = 0.05
+"""Relative error of the slacks and multipliers, however small they are, up to which a point counts as on the path."""
 
 
 @dataclass(frozen=True)
@@ -177,16 +179,7 @@ def central_point(program: NonlinearProgram, theta: Theta, start: State, width: 
         waiting = size > REACHED
         if not bool(waiting.any()):
             break
-        mu, s = _halves(v, width)
-        state = State(y, lam, mu, torch.zeros_like(y))
-        kkt = _PathKKT(program, theta, state, width, torch.ones_like(waiting))
-        top, h, g = residual
-        dy, dlam, omega, _ = (
-            t.squeeze(-1) for t in kkt.solve(*(-r.unsqueeze(-1) for r in (top, h, g, torch.zeros_like(y))))
-        )
-        push = (program.first(y, theta).Jg @ dy.unsqueeze(-1)).squeeze(-1) + g
-        # dv from the better conditioned of the two equations it satisfies: μ'(v) dv = ω, s'(v) dv = -(Jg dy + g + s)
-        dv = torch.where(mu > s, omega * (mu + s) / mu, push * (mu + s) / s)
+        dy, dlam, dv = _newton(program, theta, (y, lam, v), residual, width)
         length, missed = torch.ones_like(size), waiting
         for _ in range(HALVINGS):
             step = torch.where(missed, length, 0.0).unsqueeze(-1)
@@ -200,12 +193,28 @@ def central_point(program: NonlinearProgram, theta: Theta, start: State, width: 
             missed, length = missed & ~better, 0.5 * length
             if not bool(missed.any()):
                 break
-    lost = int((size > REACHED**0.5).sum())
+    mu, s = _halves(v, width)
+    off = largest(_newton(program, theta, (y, lam, v), residual, width)[2] / (mu + s))  # |dμ| / μ = |ds| / s
+    lost = int((~((size <= REACHED**0.5) & (off <= OFF))).sum())
     if lost:
         raise DifferentiationError(
-            f"The central path of width {width} was not reached at {lost} batch element(s); choose a smaller width."
+            f"The central path of width {width} was not reached at {lost} batch element(s): choose a larger width if this "
+            "one is close to rounding, and a smaller one otherwise."
         )
-    return State(y, lam, _halves(v, width).mu, torch.zeros_like(y))
+    return State(y, lam, mu, torch.zeros_like(y))
+
+
+def _newton(
+    program: NonlinearProgram, theta: Theta, point: tuple[Tensor, Tensor, Tensor], residual: tuple[Tensor, ...], width: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The step ``(dy, dlam, dv)``."""
+    (y, lam, v), (top, h, g) = point, residual
+    mu, s = _halves(v, width)
+    kkt = _PathKKT(program, theta, State(y, lam, mu, torch.zeros_like(y)), width, torch.ones_like(y[:, 0], dtype=torch.bool))
+    dy, dlam, omega, _ = (t.squeeze(-1) for t in kkt.solve(*(-r.unsqueeze(-1) for r in (top, h, g, torch.zeros_like(y)))))
+    push = (program.first(y, theta).Jg @ dy.unsqueeze(-1)).squeeze(-1) + g
+    # dv from the better conditioned of the two equations it satisfies: μ'(v) dv = ω, s'(v) dv = -(Jg dy + g + s)
+    return dy, dlam, torch.where(mu > s, omega * (mu + s) / mu, push * (mu + s) / s)
 
 
 def _residual(

@@ -1,0 +1,82 @@
+"""A short run of the campaign, the disagreements it has found so far, and proof that it would find others."""
+
+from __future__ import annotations
+
+import time
+
+import convex_verdict
+import pytest
+from convex_cases import Case, cases
+from convex_verdict import judge
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from nonlinear_cases import NonlinearCase, nonlinear_cases
+from nonlinear_verdict import judge_nonlinear
+
+import ddn_cvx as ddn
+
+SECONDS = 30.0
+"""For each of the two short runs, after which no further case is begun."""
+short = settings(
+    max_examples=60, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
+started: dict[str, float] = {}
+
+
+def in_time(name: str) -> bool:
+    return time.monotonic() - started.setdefault(name, time.monotonic()) < SECONDS
+
+
+@seed(6)
+@short
+@given(cases())
+def test_convex_programs(case: Case) -> None:
+    if in_time("convex"):
+        assert not judge(case).wrong
+
+
+@seed(6)
+@short
+@given(nonlinear_cases())
+def test_nonlinear_programs(case: NonlinearCase) -> None:
+    if in_time("nonlinear"):
+        assert not judge_nonlinear(case).wrong
+
+
+# Found by long runs, and mended since.
+FOUND = [
+    # an infimum that is not attained: the answer is as good as any, and not the only one
+    Case(n=2, terms=("logistic", "logistic"), constraints=(), seed=5118, spread=0.5),
+    # the iterative solvers of diffcp stop short
+    Case(n=3, terms=("sum_squares", "weighted", "norm_inf", "log_det"), constraints=("log_det <=", "log_det <="), seed=57,
+         parametric=1.0, solver="mehrotra", adjoint="diffcp", spread=0.5),
+    Case(n=3, terms=("huber", "huber"), constraints=("exp <=", "norm1 <="), seed=3, parametric=1.0, solver="clarabel",
+         adjoint="diffcp", shape=(1,), spread=0.0, scale=1000.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOUND, ids=str)
+def test_what_was_found(case: Case) -> None:
+    assert not judge(case).wrong
+
+
+REGULAR = Case(n=3, terms=("ridge", "logistic"), constraints=("norm2 <=", "equality"), seed=2, parametric=1.0)
+
+
+def test_a_wrong_derivative_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert judge(REGULAR).counts["gradient agrees"] == 1
+    monkeypatch.setitem(convex_verdict.ADJOINTS, "implicit", ddn.Approximate())
+    assert any("derivative" in text for text in judge(REGULAR).wrong)
+
+
+def test_a_wrong_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = ddn.DeclarativeLayer.solve
+
+    def off(layer: ddn.DeclarativeLayer, *tensors: object) -> ddn.Solution:
+        found = solve(layer, *tensors)  # type: ignore[arg-type]
+        object.__setattr__(found, "outputs", tuple(1.01 * out + 0.01 for out in found.outputs))
+        return found
+
+    monkeypatch.setattr(ddn.DeclarativeLayer, "solve", off)
+    assert any("violated" in text or "unique" in text for text in judge(REGULAR).wrong)
+    curved = NonlinearCase(n=3, terms=("distance", "wave"), equalities=("sphere",), inequalities=(), box=False, seed=1)
+    assert any("violation" in text for text in judge_nonlinear(curved).wrong)
