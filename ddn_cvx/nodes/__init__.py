@@ -6,12 +6,15 @@ from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
 from ddn_cvx.nodes.few_shot import RidgeHead, SVMHead
 from ddn_cvx.nodes.hard_constraints import BoneLengths, HardConstraint
+from ddn_cvx.nodes.mixtures import GaussianMixture
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
 from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
+from ddn_cvx.nodes.structured import MatchingSVM
 from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportVectorMachine
+from ddn_cvx.nodes.transport import OptimalTransport
 
 __all__ = [
     "CATALOGUE",
@@ -21,13 +24,16 @@ __all__ = [
     "DoublyStochastic",
     "Entry",
     "EquilibriumCell",
+    "GaussianMixture",
     "HardConstraint",
     "LearnedConstraints",
     "LinearMPC",
     "LogisticRegression",
     "LpBall",
     "LpSphere",
+    "MatchingSVM",
     "NonlinearMPC",
+    "OptimalTransport",
     "PnP",
     "QuadraticProgram",
     "RidgeHead",

@@ -7,12 +7,15 @@ from ddn_cvx.nodes import (
     equilibrium,
     few_shot,
     hard_constraints,
+    mixtures,
     optnet,
     permutations,
     pose,
     projections,
     robust_pooling,
+    structured,
     training,
+    transport,
 )
 from ddn_cvx.nodes.entry import Entry
 
@@ -27,6 +30,9 @@ ENTRIES: tuple[Entry, ...] = (
     *control.ENTRIES,
     *hard_constraints.ENTRIES,
     *pose.ENTRIES,
+    *transport.ENTRIES,
+    *mixtures.ENTRIES,
+    *structured.ENTRIES,
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 """By name, in the order of the gallery."""
