@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from ddn_cvx.nodes import (
+    attention,
     control,
     equilibrium,
     few_shot,
     hard_constraints,
+    linear,
     mixtures,
     optnet,
     permutations,
     pose,
     projections,
     robust_pooling,
+    spectral,
     structured,
     training,
     transport,
@@ -33,6 +36,9 @@ ENTRIES: tuple[Entry, ...] = (
     *transport.ENTRIES,
     *mixtures.ENTRIES,
     *structured.ENTRIES,
+    *spectral.ENTRIES,
+    *linear.ENTRIES,
+    *attention.ENTRIES,
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 """By name, in the order of the gallery."""

@@ -1,4 +1,4 @@
-"""Transport, mixtures and structured prediction: POT, the cheapest plan in the limit, scikit-learn, all matchings, bad input."""
+"""Transport, mixtures, structured prediction: POT, the cheapest plan, scikit-learn, all matchings, bad input."""
 
 from __future__ import annotations
 
