@@ -2,6 +2,7 @@
 
 from ddn_cvx.nodes.attention import Attention, Entmax
 from ddn_cvx.nodes.catalogue import CATALOGUE
+from ddn_cvx.nodes.consensus import Consensus, HomographyFit, LineFit
 from ddn_cvx.nodes.control import LinearMPC, NonlinearMPC
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
@@ -25,6 +26,7 @@ __all__ = [
     "Attention",
     "BoneLengths",
     "Bundle",
+    "Consensus",
     "DeepEquilibrium",
     "DoublyStochastic",
     "Eigenvectors",
@@ -33,7 +35,9 @@ __all__ = [
     "EquilibriumCell",
     "GaussianMixture",
     "HardConstraint",
+    "HomographyFit",
     "LearnedConstraints",
+    "LineFit",
     "LinearMPC",
     "LogisticRegression",
     "LpBall",

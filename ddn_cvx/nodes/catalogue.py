@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ddn_cvx.nodes import (
     attention,
+    consensus,
     control,
     equilibrium,
     few_shot,
@@ -33,6 +34,7 @@ ENTRIES: tuple[Entry, ...] = (
     *control.ENTRIES,
     *hard_constraints.ENTRIES,
     *pose.ENTRIES,
+    *consensus.ENTRIES,
     *transport.ENTRIES,
     *mixtures.ENTRIES,
     *structured.ENTRIES,
