@@ -134,7 +134,7 @@ def _weights(alpha: float, y: Tensor, z: Tensor) -> Tensor:
     if alpha == 1:
         return ahead.exp()
     positive = ahead > 0
-    return torch.where(positive, torch.where(positive, ahead, 1.0) ** (1 / (alpha - 1)), 0.0)
+    return torch.where(positive, torch.where(positive, ahead, 1.0) ** (1 / (alpha - 1)), 0.0 * ahead)  # keeps NaN
 
 
 def _total(alpha: float, y: Tensor, z: Tensor) -> Tensor:
