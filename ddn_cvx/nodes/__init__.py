@@ -1,33 +1,50 @@
 """Ready-made nodes, built from the public layer API alone."""
 
+from ddn_cvx.nodes.attention import Attention, Entmax
 from ddn_cvx.nodes.catalogue import CATALOGUE
+from ddn_cvx.nodes.consensus import Consensus, HomographyFit, LineFit
 from ddn_cvx.nodes.control import LinearMPC, NonlinearMPC
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
 from ddn_cvx.nodes.few_shot import RidgeHead, SVMHead
 from ddn_cvx.nodes.hard_constraints import BoneLengths, HardConstraint
+from ddn_cvx.nodes.linear import AnalyticCentre, Tridiagonal
+from ddn_cvx.nodes.mixtures import GaussianMixture
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
 from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
+from ddn_cvx.nodes.spectral import Eigenvectors
+from ddn_cvx.nodes.structured import MatchingSVM
 from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportVectorMachine
+from ddn_cvx.nodes.transport import OptimalTransport
 
 __all__ = [
     "CATALOGUE",
+    "AnalyticCentre",
+    "Attention",
     "BoneLengths",
     "Bundle",
+    "Consensus",
     "DeepEquilibrium",
     "DoublyStochastic",
+    "Eigenvectors",
+    "Entmax",
     "Entry",
     "EquilibriumCell",
+    "GaussianMixture",
     "HardConstraint",
+    "HomographyFit",
     "LearnedConstraints",
+    "LineFit",
     "LinearMPC",
     "LogisticRegression",
     "LpBall",
     "LpSphere",
+    "MatchingSVM",
     "NonlinearMPC",
+    "OptimalTransport",
     "PnP",
     "QuadraticProgram",
     "RidgeHead",
@@ -36,5 +53,6 @@ __all__ = [
     "SVMHead",
     "SupportVectorMachine",
     "TotalVariation",
+    "Tridiagonal",
     "WeightedProcrustes",
 ]

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from ddn_cvx.nodes import (
+    attention,
+    consensus,
     control,
     equilibrium,
     few_shot,
     hard_constraints,
+    linear,
+    mixtures,
     optnet,
     permutations,
     pose,
     projections,
     robust_pooling,
+    spectral,
+    structured,
     training,
+    transport,
 )
 from ddn_cvx.nodes.entry import Entry
 
@@ -27,6 +34,13 @@ ENTRIES: tuple[Entry, ...] = (
     *control.ENTRIES,
     *hard_constraints.ENTRIES,
     *pose.ENTRIES,
+    *consensus.ENTRIES,
+    *transport.ENTRIES,
+    *mixtures.ENTRIES,
+    *structured.ENTRIES,
+    *spectral.ENTRIES,
+    *linear.ENTRIES,
+    *attention.ENTRIES,
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 """By name, in the order of the gallery."""
