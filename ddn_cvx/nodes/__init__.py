@@ -11,12 +11,14 @@ from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
+from ddn_cvx.nodes.submodular import CutRelaxation, MinNormPoint
 from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportVectorMachine
 
 __all__ = [
     "CATALOGUE",
     "BoneLengths",
     "Bundle",
+    "CutRelaxation",
     "DeepEquilibrium",
     "DoublyStochastic",
     "Entry",
@@ -27,6 +29,7 @@ __all__ = [
     "LogisticRegression",
     "LpBall",
     "LpSphere",
+    "MinNormPoint",
     "NonlinearMPC",
     "PnP",
     "QuadraticProgram",
