@@ -6,12 +6,14 @@ from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
 from ddn_cvx.nodes.few_shot import RidgeHead, SVMHead
 from ddn_cvx.nodes.hard_constraints import BoneLengths, HardConstraint
+from ddn_cvx.nodes.large import Portfolio, SparseLeastSquares
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
 from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
 from ddn_cvx.nodes.submodular import CutRelaxation, MinNormPoint
+from ddn_cvx.nodes.summaries import SoftGreedy
 from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportVectorMachine
 
 __all__ = [
@@ -32,11 +34,14 @@ __all__ = [
     "MinNormPoint",
     "NonlinearMPC",
     "PnP",
+    "Portfolio",
     "QuadraticProgram",
     "RidgeHead",
     "RidgeRegression",
     "RobustPooling",
     "SVMHead",
+    "SoftGreedy",
+    "SparseLeastSquares",
     "SupportVectorMachine",
     "TotalVariation",
     "WeightedProcrustes",
