@@ -8,6 +8,7 @@ from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
 from ddn_cvx.nodes.few_shot import RidgeHead, SVMHead
 from ddn_cvx.nodes.hard_constraints import BoneLengths, HardConstraint
+from ddn_cvx.nodes.large import Portfolio, SparseLeastSquares
 from ddn_cvx.nodes.linear import AnalyticCentre, Tridiagonal
 from ddn_cvx.nodes.mixtures import GaussianMixture
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
@@ -17,6 +18,8 @@ from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
 from ddn_cvx.nodes.spectral import Eigenvectors
 from ddn_cvx.nodes.structured import MatchingSVM
+from ddn_cvx.nodes.submodular import CutRelaxation, MinNormPoint
+from ddn_cvx.nodes.summaries import SoftGreedy
 from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportVectorMachine
 from ddn_cvx.nodes.transport import OptimalTransport
 
@@ -27,6 +30,7 @@ __all__ = [
     "BoneLengths",
     "Bundle",
     "Consensus",
+    "CutRelaxation",
     "DeepEquilibrium",
     "DoublyStochastic",
     "Eigenvectors",
@@ -43,14 +47,18 @@ __all__ = [
     "LpBall",
     "LpSphere",
     "MatchingSVM",
+    "MinNormPoint",
     "NonlinearMPC",
     "OptimalTransport",
     "PnP",
+    "Portfolio",
     "QuadraticProgram",
     "RidgeHead",
     "RidgeRegression",
     "RobustPooling",
     "SVMHead",
+    "SoftGreedy",
+    "SparseLeastSquares",
     "SupportVectorMachine",
     "TotalVariation",
     "Tridiagonal",
