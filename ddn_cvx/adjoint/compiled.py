@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.kernels import conic_newton, kkt, spectrum, substitution
-from ddn_cvx.kernels.jit import spread
+from ddn_cvx.kernels.jit import Task, spread, sweep
 from ddn_cvx.kernels.memory import empty
 from ddn_cvx.kernels.structure import Structure
 from ddn_cvx.program.base import Binding
@@ -122,41 +122,35 @@ def _bind(binding: Binding, u: Array) -> tuple[ConicData, Tensor]:
 
 
 def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
-    substituted, structure = ctx.binding.compiled, ctx.binding.program.structure
-    values = [t.numpy() for t in (ctx.data.P, ctx.data.A, v, ok)]
-    g, h = _solve_once(ctx, structure, values, (ctx.data.P, ctx.data.A, v, ok), gx, gv)
-    out, ends = empty(ctx.u.size), np.array([*accumulate(sizes)], np.int64)
-    work, batch = 10 * len(substituted.offset), len(ctx.u)
-    curved = ctx.binding.program.curved
-    if curved is not None:  # handed y in place of v, and nothing to project
-        y, s = np.empty_like(values[2]), np.empty_like(values[2])
-        spread(spectrum.project, batch, 100 * structure.m, curved, values[2], y, s)
-        values[2], structure = y, structure._replace(zero=structure.m)
-    spread(substitution.pull_back, batch, work, substituted, structure, ctx.u, x.numpy(), *values[2:], g, h, ends, out)
-    return out
+    """The gradient with respect to the parameters, piece after piece: ``J'(g, h) = (gx, gv)``, and from there back.
 
-
-def _solve_once(
-    ctx: Any, structure: Structure, values: list[Any], key: tuple[Tensor, Tensor, Tensor, Tensor], gx: Tensor, gv: Tensor
-) -> tuple[Array, Array]:
-    """``J'(g, h) = (gx, gv)``: with factors that are not kept, unless there are some or this is not the first time.
-
-    With curved cones it is done anew every time: kept factors are torch's, whose gradients differ by rounding.
+    The system is solved with factors that are not kept, unless there are some or this is not the first time. With curved
+    cones it is done anew every time: kept factors are torch's, whose gradients differ by rounding.
     """
-    curved = ctx.binding.program.curved
+    binding, data, batch = ctx.binding, ctx.data, len(ctx.u)
+    substituted, structure, curved = binding.compiled, binding.program.structure, binding.program.curved
+    key = data.P, data.A, v, ok
+    P, A, y, good = values = [t.numpy() for t in key]
+    g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.zeros(batch, np.bool_)
+    projection = []
+    if curved is not None:  # the way back is handed y in place of v, and nothing to project
+        y, s = np.empty_like(y), np.empty_like(y)
+        projection = [Task(spectrum.project, 100 * structure.m, (curved, values[2], y, s))]
+    out, ends = empty(ctx.u.size), np.array([*accumulate(sizes)], np.int64)
+    rows = structure if curved is None else structure._replace(zero=structure.m)
+    arrays = ctx.u, x.numpy(), y, good, g, h, ends, out
+    back = Task(substitution.pull_back, 10 * len(substituted.offset), (substituted, rows, *arrays))
     if curved is not None or (not ctx.differentiated and not ctx.solve.factors.holds(*key)):
         ctx.differentiated = True
         cotangent = [t.contiguous().numpy() for t in (gx, gv)]
-        g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.empty(gx.shape[0], np.bool_)
         work = structure.n**3 / 3 + 10 * (structure.n + structure.m) ** 2
         kernel, known = (kkt.reverse_once, structure) if curved is None else (conic_newton.reverse_once, curved)
-        spread(kernel, gx.shape[0], work, known, *values, *cotangent, g, h, healthy)
+        sweep(batch, [*projection, Task(kernel, work, (known, *values, *cotangent, g, h, healthy)), back])
         if healthy.all():
-            return g, h
-    else:
-        g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.zeros(gx.shape[0], np.bool_)
+            return out
     found = ctx.solve.factors.at(*key).reverse(gx.unsqueeze(-1), gv.unsqueeze(-1))
     # An element's gradient must not depend on whether others are healthy.
-    for out, other in zip((g, h), found, strict=True):
-        out[~healthy] = other.squeeze(-1).numpy()[~healthy]
-    return g, h
+    for whole, other in zip((g, h), found, strict=True):
+        whole[~healthy] = other.squeeze(-1).numpy()[~healthy]
+    sweep(batch, [back])
+    return out
