@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch
+from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import KKT, Factors
-from ddn_cvx.program.instance import Instance, Point, Residuals, choose
+from ddn_cvx.program.instance import Instance, Measurement, Point, Residuals, choose
+from ddn_cvx.program.substituted import Substituted
 from ddn_cvx.solution import Regularity, Status
+from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
+from ddn_cvx.solvers.compiled import Compiled
 from ddn_cvx.solvers.polish import GOAL, polish
+
+Array = NDArray[np.float64]
 
 
 class Report(NamedTuple):
@@ -40,6 +48,18 @@ class Report(NamedTuple):
     def ok(self) -> Tensor:
         """Which elements are solved, ``(B,)`` bool."""
         return self.point[3]
+
+
+class _Attempt(NamedTuple):
+    """What a solver has found for a batch of clean numbers."""
+
+    instance: Instance
+    raw: RawSolution
+    point: Point
+    finite: Tensor
+    """Which elements are to be solved, ``(B,)`` bool."""
+    inspected: Tensor | None
+    """``ConvexNode.inspect`` there, as columns (B, 2), if it is known."""
 
 
 class Call:
@@ -78,8 +98,64 @@ class Call:
             raw = solve_in_units(self.solver, self.program, asked, self.workspace)
         else:
             raw = RawSolution.empty(self.program, 0, data.q)
-        point, factor, usable = self._improve(instance, raw, finite)
-        value, violation = self.node.inspect(values, parameters, point, self.tolerance)
+        attempt = _Attempt(instance, raw, instance.at(raw.x, raw.y - raw.s), finite, None)
+        return self._conclude(data, attempt, parameters, values)
+
+    def from_parameters(self, u: Array, *extra: Tensor) -> tuple[ConicData, tuple[Tensor, Tensor, Tensor]]:
+        """The data for parameter vectors u (B, k), and what ``__call__`` gives for them; ``extra`` is
+        ``(admissible, *values)``.
+
+        Where the solver is a compiled kernel there is one sweep of kernels from u to the checks. What they say of elements
+        that should not have been solved in the first place is not used: then all is done step by step.
+        """
+        admissible, *values = extra
+        substituted = self._substituted(u)
+        data, parameters, finite = substituted.data, torch.from_numpy(u), torch.from_numpy(substituted.finite)
+        attempt = self._sweep(substituted, data, u, admissible)
+        if attempt is None:
+            return data, self(data, finite, parameters, *extra)
+        return data, self._conclude(data, attempt, parameters, values)
+
+    def _substituted(self, u: Array) -> Substituted:
+        binding, structure = self.node.compiled, self.program.structure
+        assert binding is not None and structure is not None
+        return Substituted.of(binding, structure, u)
+
+    def _sweep(self, substituted: Substituted, data: ConicData, u: Array, admissible: Tensor) -> _Attempt | None:
+        """Data, solution, optimality conditions and checks; None, with the data alone, if the solver is none of the kernels
+        or an element is not solved."""
+        program, plan, batch, solver = self.program, self.node.plan, len(u), self.solver
+        if isinstance(solver, Auto):
+            solver = solver.choose(program, self.workspace, "cpu")
+        prepared = solver.prepare(program, substituted.arrays) if isinstance(solver, Compiled) and batch else None
+        if prepared is None:
+            sweep(batch, [substituted.task])
+            return None
+        v, y, s = (np.empty((batch, program.m)) for _ in range(3))
+        measured = Measurement.of(program.structure, data, (prepared.x, v, y, s), True, (prepared.y, prepared.s))
+        tasks, found = [substituted.task, prepared.task, measured.task], np.empty((batch, 2))
+        if plan is not None:
+            tasks.append(plan.task(u, prepared.x, measured.measures, found))
+        sweep(batch, tasks, prepared.threads)
+        finite = torch.from_numpy(substituted.finite) & admissible
+        if prepared.status.any() or not bool(finite.all()):
+            return None
+        if self.node.curvature_varies and not bool(program.is_convex(data).all()):
+            return None
+        point = measured.point(*map(torch.from_numpy, (prepared.x, v, y, s)))
+        inspected = None if plan is None else torch.from_numpy(found)
+        return _Attempt(Instance(program, data), prepared.raw, point, finite, inspected)
+
+    def _conclude(
+        self, data: ConicData, attempt: _Attempt, parameters: Tensor, values: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Polish and check what the solver has found."""
+        instance, raw, first, finite, inspected = attempt
+        point, factor, usable = self._improve(instance, raw, first, finite)
+        if inspected is not None and point is first:
+            value, violation = inspected.unbind(1)
+        else:
+            value, violation = self.node.inspect(values, parameters, point, self.tolerance)
         worst = torch.stack((point.residuals.worst, instance.hidden(point), violation)).amax(0)
         ok = usable & (worst <= self.tolerance)
         status, x, v = torch.zeros_like(raw.status), point.x, point.v
@@ -96,9 +172,10 @@ class Call:
         self.report = Report(x, point.y, point.s, value, status, raw.iterations, point.residuals, values, where, complete)
         return x, v, ok
 
-    def _improve(self, instance: Instance, raw: RawSolution, finite: Tensor) -> tuple[Point, KKT | None, Tensor]:
+    def _improve(
+        self, instance: Instance, raw: RawSolution, point: Point, finite: Tensor
+    ) -> tuple[Point, KKT | None, Tensor]:
         """The solver's points after polishing, the factor there if it is known, and which elements have a point."""
-        point = instance.at(raw.x, raw.y - raw.s)
         if bool((point.residuals.worst <= GOAL).all()):  # nothing to gain, and nothing that is not a number
             return point, None, finite
         usable = finite & torch.isfinite(torch.cat((raw.x, raw.y, raw.s), 1)).all(-1)
@@ -113,7 +190,8 @@ class Call:
         """``(x, v, ok)`` of other numbers, which are not those of the problem as declared."""
         instance = Instance(self.program, data)
         raw = solve_in_units(self.solver, self.program, data, self.workspace)
-        point, _, usable = self._improve(instance, raw, torch.ones_like(raw.status, dtype=torch.bool))
+        point = instance.at(raw.x, raw.y - raw.s)
+        point, _, usable = self._improve(instance, raw, point, torch.ones_like(raw.status, dtype=torch.bool))
         return point.x, point.v, usable & (point.residuals.worst <= self.tolerance)
 
     def _better(self, instance: Instance, raw: RawSolution, usable: Tensor, point: Point) -> Point:

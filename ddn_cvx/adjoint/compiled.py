@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,9 +20,8 @@ from torch.autograd import forward_ad
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.kernels import conic_newton, kkt, spectrum, substitution
-from ddn_cvx.kernels.jit import Task, spread, sweep
+from ddn_cvx.kernels.jit import Task, sweep
 from ddn_cvx.kernels.memory import empty
-from ddn_cvx.kernels.structure import Structure
 from ddn_cvx.program.base import Binding
 from ddn_cvx.program.conic import ConicData
 
@@ -37,7 +36,7 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
 
 
 def attach(
-    adjoint: Adjoint, solve: Solve, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
+    adjoint: Adjoint, solve: SolveParameters, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run ``solve(data, finite, parameters, *extra)`` with what ``binding.bind(pieces)`` gives, and return its
     ``(x, v, ok)`` as differentiable functions of the pieces: compiled if the adjoint is the default one."""
@@ -52,6 +51,13 @@ def _in_torch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     bound = binding.bind(pieces)
     return adjoint.attach(solve, bound.data, (bound.finite, bound.parameters, *extra))
+
+
+class SolveParameters(Solve, Protocol):
+    """A solve that knows the compiled map from parameters to data, ``binding.compiled``."""
+
+    def from_parameters(self, u: Array, *extra: Tensor) -> tuple[ConicData, tuple[Tensor, Tensor, Tensor]]:
+        """The data for parameter vectors u (B, k), and ``(x, v, ok)``."""
 
 
 class _Known:
@@ -71,15 +77,14 @@ class _CompiledMap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, solve: Solve, binding: Binding, adjoint: Adjoint, extra: tuple[Tensor, ...], *pieces: Tensor
+        ctx: Any, solve: SolveParameters, binding: Binding, adjoint: Adjoint, extra: tuple[Tensor, ...], *pieces: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = [piece.detach().numpy().reshape(piece.shape[0], piece.shape[1:].numel()) for piece in pieces]
         if len(parts) == 1:
             u = np.ascontiguousarray(parts[0])
         else:
             u = np.concatenate(parts, axis=1, out=empty(len(parts[0]), sum(part.shape[1] for part in parts)))
-        data, finite = _bind(binding, u)
-        x, v, ok = solve(data, finite, torch.from_numpy(u), *extra)
+        data, (x, v, ok) = solve.from_parameters(u, *extra)
         ctx.binding, ctx.solve, ctx.adjoint, ctx.u, ctx.data = binding, solve, adjoint, u, data
         ctx.save_for_backward(x, v, ok, *pieces)
         ctx.mark_non_differentiable(ok)
@@ -110,17 +115,6 @@ class _CompiledMap(torch.autograd.Function):
         return (None, None, None, None, *gradients)
 
 
-def _bind(binding: Binding, u: Array) -> tuple[ConicData, Tensor]:
-    substituted, structure = binding.compiled, binding.program.structure
-    assert substituted is not None and structure is not None
-    batch, stops = len(u), substituted.stops
-    sizes = [int(stops[0]), structure.n, int(stops[2] - stops[1]), structure.m]
-    data, finite = [empty(batch, size) for size in sizes], np.empty(batch, np.bool_)
-    work = 4 * len(substituted.offset) + 2 * len(substituted.places) * substituted.eliminated
-    spread(substitution.bind, batch, work, substituted, u, *data, finite)
-    return ConicData(*map(torch.from_numpy, data)), torch.from_numpy(finite)
-
-
 def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
     """The gradient with respect to the parameters, piece after piece: ``J'(g, h) = (gx, gv)``, and from there back.
 
@@ -130,7 +124,8 @@ def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor,
     binding, data, batch = ctx.binding, ctx.data, len(ctx.u)
     substituted, structure, curved = binding.compiled, binding.program.structure, binding.program.curved
     key = data.P, data.A, v, ok
-    P, A, y, good = values = [t.numpy() for t in key]
+    values = [t.numpy() for t in key]
+    y = values[2]
     g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.zeros(batch, np.bool_)
     projection = []
     if curved is not None:  # the way back is handed y in place of v, and nothing to project
@@ -138,7 +133,7 @@ def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor,
         projection = [Task(spectrum.project, 100 * structure.m, (curved, values[2], y, s))]
     out, ends = empty(ctx.u.size), np.array([*accumulate(sizes)], np.int64)
     rows = structure if curved is None else structure._replace(zero=structure.m)
-    arrays = ctx.u, x.numpy(), y, good, g, h, ends, out
+    arrays = ctx.u, x.numpy(), y, values[3], g, h, ends, out
     back = Task(substitution.pull_back, 10 * len(substituted.offset), (substituted, rows, *arrays))
     if curved is not None or (not ctx.differentiated and not ctx.solve.factors.holds(*key)):
         ctx.differentiated = True

@@ -103,7 +103,7 @@ class _Checks:
         return torch.nan_to_num(whole.amax(1), nan=torch.inf) if whole.shape[1] else whole.new_zeros(batch)
 
     def sides(self, args: list[Tensor], batch: int) -> tuple[list[Pair], list[Pair], list[tuple[str, list[Tensor], object]]]:
-        """What should be equal and what at most the other, pairs of ``(B, size)``; and the arguments of other constraints."""
+        """Pairs ``(B, size)`` of what should be equal, and of what should be at most the other; and other constraints."""
         rest = iter(args)
         pairs: dict[str, list[Pair]] = {"Equality": [], "Inequality": []}
         others: list[tuple[str, list[Tensor], object]] = []

@@ -60,8 +60,8 @@ def plan_checks(
         sides = _trace(graph, declared, inputs)
         constant = _constant(graph, elimination, u)
         return None if sides is None else _Products(graph, [*u, *x]).plan(*sides, sign, constant)
-    except (_NotPolynomialError, NotScalarError, TooLargeError, RuntimeError):  # the last is torch's, of what it cannot trace
-        return None
+    except (_NotPolynomialError, NotScalarError, TooLargeError, RuntimeError):
+        return None  # the last of these is torch's, of what it cannot trace
 
 
 class _Sides(NamedTuple):

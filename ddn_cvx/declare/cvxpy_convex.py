@@ -22,6 +22,7 @@ from ddn_cvx.declare.check_plan import plan_checks
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.rules import check_declaration, check_parametrised, explain
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.kernels.substitution import Substitution
 from ddn_cvx.kernels.verification import Plan
 from ddn_cvx.program.affine_map import SparseLinear
@@ -278,6 +279,12 @@ class ConvexProblem:
 
     def inspect(self, values: Sequence[Tensor], u: Tensor, point: Point, tolerance: float) -> tuple[Tensor, Tensor]:
         """The declared objective ``(B,)`` and the largest relative violation ``(B,)`` at a candidate solution."""
+        plan = self.plan if u.device.type == "cpu" else None
+        if plan is not None:
+            measures, found = np.zeros((len(u), 6)), np.empty((len(u), 2))
+            measures[:, 5] = point.value.numpy()
+            sweep(len(u), [plan.task(u.numpy(), point.x.numpy(), measures, found)])
+            return torch.from_numpy(found[:, 0]), torch.from_numpy(found[:, 1])
         x, y, canonical = point.x, point.y, point.value
         if self._elimination.has_constant:
             canonical = canonical + self._elimination.constant(u)

@@ -56,6 +56,10 @@ def solve(
     active, where = np.empty(n, np.int64), np.empty(m, np.int64)
     scratch = separable.workspace(structure)
     for k in range(first, last):
+        fill(x[k], np.nan)
+        fill(y[k], np.nan)
+        fill(s[k], np.nan)
+        iterations[k] = 0
         if not (is_finite(P[k]) and is_finite(q[k]) and is_finite(A[k]) and is_finite(b[k])):
             status[k] = INVALID
             continue

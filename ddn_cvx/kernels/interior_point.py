@@ -58,7 +58,7 @@ def solve(
     vectors, sides = np.empty((4, n)), np.empty((8, m))
     for k in range(first, last):
         if not (is_finite(P[k]) and is_finite(q[k]) and is_finite(A[k]) and is_finite(b[k])):
-            status[k] = INVALID
+            status[k], iterations[k] = INVALID, 0
         else:
             _scale(structure, A[k], b[k], scaled, right, size)
             dense_A(structure, scaled, rows)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddn_cvx.kernels.dense import copy, dot
-from ddn_cvx.kernels.jit import jit, lean
+from ddn_cvx.kernels.jit import Task, jit, lean
 
 Integers = NDArray[np.int64]
 
@@ -37,6 +37,10 @@ class Plan(NamedTuple):
     """Places of what should be equal, for the first ``equalities``, and of what should be at most ``right``."""
     right: Integers
     equalities: int
+
+    def task(self, u: Any, x: Any, measures: Any, found: Any) -> Task:
+        """``verify`` for a batch."""
+        return Task(verify, 2 * (u.shape[1] + len(self.runs)), (self, u, x, measures, found))
 
 
 @jit

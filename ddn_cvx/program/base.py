@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.kernels.substitution import Substitution
+from ddn_cvx.kernels.verification import Plan
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.instance import Point
 
@@ -65,6 +66,10 @@ class ConvexNode(Binding, Protocol):
     """Whether ``admissible`` has anything to check."""
     curvature_varies: bool
     """Whether P depends on parameters, so that convexity has to be checked with their values."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """What ``inspect`` computes, for a compiled kernel; None where torch does it."""
 
     def pieces(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Real tensors ``(B, ...)`` that, one after the other, make up the parameter vector; ``values`` are

@@ -6,6 +6,7 @@ Goldfarb & Idnani's dual method (``kernels.active_set``), and for separable prog
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,13 +14,13 @@ import numpy as np
 
 from ddn_cvx.kernels import active_set
 from ddn_cvx.program.conic import ConicData, ConicProgram
-from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
-from ddn_cvx.solvers.compiled import solve_batch, unsupported
+from ddn_cvx.solvers.base import RawSolution, Workspace
+from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
 
 @dataclass(frozen=True)
-class ActiveSet(Solver):
+class ActiveSet(Compiled):
     """Options of the active-set methods."""
 
     name: ClassVar[str] = "active_set"
@@ -45,7 +46,10 @@ class ActiveSet(Solver):
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch. The methods start from the minimiser without constraints: ``warm`` is not used."""
+        return solve_batch(self, program, data)
+
+    def prepare(self, program: ConicProgram, data: Sequence[Array]) -> Prepared:
         assert program.structure is not None
         n = program.n
         work = n**3 / 3 + (n if program.structure.separable else n * n) * (n + program.m)
-        return solve_batch(active_set.solve, program, data, work, self.threads)
+        return Prepared.of(active_set.solve, program, data, work, self.threads)
