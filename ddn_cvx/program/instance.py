@@ -93,7 +93,7 @@ class Measurement(NamedTuple):
         projects: bool,
         raw: tuple[Array, Array] | None = None,
     ) -> Measurement:
-        """Of ``(x, y, s)``, or with ``projects`` of ``(x, v)``, where v may have to be made from ``raw``, a solver's own y and s.
+        """Of ``(x, y, s)``, or with ``projects`` of ``(x, v)``, and v may have to be made from ``raw``, a solver's y and s.
         What is not given is filled in."""
         x, v, y, s = point
         out = np.empty(x.shape), np.empty(v.shape), np.empty((len(x), 6))
