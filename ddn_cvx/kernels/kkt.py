@@ -209,12 +209,45 @@ def forward(
             continue
         parts = _begin(structure, v[k], free[k], general[k], start[k], factors, scratch)
         for column in range(r.shape[1]):
-            for i in range(structure.m):
-                low[i] = t[k, column, i] if parts[1][i] > -2 else 0.0
-            _solve(structure, P[k], A[k], weights[k], parts, scratch, r[k, column], low, a[k, column], c[k, column])
-            for i in range(structure.m):
-                c[k, column, i] -= t[k, column, i]
-            add_A(structure, A[k], 1.0, a[k, column], c[k, column])
+            right, out = (r[k, column], t[k, column]), (a[k, column], c[k, column])
+            _forward(structure, P[k], A[k], weights[k], parts, scratch, right, low, out)
+
+
+@lean
+def _forward(structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, right: Any, low: Any, out: Any) -> None:
+    order, (r, t), (a, c) = parts[1], right, out
+    for i in range(structure.m):
+        low[i] = t[i] if order[i] > -2 else 0.0
+    _solve(structure, P, A, weights, parts, scratch, r, low, a, c)
+    for i in range(structure.m):
+        c[i] -= t[i]
+    add_A(structure, A, 1.0, a, c)
+
+
+@lean
+def forward_once(
+    structure: Any,
+    P: Any,
+    A: Any,
+    v: Any,
+    free: int,
+    general: int,
+    factors: Any,
+    scratch: Any,
+    r: Any,
+    t: Any,
+    a: Any,
+    lows: Any,
+) -> bool:
+    """``J (a, c) = (r, t)`` for one element, without keeping the factors; c is the first row of ``lows`` (3, m), the others
+    are scratch space. False where a pivot is too small."""
+    c, low, weights = lows[0], lows[1], lows[2]
+    fill(weights, 0.0)
+    parts = _begin(structure, v, free, general, 0, factors, scratch)
+    if not _factor(structure, P, A, parts, weights):
+        return False
+    _forward(structure, P, A, weights, parts, scratch, (r, t), low, (a, c))
+    return True
 
 
 @jit
