@@ -304,7 +304,7 @@ def _add_squares(those: Any, weight: Any, rows: Any, H: Any) -> None:
 @lean
 def _add_A(structure: Any, A: Any, rows: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor A x``, with dense rows where most entries are stored."""
-    if structure.A_runs or not structure.is_full:
+    if not structure.is_full:
         add_A(structure, A, factor, x, out)
         return
     bound, A_cols = structure.bound, structure.A_cols
@@ -319,7 +319,7 @@ def _add_A(structure: Any, A: Any, rows: Any, factor: float, x: Any, out: Any) -
 @lean
 def _add_At(structure: Any, A: Any, rows: Any, factor: float, y: Any, out: Any) -> None:
     """``out <- out + factor A' y``, likewise."""
-    if structure.A_runs or not structure.is_full:
+    if not structure.is_full:
         add_At(structure, A, factor, y, out)
         return
     bound, A_cols = structure.bound, structure.A_cols

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ class Structure(NamedTuple):
     A_rows: Integers
     A_cols: Integers
     A_starts: Integers
+    A_ends: Integers
+    """Where the entries of each column of A that follow each other without holes end, ``(n,)``."""
     bound: Integers
     """For each row of A: the position among A's values of its entry if it is an inequality with a single one, else -1."""
     general: Integers
@@ -41,6 +44,7 @@ class Structure(NamedTuple):
     P_runs: bool
     """Whether the stored entries of each column of P are many and without holes, the last one on the diagonal."""
     A_runs: bool
+    """Whether these are many for A: dense rows come first, bounds behind them."""
     separable: bool
     """Whether P is diagonal, with all of its diagonal stored, and every inequality is a bound."""
 
@@ -58,7 +62,11 @@ class Structure(NamedTuple):
         P_rows, P_cols, A_rows, A_cols = (np.ascontiguousarray(t, np.int64) for t in (*P, *A))
         P_starts, A_starts = (np.searchsorted(t, np.arange(n + 1)) for t in (P_cols, A_cols))
         P_runs = _has_runs(P_rows, P_starts) and bool((P_rows[P_starts[1:] - 1] == np.arange(n)).all())
-        A_runs = _has_runs(A_rows, A_starts)
+        breaks = np.append(np.diff(A_rows) != 1, True)
+        ends = [start + int(np.argmax(breaks[start:stop])) + 1 for start, stop in itertools.pairwise(A_starts)]
+        A_ends = np.array(ends, np.int64)
+        A_ends = np.minimum(A_ends, A_starts[1:])
+        A_runs = bool((A_ends - A_starts[:-1]).mean() >= LONG)
         return Structure(
             n,
             m,
@@ -69,6 +77,7 @@ class Structure(NamedTuple):
             A_rows,
             A_cols,
             A_starts,
+            A_ends,
             bound,
             general,
             bool(is_full),
@@ -125,10 +134,14 @@ def add_P(structure: Any, P: Any, factor: float, x: Any, out: Any) -> None:
 @lean
 def add_A(structure: Any, A: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor A x``."""
-    rows, cols, starts = structure.A_rows, structure.A_cols, structure.A_starts
+    rows, cols, starts, ends = structure.A_rows, structure.A_cols, structure.A_starts, structure.A_ends
     if structure.A_runs:
         for j in range(structure.n):
-            _run_add(A, starts[j], starts[j + 1], factor * x[j], out, rows[starts[j]])
+            start, end = starts[j], ends[j]
+            if end > start:
+                _run_add(A, start, end, factor * x[j], out, rows[start])
+            for k in range(end, starts[j + 1]):
+                out[rows[k]] += factor * A[k] * x[j]
         return
     for k in range(A.shape[0]):
         out[rows[k]] += factor * A[k] * x[cols[k]]
@@ -137,10 +150,15 @@ def add_A(structure: Any, A: Any, factor: float, x: Any, out: Any) -> None:
 @lean
 def add_At(structure: Any, A: Any, factor: float, y: Any, out: Any) -> None:
     """``out <- out + factor A' y``."""
-    rows, cols, starts = structure.A_rows, structure.A_cols, structure.A_starts
+    rows, cols, starts, ends = structure.A_rows, structure.A_cols, structure.A_starts, structure.A_ends
     if structure.A_runs:
         for j in range(structure.n):
-            out[j] += factor * _run_dot(A, starts[j], starts[j + 1], y, rows[starts[j]])
+            start, end, total = starts[j], ends[j], 0.0
+            if end > start:
+                total = _run_dot(A, start, end, y, rows[start])
+            for k in range(end, starts[j + 1]):
+                total += A[k] * y[rows[k]]
+            out[j] += factor * total
         return
     for k in range(A.shape[0]):
         out[cols[k]] += factor * A[k] * y[rows[k]]
