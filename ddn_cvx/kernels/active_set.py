@@ -54,7 +54,7 @@ def solve(
     L, JT, RT, rows = np.empty((n, n)), np.empty((n, n)), np.empty((n, n)), np.empty((m, n))
     d, z, r, u, size = np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(m)
     active, where = np.empty(n, np.int64), np.empty(m, np.int64)
-    scratch = separable.workspace(structure)
+    scratch, equalities = separable.workspace(structure), np.empty((structure.zero, n))
     for k in range(first, last):
         fill(x[k], np.nan)
         fill(y[k], np.nan)
@@ -63,12 +63,13 @@ def solve(
         if not (is_finite(P[k]) and is_finite(q[k]) and is_finite(A[k]) and is_finite(b[k])):
             status[k] = INVALID
             continue
-        dense_A(structure, A[k], rows)
         if structure.separable:
-            iterations[k] = separable.solve(structure, P[k], q[k], A[k], b[k], rows, x[k], y[k], s[k], scratch)
+            dense_A(structure, A[k], equalities)
+            iterations[k] = separable.solve(structure, P[k], q[k], A[k], b[k], equalities, x[k], y[k], s[k], scratch)
             if iterations[k] > 0:
                 status[k] = SOLVED
                 continue
+        dense_A(structure, A[k], rows)
         dense_P(structure, P[k], L)
         if not cholesky(L, CONVEX):
             status[k] = BROKEN

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from ddn_cvx.kernels import separable
 from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, largest, lower, lower_transposed, rows_times
 from ddn_cvx.kernels.jit import inner, jit, lean, view
-from ddn_cvx.kernels.structure import add_A, add_At, add_P
+from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A
 
 PIVOT = 1e-10
 """The smallest pivot, next to its diagonal entry, of a factor that is good enough."""
@@ -291,12 +292,17 @@ def reverse_once(
     n = structure.n
     scratch = workspace(structure)
     fixed, weights, factors = np.empty(n, np.bool_), np.empty(structure.m), np.empty(3 * n * n)
+    own, equalities, tops, lows = separable.workspace(structure), np.empty((structure.zero, n)), scratch[2], scratch[3]
     for k in range(first, last):
         fill(u[k], 0.0)
         fill(w[k], 0.0)
         healthy[k] = True
         if not ok[k]:
             continue
+        if structure.separable:
+            dense_A(structure, A[k], equalities)
+            if separable.reverse(structure, P[k], A[k], v[k], g[k], h[k], u[k], w[k], equalities, own, (tops, lows)):
+                continue
         free, general, healthy[k] = sizes(structure, v[k], A[k], fixed)
         if healthy[k]:
             fill(weights, 0.0)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels.dense import cholesky, copy, fill, lower, lower_transposed
+from ddn_cvx.kernels.dense import add, cholesky, copy, dot, fill, lower, lower_transposed, rows_times
 from ddn_cvx.kernels.jit import inner, lean
+from ddn_cvx.kernels.structure import add_At
 
 ROUNDS = 30
 """Guesses before another method takes over."""
@@ -26,8 +27,7 @@ INDEPENDENT = 1e-10
 def solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any, y: Any, s: Any, scratch: Any) -> int:
     """Fill in x (n,), y and s (m,); returns the number of rounds, 0 where the method has not converged.
 
-    ``diagonal`` (n,) is that of P, and the equalities are the first rows of E (>= zero, n); ``scratch`` is
-    ``workspace(structure)``.
+    ``diagonal`` (n,) is that of P, and the equalities are the rows of E (zero, n); ``scratch`` is ``workspace(structure)``.
     """
     A_cols, bound = structure.A_cols, structure.bound
     n, m, zero = structure.n, structure.m, structure.zero
@@ -88,6 +88,80 @@ def solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any,
                     y[fixed[j]], s[fixed[j]] = -top[j] / A[bound[fixed[j]]], 0.0
             return rounds
     return 0
+
+
+@lean
+def reverse(
+    structure: Any, diagonal: Any, A: Any, v: Any, g: Any, h: Any, u: Any, w: Any, E: Any, scratch: Any, more: Any
+) -> bool:
+    """``J' (u, w) = (g, h)`` at ``v = y - s`` (m,), as ``kkt.reverse_once`` has it, which the diagonal P leaves to the
+    equalities' own system; False where a pivot is small.
+
+    ``E`` (zero, n) and ``scratch`` are as in ``solve``, ``more`` is further scratch space, ``(4, n)`` and ``(2, m)``.
+    """
+    A_cols, bound = structure.A_cols, structure.bound
+    n, m, zero = structure.n, structure.m, structure.zero
+    fixed, S, multiplier, _ = scratch
+    right, rest, du, pull = more[0][0], more[0][1], more[0][2], more[0][3]
+    low, left = more[1][0], more[1][1]
+    fill(fixed, -1)
+    for i in range(m):
+        low[i] = h[i] if i < zero or v[i] > 0.0 else 0.0
+        if i >= zero and v[i] > 0.0:
+            j = A_cols[bound[i]]
+            if fixed[j] >= 0 or A[bound[i]] == 0.0:
+                return False
+            fixed[j] = i
+    for j in range(n):
+        if not diagonal[j] > 0.0:
+            return False
+    for i in range(zero):
+        for k in range(i + 1):
+            total = 0.0
+            for j in range(n):
+                if fixed[j] < 0:
+                    total += E[i, j] * E[k, j] / diagonal[j]
+            S[i, k] = total
+    if not cholesky(S, INDEPENDENT):
+        return False
+    copy(g, right)
+    add_At(structure, A, 1.0, h, right)
+    fill(u, 0.0)
+    fill(w, 0.0)
+    # P u + N'w = right and N u = low on the active rows N, and once more for what rounding has left of them
+    copy(right, rest)
+    copy(low, left)
+    for step in range(2):
+        for j in range(n):
+            du[j] = rest[j] / diagonal[j] if fixed[j] < 0 else left[fixed[j]] / A[bound[fixed[j]]]
+        rows_times(E, du, multiplier)
+        for i in range(zero):
+            multiplier[i] -= left[i]
+        lower(S, multiplier)
+        lower_transposed(S, multiplier)
+        fill(pull, 0.0)
+        for i in range(zero):
+            add(pull, multiplier[i], E[i])
+            w[i] += multiplier[i]
+        for j in range(n):
+            if fixed[j] < 0:
+                du[j] -= pull[j] / diagonal[j]
+            else:
+                w[fixed[j]] += (rest[j] - diagonal[j] * du[j] - pull[j]) / A[bound[fixed[j]]]
+            u[j] += du[j]
+        if step == 0:
+            for j in range(n):
+                rest[j] = right[j] - diagonal[j] * u[j]
+            add_At(structure, A, -1.0, w, rest)
+            copy(low, left)
+            for i in range(zero):
+                left[i] -= dot(E[i], u)
+            for j in range(n):
+                if fixed[j] >= 0:
+                    left[fixed[j]] -= A[bound[fixed[j]]] * u[j]
+    for i in range(m):
+        w[i] -= h[i]
+    return True
 
 
 @inner

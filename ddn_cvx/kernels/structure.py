@@ -107,11 +107,12 @@ def dense_P(structure: Any, P: Any, out: Any) -> None:
 
 @lean
 def dense_A(structure: Any, A: Any, out: Any) -> None:
-    """A, ``(m, n)``."""
+    """As many of the first rows of A as ``out`` (r, n) has."""
     A_cols, A_rows = structure.A_cols, structure.A_rows
     out[:] = 0.0
     for k in range(A.shape[0]):
-        out[A_rows[k], A_cols[k]] = A[k]
+        if A_rows[k] < out.shape[0]:
+            out[A_rows[k], A_cols[k]] = A[k]
 
 
 @lean
