@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,10 +61,8 @@ class Structure(NamedTuple):
         P_rows, P_cols, A_rows, A_cols = (np.ascontiguousarray(t, np.int64) for t in (*P, *A))
         P_starts, A_starts = (np.searchsorted(t, np.arange(n + 1)) for t in (P_cols, A_cols))
         P_runs = _has_runs(P_rows, P_starts) and bool((P_rows[P_starts[1:] - 1] == np.arange(n)).all())
-        breaks = np.append(np.diff(A_rows) != 1, True)
-        ends = [start + int(np.argmax(breaks[start:stop])) + 1 for start, stop in itertools.pairwise(A_starts)]
-        A_ends = np.array(ends, np.int64)
-        A_ends = np.minimum(A_ends, A_starts[1:])
+        breaks = np.append(np.flatnonzero(np.diff(A_rows) != 1) + 1, len(A_rows))
+        A_ends = np.minimum(breaks[np.searchsorted(breaks, A_starts[:-1], side="right").clip(max=len(breaks) - 1)], A_starts[1:])
         A_runs = bool((A_ends - A_starts[:-1]).mean() >= LONG)
         return Structure(
             n,
