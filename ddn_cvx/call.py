@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from ddn_cvx.program.substituted import Substituted
 from ddn_cvx.solution import Regularity, Status
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
-from ddn_cvx.solvers.compiled import Compiled
+from ddn_cvx.solvers.compiled import Compiled, Prepared
 from ddn_cvx.solvers.polish import GOAL, polish
 
 Array = NDArray[np.float64]
@@ -41,8 +42,6 @@ class Report(NamedTuple):
     """The parameters that were solved for."""
     point: tuple[Tensor, Tensor, Tensor, Tensor]
     """``(P, A, v, ok)`` for the factor."""
-    complete: bool
-    """Whether all elements are solved."""
 
     @property
     def ok(self) -> Tensor:
@@ -62,6 +61,49 @@ class _Attempt(NamedTuple):
     """``ConvexNode.inspect`` there, as columns (B, 2), if it is known."""
 
 
+class _Swept(NamedTuple):
+    """What one sweep of the kernels has found."""
+
+    prepared: Prepared
+    measured: Measurement
+    arrays: tuple[Array, Array, Array, Array]
+    """x, v, y and s."""
+    found: Array | None
+    """``ConvexNode.inspect`` there, as columns (B, 2), if that has a kernel."""
+
+    def is_finished(self, tolerance: float) -> bool:
+        """Whether there is nothing to gain by polishing, and nothing wrong."""
+        if self.found is None:
+            return False
+        # The largest of numbers of which one is NaN is NaN, and not below anything.
+        worst, measures = self.found.max(0)[1], self.measured.measures.max(0)
+        return bool(measures[3] <= GOAL and measures[4] <= tolerance and worst <= tolerance)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """x, v, y and s."""
+        return tuple(map(torch.from_numpy, self.arrays))
+
+    @property
+    def point(self) -> Point:
+        """The same with the optimality conditions there."""
+        return self.measured.point(*self.tensors)
+
+    @property
+    def inspected(self) -> Tensor | None:
+        """Objective and violation of the problem as declared, ``(B, 2)``."""
+        return None if self.found is None else torch.from_numpy(self.found)
+
+    def report(
+        self, tensors: tuple[Tensor, ...], values: Sequence[Tensor], point: tuple[Tensor, Tensor, Tensor, Tensor]
+    ) -> Report:
+        """Of a batch that is finished."""
+        x, v, y, s = tensors
+        raw, measured, inspected = self.prepared.raw, self.measured.point(x, v, y, s), self.inspected
+        assert inspected is not None
+        return Report(x, y, s, inspected[:, 0], raw.status, raw.iterations, measured.residuals, values, point)
+
+
 class Call:
     """The opaque forward computation of one layer call (``adjoint.base.Solve``)."""
 
@@ -79,7 +121,14 @@ class Call:
         self.on_failure, self.tolerance, self.polish_steps = on_failure, tolerance, polish_steps
         self.program: ConicProgram = node.program
         self.factors = Factors(node.program)
-        self.report: Report | None = None
+        self.complete = False
+        """Whether all elements are solved."""
+        self._report: Callable[[], Report] | None = None
+
+    @cached_property
+    def report(self) -> Report | None:
+        """What happened; None before, which under a transform of ``torch.func`` is always."""
+        return None if self._report is None else self._report()
 
     def __call__(self, data: ConicData, *extra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Solve physical tensors; ``extra`` is ``(finite, parameters, admissible, *values)``."""
@@ -110,18 +159,30 @@ class Call:
         """
         admissible, *values = extra
         substituted = self._substituted(u)
-        data, parameters, finite = substituted.data, torch.from_numpy(u), torch.from_numpy(substituted.finite)
-        attempt = self._sweep(substituted, data, u, admissible)
-        if attempt is None:
-            return data, self(data, finite, parameters, *extra)
-        return data, self._conclude(data, attempt, parameters, values)
+        data, swept = substituted.data, self._sweep(substituted, u)
+        finite = torch.from_numpy(substituted.finite)
+        if swept is None or not self._is_posed(data, finite, admissible):
+            return data, self(data, finite, torch.from_numpy(u), *extra)
+        if not swept.is_finished(self.tolerance):
+            attempt = _Attempt(Instance(self.program, data), swept.prepared.raw, swept.point, finite, swept.inspected)
+            return data, self._conclude(data, attempt, torch.from_numpy(u), values)
+        x, v, _, _ = tensors = swept.tensors
+        self.complete = True
+        self._report = partial(swept.report, tensors, values, (data.P, data.A, v, finite))
+        return data, (x, v, finite)
 
     def _substituted(self, u: Array) -> Substituted:
         binding, structure = self.node.compiled, self.program.structure
         assert binding is not None and structure is not None
         return Substituted.of(binding, structure, u)
 
-    def _sweep(self, substituted: Substituted, data: ConicData, u: Array, admissible: Tensor) -> _Attempt | None:
+    def _is_posed(self, data: ConicData, finite: Tensor, admissible: Tensor) -> bool:
+        """Whether every element is to be solved."""
+        if not bool((finite & admissible).all()):
+            return False
+        return not self.node.curvature_varies or bool(self.program.is_convex(data).all())
+
+    def _sweep(self, substituted: Substituted, u: Array) -> _Swept | None:
         """Data, solution, optimality conditions and checks; None, with the data alone, if the solver is none of the kernels
         or an element is not solved."""
         program, plan, batch, solver = self.program, self.node.plan, len(u), self.solver
@@ -132,19 +193,14 @@ class Call:
             sweep(batch, [substituted.task])
             return None
         v, y, s = (np.empty((batch, program.m)) for _ in range(3))
-        measured = Measurement.of(program.structure, data, (prepared.x, v, y, s), True, (prepared.y, prepared.s))
-        tasks, found = [substituted.task, prepared.task, measured.task], np.empty((batch, 2))
+        point, answer = (prepared.x, v, y, s), (prepared.y, prepared.s)
+        measured = Measurement.of(program.structure, substituted.arrays, point, True, answer)
+        tasks, found = [substituted.task, prepared.task, measured.task], None
         if plan is not None:
+            found = np.empty((batch, 2))
             tasks.append(plan.task(u, prepared.x, measured.measures, found))
         sweep(batch, tasks, prepared.threads)
-        finite = torch.from_numpy(substituted.finite) & admissible
-        if prepared.status.any() or not bool(finite.all()):
-            return None
-        if self.node.curvature_varies and not bool(program.is_convex(data).all()):
-            return None
-        point = measured.point(*map(torch.from_numpy, (prepared.x, v, y, s)))
-        inspected = None if plan is None else torch.from_numpy(found)
-        return _Attempt(Instance(program, data), prepared.raw, point, finite, inspected)
+        return None if prepared.status.any() else _Swept(prepared, measured, point, found)
 
     def _conclude(
         self, data: ConicData, attempt: _Attempt, parameters: Tensor, values: Sequence[Tensor]
@@ -169,7 +225,8 @@ class Call:
         if factor is not None and (complete or bool((ok == usable).all())):
             self.factors.keep(data.P, data.A, v, ok, factor)
         where = (data.P, data.A, v, ok)
-        self.report = Report(x, point.y, point.s, value, status, raw.iterations, point.residuals, values, where, complete)
+        report = Report(x, point.y, point.s, value, status, raw.iterations, point.residuals, values, where)
+        self.complete, self._report = complete, lambda: report
         return x, v, ok
 
     def _improve(

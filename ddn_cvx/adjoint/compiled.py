@@ -26,13 +26,15 @@ from ddn_cvx.program.base import Binding
 from ddn_cvx.program.conic import ConicData
 
 Array = NDArray[np.float64]
+_DEFAULT = Implicit()
 
 
 def are_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether these are ordinary CPU tensors: no ``torch.func`` transform, no forward mode."""
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or not all(t.is_cpu for t in tensors):
         return False
-    return all(t.is_cpu and forward_ad.unpack_dual(t).tangent is None for t in tensors)
+    # Outside of forward mode, which has levels from zero on, there is no tangent to look for.
+    return forward_ad._current_level < 0 or all(forward_ad.unpack_dual(t).tangent is None for t in tensors)
 
 
 def attach(
@@ -40,7 +42,7 @@ def attach(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run ``solve(data, finite, parameters, *extra)`` with what ``binding.bind(pieces)`` gives, and return its
     ``(x, v, ok)`` as differentiable functions of the pieces: compiled if the adjoint is the default one."""
-    if adjoint == Implicit() and are_plain(pieces) and binding.compiled is not None:
+    if adjoint == _DEFAULT and are_plain(pieces) and binding.compiled is not None:
         out = _CompiledMap.apply(solve, binding, adjoint, extra, *pieces)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return cast(tuple[Tensor, Tensor, Tensor], out)
     return _in_torch(adjoint, solve, binding, pieces, extra)

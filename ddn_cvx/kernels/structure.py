@@ -62,7 +62,8 @@ class Structure(NamedTuple):
         P_starts, A_starts = (np.searchsorted(t, np.arange(n + 1)) for t in (P_cols, A_cols))
         P_runs = _has_runs(P_rows, P_starts) and bool((P_rows[P_starts[1:] - 1] == np.arange(n)).all())
         breaks = np.append(np.flatnonzero(np.diff(A_rows) != 1) + 1, len(A_rows))
-        A_ends = np.minimum(breaks[np.searchsorted(breaks, A_starts[:-1], side="right").clip(max=len(breaks) - 1)], A_starts[1:])
+        following = np.searchsorted(breaks, A_starts[:-1], side="right").clip(max=len(breaks) - 1)
+        A_ends = np.minimum(breaks[following], A_starts[1:])
         A_runs = bool((A_ends - A_starts[:-1]).mean() >= LONG)
         return Structure(
             n,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,16 @@ class ParameterSpec:
     entries: NDArray[np.int64] | None = field(default=None, compare=False)
     """Of a sparse parameter the places of its entries in the flattened array (C order), ``(nnz,)``: only their values, in
     this order, go into the program."""
+
+    def __post_init__(self) -> None:
+        # Every call of a layer looks its parameters up.
+        object.__setattr__(self, "_hash", hash((self.name, self.shape, self.is_complex)))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined]  # not a field
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParameterSpec, (self.name, self.shape, self.is_complex, self.entries)  # hashes differ between processes
 
     @property
     def inner(self) -> tuple[int, ...]:

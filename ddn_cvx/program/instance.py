@@ -88,19 +88,18 @@ class Measurement(NamedTuple):
     @staticmethod
     def of(
         structure: Any,
-        data: ConicData,
+        data: Sequence[Array],
         point: Sequence[Array],
         projects: bool,
         raw: tuple[Array, Array] | None = None,
     ) -> Measurement:
         """Of ``(x, y, s)``, or with ``projects`` of ``(x, v)``, and v may have to be made from ``raw``, a solver's y and s.
         What is not given is filled in."""
-        x, v, y, s = point
+        x, v, _, _ = point
         out = np.empty(x.shape), np.empty(v.shape), np.empty((len(x), 6))
-        nothing = np.empty((0, v.shape[1]))
-        numbers = (t.detach().contiguous().numpy() for t in data)
-        arguments = (structure, *numbers, x, v, y, s, *out, projects, *(raw or (nothing, nothing)))
-        return Measurement(Task(optimality.measure, 20 * (data.P.shape[1] + data.A.shape[1]), arguments), *out)
+        given = raw or 2 * (np.empty((0, v.shape[1])),)
+        work = 20 * (data[0].shape[1] + data[2].shape[1])
+        return Measurement(Task(optimality.measure, work, (structure, *data, *point, *out, projects, *given)), *out)
 
     def point(self, x: Tensor, v: Tensor, y: Tensor, s: Tensor) -> Point:
         """What was found there."""
@@ -201,7 +200,8 @@ class Instance:
 
     def _compiled_measure(self, x: Tensor, v: Tensor, y: Tensor, s: Tensor, projects: bool = False) -> Point:
         arrays = [t.detach().contiguous().numpy() for t in (x, v, y, s)]
-        measurement = Measurement.of(self.compiled, self.data, arrays, projects)
+        data = [t.detach().contiguous().numpy() for t in self.data]
+        measurement = Measurement.of(self.compiled, data, arrays, projects)
         sweep(x.shape[0], [measurement.task])
         return measurement.point(x, v, y, s)
 
