@@ -121,7 +121,7 @@ def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor,
     """The gradient with respect to the parameters, piece after piece: ``J'(g, h) = (gx, gv)``, and from there back.
 
     The system is solved with factors that are not kept, unless there are some or this is not the first time. With curved
-    cones it is done anew every time: kept factors are torch's, whose gradients differ by rounding.
+    cones, and for separable programs, it is done anew every time: with kept factors gradients differ by rounding.
     """
     binding, data, batch = ctx.binding, ctx.data, len(ctx.u)
     substituted, structure, curved = binding.compiled, binding.program.structure, binding.program.curved
@@ -137,10 +137,11 @@ def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor,
     rows = structure if curved is None else structure._replace(zero=structure.m)
     arrays = ctx.u, x.numpy(), y, values[3], g, h, ends, out
     back = Task(substitution.pull_back, 10 * len(substituted.offset), (substituted, rows, *arrays))
-    if curved is not None or (not ctx.differentiated and not ctx.solve.factors.holds(*key)):
+    if curved is not None or structure.separable or (not ctx.differentiated and not ctx.solve.factors.holds(*key)):
         ctx.differentiated = True
         cotangent = [t.contiguous().numpy() for t in (gx, gv)]
-        work = structure.n**3 / 3 + 10 * (structure.n + structure.m) ** 2
+        work, size = structure.n**3 / 3, structure.n + structure.m
+        work = 20 * size if structure.separable else work + 10 * size**2
         kernel, known = (kkt.reverse_once, structure) if curved is None else (conic_newton.reverse_once, curved)
         sweep(batch, [*projection, Task(kernel, work, (known, *values, *cotangent, g, h, healthy)), back])
         if healthy.all():

@@ -51,10 +51,17 @@ def solve(
     An element that is not solved has NaN. BROKEN are those whose P is not positive definite.
     """
     n, m = structure.n, structure.m
-    L, JT, RT, rows = np.empty((n, n)), np.empty((n, n)), np.empty((n, n)), np.empty((m, n))
-    d, z, r, u, size = np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(m)
-    active, where = np.empty(n, np.int64), np.empty(m, np.int64)
-    scratch, equalities = separable.workspace(structure), np.empty((structure.zero, n))
+    matrices = np.empty((n, n)), np.empty((n, n)), np.empty((n, n)), np.empty((m, n)), np.empty((structure.zero, n))
+    work = np.empty((4, n)), np.empty(m), np.empty(n, np.int64), np.empty(m, np.int64)
+    out = x, y, s, status, iterations
+    _solve(first, last, structure, (P, q, A, b), out, matrices, work, separable.workspace(structure))
+
+
+@lean
+def _solve(first: int, last: int, structure: Any, data: Any, out: Any, matrices: Any, work: Any, scratch: Any) -> None:
+    (P, q, A, b), (x, y, s, status, iterations), (L, JT, RT, rows, equalities) = data, out, matrices
+    vectors, size, active, where = work
+    d, z, r, u = vectors[0], vectors[1], vectors[2], vectors[3]
     for k in range(first, last):
         fill(x[k], np.nan)
         fill(y[k], np.nan)
@@ -75,7 +82,7 @@ def solve(
             status[k] = BROKEN
             continue
         _invert(L, JT)
-        for i in range(m):
+        for i in range(structure.m):
             size[i] = dot(rows[i], rows[i]) ** 0.5
         status[k], iterations[k], count = _iterate(
             structure, JT, RT, rows, size, A[k], q[k], b[k], x[k], d, z, r, u, active, where

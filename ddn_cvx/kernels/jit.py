@@ -45,6 +45,9 @@ view: Callable[..., Any] = partial(lean, inline="always")
 SHARE = 40_000
 """Batches with less work than this, in operations, stay in the calling thread: waking others takes as long."""
 
+EVEN = 4_000_000
+"""Batches with more work than this are cut into more parts than there are threads: elements differ, but parts cost, too."""
+
 PATIENCE = 2.0
 """Seconds after which the user is told what takes so long."""
 
@@ -81,14 +84,15 @@ def sweep(batch: int, tasks: Sequence[Task], threads: int | None = None) -> None
             with _compiling():
                 kernel(0, 0, *arguments)
     threads = processors() if threads is None else threads
-    if threads < 2 or batch < 2 or batch * sum(task.work for task in tasks) < SHARE:
+    work = batch * sum(task.work for task in tasks)
+    if threads < 2 or batch < 2 or work < SHARE:
         for kernel, _, arguments in tasks:
             kernel(0, batch, *arguments)
         return
     key = os.getpid(), threads  # threads do not survive a fork
     if key not in _pools:
         _pools[key] = ThreadPoolExecutor(threads - 1, thread_name_prefix="ddn_cvx")
-    parts = min(2 * threads, batch)
+    parts = min(threads if work < EVEN else 2 * threads, batch)
     left = deque((batch * k // parts, batch * (k + 1) // parts) for k in range(parts))
 
     def help_out() -> None:

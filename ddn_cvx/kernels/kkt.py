@@ -289,10 +289,31 @@ def reverse_once(
 
     Says in ``healthy`` (B,) which elements it has solved; those that are not ``ok`` get zeros.
     """
-    n = structure.n
+    n, m, zero = structure.n, structure.m, structure.zero
     scratch = workspace(structure)
-    fixed, weights, factors = np.empty(n, np.bool_), np.empty(structure.m), np.empty(3 * n * n)
-    own, equalities, tops, lows = separable.workspace(structure), np.empty((structure.zero, n)), scratch[2], scratch[3]
+    work = np.empty(n, np.bool_), np.empty(m), np.empty(3 * n * n), separable.workspace(structure), np.empty((zero, n))
+    _reverse_all(first, last, structure, P, A, v, ok, g, h, u, w, healthy, scratch, work)
+
+
+@lean
+def _reverse_all(
+    first: int,
+    last: int,
+    structure: Any,
+    P: Any,
+    A: Any,
+    v: Any,
+    ok: Any,
+    g: Any,
+    h: Any,
+    u: Any,
+    w: Any,
+    healthy: Any,
+    scratch: Any,
+    work: Any,
+) -> None:
+    fixed, weights, factors, own, equalities = work
+    vectors = scratch[2], scratch[3]
     for k in range(first, last):
         fill(u[k], 0.0)
         fill(w[k], 0.0)
@@ -301,7 +322,7 @@ def reverse_once(
             continue
         if structure.separable:
             dense_A(structure, A[k], equalities)
-            if separable.reverse(structure, P[k], A[k], v[k], g[k], h[k], u[k], w[k], equalities, own, (tops, lows)):
+            if separable.reverse(structure, P[k], A[k], v[k], g[k], h[k], u[k], w[k], equalities, own, vectors):
                 continue
         free, general, healthy[k] = sizes(structure, v[k], A[k], fixed)
         if healthy[k]:

@@ -69,8 +69,27 @@ def measure(
     distances from the cones are not measured otherwise.
     """
     n, m = structure.n, structure.m
-    Px, Aty, Ax = np.empty(n), np.empty(n), np.empty(m)
-    sizes = np.empty(m), np.empty(n), np.empty(m), np.empty(n)
+    work = np.empty(n), np.empty(n), np.empty(m), (np.empty(m), np.empty(n), np.empty(m), np.empty(n))
+    data, point, given = (P, q, A, b), (x, v, y, s), (raw_y, raw_s)
+    _measure(first, last, structure, data, point, top, low, measures, projects, given, work)
+
+
+@lean
+def _measure(
+    first: int,
+    last: int,
+    structure: Any,
+    data: Any,
+    point: Any,
+    top: Any,
+    low: Any,
+    measures: Any,
+    projects: bool,
+    given: Any,
+    work: Any,
+) -> None:
+    (P, q, A, b), (x, v, y, s), (raw_y, raw_s), (Px, Aty, Ax, sizes) = data, point, given, work
+    n, m = structure.n, structure.m
     for k in range(first, last):
         if len(raw_y):
             for i in range(m):

@@ -47,10 +47,15 @@ class Plan(NamedTuple):
 def verify(first: int, last: int, plan: Any, u: Any, x: Any, measures: Any, found: Any) -> None:
     """As ``found`` (B, 2) the objective and the largest relative violation, infinite where it is not a number, for
     parameters u (B, k) and variables x (B, n); ``measures`` (B, 6) end with the value of the program."""
+    z = np.empty(len(plan.constants) + u.shape[1] + x.shape[1] + len(plan.starts) - 1)
+    _verify(first, last, plan, u, x, measures, found, z)
+
+
+@lean
+def _verify(first: int, last: int, plan: Any, u: Any, x: Any, measures: Any, found: Any, z: Any) -> None:
     starts, factors, runs, left, right = plan.starts, plan.factors, plan.runs, plan.left, plan.right
     given, before = len(plan.constants), len(plan.constants) + u.shape[1]
     rows = before + x.shape[1]
-    z = np.empty(rows + len(starts) - 1)
     copy(plan.constants, z)
     for k in range(first, last):
         copy(u[k], z[given:])

@@ -50,6 +50,6 @@ class ActiveSet(Compiled):
 
     def prepare(self, program: ConicProgram, data: Sequence[Array]) -> Prepared:
         assert program.structure is not None
-        n = program.n
-        work = n**3 / 3 + (n if program.structure.separable else n * n) * (n + program.m)
+        n, size = program.n, program.n + program.m
+        work = 20 * size if program.structure.separable else n**3 / 3 + n * n * size
         return Prepared.of(active_set.solve, program, data, work, self.threads)
