@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.implicit import Implicit
-from ddn_cvx.kernels import conic_newton, kkt, spectrum, substitution
+from ddn_cvx.kernels import conic_newton, kkt, separable, spectrum, substitution
 from ddn_cvx.kernels.jit import Task, sweep
 from ddn_cvx.kernels.memory import empty
 from ddn_cvx.program.base import Binding
@@ -140,9 +140,10 @@ def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor,
     if curved is not None or structure.separable or (not ctx.differentiated and not ctx.solve.factors.holds(*key)):
         ctx.differentiated = True
         cotangent = [t.contiguous().numpy() for t in (gx, gv)]
-        work, size = structure.n**3 / 3, structure.n + structure.m
-        work = 20 * size if structure.separable else work + 10 * size**2
-        kernel, known = (kkt.reverse_once, structure) if curved is None else (conic_newton.reverse_once, curved)
+        size = structure.n + structure.m
+        work = 20 * size if structure.separable else structure.n**3 / 3 + 10 * size**2
+        reverse = separable.reverse if structure.separable else kkt.reverse_once
+        kernel, known = (reverse, structure) if curved is None else (conic_newton.reverse_once, curved)
         sweep(batch, [*projection, Task(kernel, work, (known, *values, *cotangent, g, h, healthy)), back])
         if healthy.all():
             return out

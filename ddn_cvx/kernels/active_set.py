@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels import separable
 from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, is_finite, largest, rows_times
 from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A, dense_P
@@ -51,15 +50,15 @@ def solve(
     An element that is not solved has NaN. BROKEN are those whose P is not positive definite.
     """
     n, m = structure.n, structure.m
-    matrices = np.empty((n, n)), np.empty((n, n)), np.empty((n, n)), np.empty((m, n)), np.empty((structure.zero, n))
+    matrices = np.empty((n, n)), np.empty((n, n)), np.empty((n, n)), np.empty((m, n))
     work = np.empty((4, n)), np.empty(m), np.empty(n, np.int64), np.empty(m, np.int64)
     out = x, y, s, status, iterations
-    _solve(first, last, structure, (P, q, A, b), out, matrices, work, separable.workspace(structure))
+    _solve(first, last, structure, (P, q, A, b), out, matrices, work)
 
 
 @lean
-def _solve(first: int, last: int, structure: Any, data: Any, out: Any, matrices: Any, work: Any, scratch: Any) -> None:
-    (P, q, A, b), (x, y, s, status, iterations), (L, JT, RT, rows, equalities) = data, out, matrices
+def _solve(first: int, last: int, structure: Any, data: Any, out: Any, matrices: Any, work: Any) -> None:
+    (P, q, A, b), (x, y, s, status, iterations), (L, JT, RT, rows) = data, out, matrices
     vectors, size, active, where = work
     d, z, r, u = vectors[0], vectors[1], vectors[2], vectors[3]
     for k in range(first, last):
@@ -70,12 +69,6 @@ def _solve(first: int, last: int, structure: Any, data: Any, out: Any, matrices:
         if not (is_finite(P[k]) and is_finite(q[k]) and is_finite(A[k]) and is_finite(b[k])):
             status[k] = INVALID
             continue
-        if structure.separable:
-            dense_A(structure, A[k], equalities)
-            iterations[k] = separable.solve(structure, P[k], q[k], A[k], b[k], equalities, x[k], y[k], s[k], scratch)
-            if iterations[k] > 0:
-                status[k] = SOLVED
-                continue
         dense_A(structure, A[k], rows)
         dense_P(structure, P[k], L)
         if not cholesky(L, CONVEX):

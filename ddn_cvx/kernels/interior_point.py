@@ -69,7 +69,7 @@ def solve(
     V, S = np.empty((zero, n)), np.empty((zero, zero))
     scaled, size, right, linear, entries = np.empty(A.shape[1]), np.empty(m), np.empty(m), np.empty(n), np.empty(P.shape[1])
     vectors, sides = np.empty((4, n)), np.empty((8, m))
-    newton = np.empty((2, n)), np.empty((7, m)), np.empty(n, np.bool_), np.empty(3 * n * n), kkt.workspace(structure)
+    newton = np.empty((6, n)), np.empty((8, m)), np.empty(n, np.bool_), np.empty(3 * n * n), kkt.workspace(structure)
     for k in range(first, last):
         if not (is_finite(P[k]) and is_finite(q[k]) and is_finite(A[k]) and is_finite(b[k])):
             status[k], iterations[k] = INVALID, 0
@@ -153,7 +153,6 @@ def _iterate(
             goal = 0.01 * error
             if _finish(structure, P, q, A, b, x, y, s, work, newton):
                 return True, iteration
-            error = _residuals(structure, P, q, A, b, x, y, s, work, ds)
         if error <= TOLERANCE:
             return True, iteration
         stalled = 0 if error < 0.9 * best else stalled + 1
@@ -195,8 +194,8 @@ def _finish(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: A
     """Newton's method on ``Px + q + A'y = 0``, ``Ax + s = b`` with ``y, s`` the positive and negative part of ``v = y - s``;
     where it does not get to the end, the point stays as it is."""
     tops, lows, fixed, factors, scratch = newton
-    at, step, v, new_y, new_s = tops[0], tops[1], lows[0], lows[1], lows[2]
-    top, residual = work[5][0], work[6][0]
+    top, at, step, residual, v, new_y, new_s = tops[0], tops[4], tops[5], lows[0], lows[1], lows[2], lows[3]
+    own = work[0], work[1], work[2], work[3], work[4], tops, lows
     zero, m = structure.zero, structure.m
     copy(x, at)
     for i in range(m):
@@ -205,7 +204,7 @@ def _finish(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: A
     for _ in range(NEWTON):
         for i in range(m):
             new_y[i], new_s[i] = (v[i], 0.0) if i < zero or v[i] > 0.0 else (0.0, -v[i])
-        error = _residuals(structure, P, q, A, b, at, new_y, new_s, work, lows[6])
+        error = _residuals(structure, P, q, A, b, at, new_y, new_s, own, lows[7])
         if error <= EXACT or not error < 0.5 * before:
             break
         before = error
@@ -216,10 +215,10 @@ def _finish(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: A
             top[j] = -top[j]
         for i in range(m):
             residual[i] = -residual[i]
-        if not kkt.forward_once(structure, P, A, v, free, general, factors, scratch, top, residual, step, lows[3:6]):
+        if not kkt.forward_once(structure, P, A, v, free, general, factors, scratch, top, residual, step, lows[4:7]):
             return False
         add(at, 1.0, step)
-        add(v, 1.0, lows[3])
+        add(v, 1.0, lows[4])
     if not error <= REACHED:
         return False
     copy(at, x)

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels import separable
 from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, largest, lower, lower_transposed, rows_times
 from ddn_cvx.kernels.jit import inner, jit, lean, view
-from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A
+from ddn_cvx.kernels.structure import add_A, add_At, add_P
 
 PIVOT = 1e-10
 """The smallest pivot, next to its diagonal entry, of a factor that is good enough."""
@@ -289,9 +288,9 @@ def reverse_once(
 
     Says in ``healthy`` (B,) which elements it has solved; those that are not ``ok`` get zeros.
     """
-    n, m, zero = structure.n, structure.m, structure.zero
+    n = structure.n
     scratch = workspace(structure)
-    work = np.empty(n, np.bool_), np.empty(m), np.empty(3 * n * n), separable.workspace(structure), np.empty((zero, n))
+    work = np.empty(n, np.bool_), np.empty(structure.m), np.empty(3 * n * n)
     _reverse_all(first, last, structure, P, A, v, ok, g, h, u, w, healthy, scratch, work)
 
 
@@ -312,18 +311,13 @@ def _reverse_all(
     scratch: Any,
     work: Any,
 ) -> None:
-    fixed, weights, factors, own, equalities = work
-    vectors = scratch[2], scratch[3]
+    fixed, weights, factors = work
     for k in range(first, last):
         fill(u[k], 0.0)
         fill(w[k], 0.0)
         healthy[k] = True
         if not ok[k]:
             continue
-        if structure.separable:
-            dense_A(structure, A[k], equalities)
-            if separable.reverse(structure, P[k], A[k], v[k], g[k], h[k], u[k], w[k], equalities, own, vectors):
-                continue
         free, general, healthy[k] = sizes(structure, v[k], A[k], fixed)
         if healthy[k]:
             fill(weights, 0.0)

@@ -1,7 +1,7 @@
 """Compiled active-set methods for small strictly convex quadratic programs, exact up to rounding.
 
 Goldfarb & Idnani's dual method (``kernels.active_set``), and for separable programs with bounds the primal-dual method
-(``kernels.separable``) first. A batch costs no Python an element: threads share it.
+(``kernels.separable``) before it. A batch costs no Python an element: threads share it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from ddn_cvx.kernels import active_set
+from ddn_cvx.kernels import active_set, separable
+from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
 from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
@@ -46,10 +48,21 @@ class ActiveSet(Compiled):
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch. The methods start from the minimiser without constraints: ``warm`` is not used."""
-        return solve_batch(self, program, data)
+        raw = solve_batch(self, program, data)
+        left = np.flatnonzero(raw.status.numpy() == int(Status.ITERATION_LIMIT))
+        if program.structure is not None and program.structure.separable and len(left):
+            rest = Prepared.of(active_set.solve, program, [t.numpy()[left] for t in data], *self._general(program))
+            sweep(len(left), [rest.task], self.threads)
+            for whole, part in zip((raw.x, raw.y, raw.s, raw.status, raw.iterations), rest[1:6], strict=True):
+                whole.numpy()[left] = part
+        return raw
 
     def prepare(self, program: ConicProgram, data: Sequence[Array]) -> Prepared:
-        assert program.structure is not None
-        n, size = program.n, program.n + program.m
-        work = 20 * size if program.structure.separable else n**3 / 3 + n * n * size
-        return Prepared.of(active_set.solve, program, data, work, self.threads)
+        if program.structure is not None and program.structure.separable:
+            return Prepared.of(separable.solve, program, data, 20.0 * (program.n + program.m), self.threads)
+        return Prepared.of(active_set.solve, program, data, *self._general(program))
+
+    def _general(self, program: ConicProgram) -> tuple[float, int | None]:
+        """Operations of the dual method for one element, and threads."""
+        n = program.n
+        return n**3 / 3 + n * n * (n + program.m), self.threads
