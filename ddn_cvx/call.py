@@ -189,7 +189,7 @@ class Call:
         if isinstance(solver, Auto):
             solver = solver.choose(program, self.workspace, "cpu")
         prepared = solver.prepare(program, substituted.arrays) if isinstance(solver, Compiled) and batch else None
-        if prepared is None:
+        if prepared is None or not isinstance(solver, Compiled):
             sweep(batch, [substituted.task])
             return None
         v, y, s = (np.empty((batch, program.m)) for _ in range(3))
@@ -200,7 +200,12 @@ class Call:
             found = np.empty((batch, 2))
             tasks.append(plan.task(u, prepared.x, measured.measures, found))
         sweep(batch, tasks, prepared.threads)
-        return None if prepared.status.any() else _Swept(prepared, measured, point, found)
+        if prepared.status.any():
+            solver.complete(program, substituted.arrays, prepared)
+            if prepared.status.any():
+                return None
+            sweep(batch, tasks[2:], prepared.threads)
+        return _Swept(prepared, measured, point, found)
 
     def _conclude(
         self, data: ConicData, attempt: _Attempt, parameters: Tensor, values: Sequence[Tensor]

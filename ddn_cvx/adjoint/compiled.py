@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.implicit import Implicit
-from ddn_cvx.kernels import conic_newton, kkt, separable, spectrum, substitution
+from ddn_cvx.kernels import conic_newton, kkt_once, separable, spectrum, substitution
 from ddn_cvx.kernels.jit import Task, sweep
 from ddn_cvx.kernels.memory import empty
 from ddn_cvx.program.base import Binding
@@ -142,7 +142,7 @@ def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor,
         cotangent = [t.contiguous().numpy() for t in (gx, gv)]
         size = structure.n + structure.m
         work = 20 * size if structure.separable else structure.n**3 / 3 + 10 * size**2
-        reverse = separable.reverse if structure.separable else kkt.reverse_once
+        reverse = separable.reverse if structure.separable else kkt_once.reverse
         kernel, known = (reverse, structure) if curved is None else (conic_newton.reverse_once, curved)
         sweep(batch, [*projection, Task(kernel, work, (known, *values, *cotangent, g, h, healthy)), back])
         if healthy.all():

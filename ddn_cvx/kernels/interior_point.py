@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels import kkt
+from ddn_cvx.kernels import kkt, kkt_once
 from ddn_cvx.kernels.dense import add, cholesky, copy, dot, fill, is_finite, largest, lower, lower_transposed, rows_times
 from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.optimality import units
@@ -200,7 +200,7 @@ def _finish(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: A
     copy(x, at)
     for i in range(m):
         v[i] = y[i] - s[i]
-    before = np.inf
+    before, known, free, general = np.inf, False, 0, 0
     for _ in range(NEWTON):
         for i in range(m):
             new_y[i], new_s[i] = (v[i], 0.0) if i < zero or v[i] > 0.0 else (0.0, -v[i])
@@ -208,17 +208,23 @@ def _finish(structure: Any, P: Any, q: Any, A: Any, b: Any, x: Any, y: Any, s: A
         if error <= EXACT or not error < 0.5 * before:
             break
         before = error
-        free, general, healthy = kkt.sizes(structure, v, A, fixed)
-        if not healthy:
-            return False
+        if not known:
+            free, general, healthy = kkt.sizes(structure, v, A, fixed)
+            if not healthy:
+                return False
         for j in range(structure.n):
             top[j] = -top[j]
         for i in range(m):
             residual[i] = -residual[i]
-        if not kkt.forward_once(structure, P, A, v, free, general, factors, scratch, top, residual, step, lows[4:7]):
+        sizes = free, general
+        if not kkt_once.newton(structure, P, A, v, sizes, known, factors, scratch, top, residual, step, lows[4:7]):
             return False
         add(at, 1.0, step)
-        add(v, 1.0, lows[4])
+        known = True
+        for i in range(m):
+            was = v[i] > 0.0
+            v[i] += lows[4, i]
+            known = known and (i < zero or (v[i] > 0.0) == was)
     if not error <= REACHED:
         return False
     copy(at, x)

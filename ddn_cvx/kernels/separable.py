@@ -135,7 +135,7 @@ def _solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any
 def reverse(
     first: int, last: int, structure: Any, P: Any, A: Any, v: Any, ok: Any, g: Any, h: Any, u: Any, w: Any, healthy: Any
 ) -> None:
-    """``J' (u, w) = (g, h)`` as in ``kkt.reverse_once``: the diagonal P leaves no system but that of the equalities."""
+    """``J' (u, w) = (g, h)`` as in ``kkt_once.reverse``: the diagonal P leaves no system but that of the equalities."""
     n, m, zero = structure.n, structure.m, structure.zero
     scratch, E, vectors = _workspace(structure), np.empty((zero, n)), (np.empty((4, n)), np.empty((2, m)))
     _reverse_all(first, last, structure, (P, A, v, ok), (g, h), (u, w, healthy), E, scratch, vectors)

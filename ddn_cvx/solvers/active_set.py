@@ -48,21 +48,21 @@ class ActiveSet(Compiled):
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch. The methods start from the minimiser without constraints: ``warm`` is not used."""
-        raw = solve_batch(self, program, data)
-        left = np.flatnonzero(raw.status.numpy() == int(Status.ITERATION_LIMIT))
-        if program.structure is not None and program.structure.separable and len(left):
-            rest = Prepared.of(active_set.solve, program, [t.numpy()[left] for t in data], *self._general(program))
-            sweep(len(left), [rest.task], self.threads)
-            for whole, part in zip((raw.x, raw.y, raw.s, raw.status, raw.iterations), rest[1:6], strict=True):
-                whole.numpy()[left] = part
-        return raw
+        return solve_batch(self, program, data)
 
     def prepare(self, program: ConicProgram, data: Sequence[Array]) -> Prepared:
         if program.structure is not None and program.structure.separable:
             return Prepared.of(separable.solve, program, data, 20.0 * (program.n + program.m), self.threads)
-        return Prepared.of(active_set.solve, program, data, *self._general(program))
+        return self._dual(program, data)
 
-    def _general(self, program: ConicProgram) -> tuple[float, int | None]:
-        """Operations of the dual method for one element, and threads."""
+    def _dual(self, program: ConicProgram, data: Sequence[Array]) -> Prepared:
         n = program.n
-        return n**3 / 3 + n * n * (n + program.m), self.threads
+        return Prepared.of(active_set.solve, program, data, n**3 / 3 + n * n * (n + program.m), self.threads)
+
+    def complete(self, program: ConicProgram, data: Sequence[Array], prepared: Prepared) -> None:
+        left = np.flatnonzero(prepared.status == int(Status.ITERATION_LIMIT))
+        if program.structure is not None and program.structure.separable and len(left):
+            rest = self._dual(program, [t[left] for t in data])
+            sweep(len(left), [rest.task], self.threads)
+            for whole, part in zip(prepared[1:6], rest[1:6], strict=True):
+                whole[left] = part

@@ -33,6 +33,10 @@ class Compiled(Solver):
     def prepare(self, program: ConicProgram, data: Sequence[Array]) -> Prepared | None:
         """What to do for a batch; None where it takes more than a kernel. The data need not be there yet."""
 
+    @abstractmethod
+    def complete(self, program: ConicProgram, data: Sequence[Array], prepared: Prepared) -> None:
+        """Solve elements that the kernel has left unsolved by another one, where there is one."""
+
 
 class Prepared(NamedTuple):
     """A kernel, and where its answer will be; as in ``RawSolution``."""
@@ -62,7 +66,9 @@ class Prepared(NamedTuple):
 
 def solve_batch(solver: Compiled, program: ConicProgram, data: ConicData) -> RawSolution:
     """The solver's kernel over the batch, shared among threads."""
-    prepared = solver.prepare(program, [t.contiguous().numpy() for t in data])
+    arrays = [t.contiguous().numpy() for t in data]
+    prepared = solver.prepare(program, arrays)
     assert prepared is not None
     sweep(data.q.shape[0], [prepared.task], prepared.threads)
+    solver.complete(program, arrays, prepared)
     return prepared.raw

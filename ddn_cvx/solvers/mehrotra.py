@@ -57,6 +57,9 @@ class Mehrotra(Compiled):
             return None
         return Prepared.of(interior_point.solve, program, data, 10 * (n**3 / 3 + n * n * program.m), self.threads)
 
+    def complete(self, program: ConicProgram, data: Sequence[Array], prepared: Prepared) -> None:
+        """There is no other."""
+
     def _solve_curved(self, program: ConicProgram, data: ConicData) -> RawSolution:
         arrays = [t.contiguous().numpy() for t in data]
         points, errors, status, iterations = self._attempt(program, arrays, GOALS[0])

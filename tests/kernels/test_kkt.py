@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quadratic import Program, random_program
 
-from ddn_cvx.kernels import kkt
+from ddn_cvx.kernels import kkt, kkt_once
 from ddn_cvx.linalg.polyhedral import PolyhedralKKT
 
 
@@ -61,7 +61,7 @@ def test_solutions(seed: int, n: int, equalities: int, inequalities: int, bounds
         np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-9 * np.abs(expected).max())
     once = [np.empty((1, n)), np.empty((1, len(v))), np.empty(1, bool)]
     values = program.values[0], program.values[2], v[None], np.ones(1, bool)
-    kkt.reverse_once(0, 1, program.structure, *values, right[None, :n, 0], right[None, n:, 0], *once)
+    kkt_once.reverse(0, 1, program.structure, *values, right[None, :n, 0], right[None, n:, 0], *once)
     assert once[2].all()
     np.testing.assert_allclose(np.concatenate(once[:2], 1)[0], np.linalg.solve(J.T, right[:, 0]), rtol=1e-8, atol=1e-8)
 
