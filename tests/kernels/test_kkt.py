@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quadratic import Program, random_program
 
-from ddn_cvx.kernels import kkt, kkt_once
+from ddn_cvx.kernels import kkt_once
 from ddn_cvx.linalg.polyhedral import PolyhedralKKT
 
 
