@@ -4,12 +4,14 @@
     python -m benchmarks.overhead --seconds 2  # longer for each row
 
 Parts are measured inside of real calls by replacing functions with timed ones; "autograd" is what is left: Python and
-torch's bookkeeping around the parts.
+torch's bookkeeping around the parts. The map from parameters to data and what follows are one sweep of kernels that threads
+share: the calling thread's time in the kernel of the map stands for that of all.
 """
 
 from __future__ import annotations
 
 import argparse
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from ddn_cvx import DeclarativeLayer
 from ddn_cvx.adjoint import compiled, implicit
 from ddn_cvx.call import Call
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem
+from ddn_cvx.kernels import substitution
 
 cp: Any = cvxpy
 LIMIT = 15.0
@@ -60,34 +63,37 @@ def socp(n: int, m: int, batch: int) -> Row:
 
 ROWS = [qp(10, 3, 5, 128), qp(50, 10, 50, 64), box(50, 50, 64), socp(20, 40, 128)]
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "map": [(compiled, "_bind"), (ConvexProblem, "pieces"), (ConvexProblem, "bind")],
-    "solve and check": [(Call, "__call__")],
+    "map": [(substitution, "bind"), (ConvexProblem, "pieces"), (ConvexProblem, "bind")],
+    "solve and check": [(Call, "from_parameters"), (Call, "__call__")],
     "recovery": [(ConvexProblem, "recover")],
     "differentiate": [(compiled, "_pull_back"), (implicit._SolutionMap, "backward")],
 }
 
 
 class Clock:
-    """Seconds by part; a part inside another counts for the outer one."""
+    """Seconds of the calling thread by part; a part inside another does not count for the outer one."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
-        self._depth = 0
+        self._thread, self._inside = threading.get_ident(), [0.0]
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, watched."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if self._depth:
+            if threading.get_ident() != self._thread:
                 return function(*args, **kwargs)
-            self._depth += 1
+            self._inside.append(0.0)
             start = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds[part] += time.perf_counter() - start
-                self._depth -= 1
+                took = time.perf_counter() - start
+                self.seconds[part] += took - self._inside.pop()
+                self._inside[-1] += took
 
+        if hasattr(function, "overloads"):  # of a kernel, which tell whether it is compiled
+            call.overloads = function.overloads  # type: ignore[attr-defined]  # functions allow it
         return call
 
 

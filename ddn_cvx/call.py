@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch
+from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import KKT, Factors
-from ddn_cvx.program.instance import Instance, Point, Residuals, choose
+from ddn_cvx.program.instance import Instance, Measurement, Point, Residuals, choose
+from ddn_cvx.program.substituted import Substituted
 from ddn_cvx.solution import Regularity, Status
+from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
+from ddn_cvx.solvers.compiled import Compiled, Prepared
 from ddn_cvx.solvers.polish import GOAL, polish
 
+Array = NDArray[np.float64]
 LOOSE = 1e-4
 """Newton step at a solution, relative to it, from which on the solution is not determined to first order."""
+BLURRED = 1e-8
+"""What is left of complementarity, relative to the dual, from which on it is open which constraints are active."""
 
 
 class Report(NamedTuple):
@@ -38,13 +48,67 @@ class Report(NamedTuple):
     """``(P, A, v, ok)`` for the factor."""
     equations: tuple[Tensor, Tensor]
     """What is left of the two equations there, ``(B, n)`` and ``(B, m)``."""
-    complete: bool
-    """Whether all elements are solved."""
 
     @property
     def ok(self) -> Tensor:
         """Which elements are solved, ``(B,)`` bool."""
         return self.point[3]
+
+
+class _Attempt(NamedTuple):
+    """What a solver has found for a batch of clean numbers."""
+
+    instance: Instance
+    raw: RawSolution
+    point: Point
+    finite: Tensor
+    """Which elements are to be solved, ``(B,)`` bool."""
+    inspected: Tensor | None
+    """``ConvexNode.inspect`` there, as columns (B, 2), if it is known."""
+
+
+class _Swept(NamedTuple):
+    """What one sweep of the kernels has found."""
+
+    prepared: Prepared
+    measured: Measurement
+    arrays: tuple[Array, Array, Array, Array]
+    """x, v, y and s."""
+    found: Array | None
+    """``ConvexNode.inspect`` there, as columns (B, 2), if that has a kernel."""
+
+    def is_finished(self, tolerance: float) -> bool:
+        """Whether there is nothing to gain by polishing, and nothing wrong."""
+        if self.found is None:
+            return False
+        # The largest of numbers of which one is NaN is NaN, and not below anything.
+        worst, measures = self.found.max(0)[1], self.measured.measures.max(0)
+        return bool(measures[3] <= GOAL and measures[4] <= tolerance and worst <= tolerance)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """x, v, y and s."""
+        return tuple(map(torch.from_numpy, self.arrays))
+
+    @property
+    def point(self) -> Point:
+        """The same with the optimality conditions there."""
+        return self.measured.point(*self.tensors)
+
+    @property
+    def inspected(self) -> Tensor | None:
+        """Objective and violation of the problem as declared, ``(B, 2)``."""
+        return None if self.found is None else torch.from_numpy(self.found)
+
+    def report(
+        self, tensors: tuple[Tensor, ...], values: Sequence[Tensor], point: tuple[Tensor, Tensor, Tensor, Tensor]
+    ) -> Report:
+        """Of a batch that is finished."""
+        x, v, y, s = tensors
+        raw, measured, inspected = self.prepared.raw, self.measured.point(x, v, y, s), self.inspected
+        assert inspected is not None
+        left = measured.top, measured.low
+        return Report(x, y, s, inspected[:, 0], raw.status, raw.iterations, measured.residuals, values, point, left)
 
 
 class Call:
@@ -64,7 +128,14 @@ class Call:
         self.on_failure, self.tolerance, self.polish_steps = on_failure, tolerance, polish_steps
         self.program: ConicProgram = node.program
         self.factors = Factors(node.program)
-        self.report: Report | None = None
+        self.complete = False
+        """Whether all elements are solved."""
+        self._report: Callable[[], Report] | None = None
+
+    @cached_property
+    def report(self) -> Report | None:
+        """What happened; None before, which under a transform of ``torch.func`` is always."""
+        return None if self._report is None else self._report()
 
     def __call__(self, data: ConicData, *extra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Solve physical tensors; ``extra`` is ``(finite, parameters, admissible, *values)``."""
@@ -83,8 +154,76 @@ class Call:
             raw = solve_in_units(self.solver, self.program, asked, self.workspace)
         else:
             raw = RawSolution.empty(self.program, 0, data.q)
-        point, factor, usable = self._improve(instance, raw, finite)
-        value, violation = self.node.inspect(values, parameters, point, self.tolerance)
+        attempt = _Attempt(instance, raw, instance.at(raw.x, raw.y - raw.s), finite, None)
+        return self._conclude(data, attempt, parameters, values)
+
+    def from_parameters(self, u: Array, *extra: Tensor) -> tuple[ConicData, tuple[Tensor, Tensor, Tensor]]:
+        """The data for parameter vectors u (B, k), and what ``__call__`` gives for them; ``extra`` is
+        ``(admissible, *values)``.
+
+        Where the solver is a compiled kernel there is one sweep of kernels from u to the checks. What they say of elements
+        that should not have been solved in the first place is not used: then all is done step by step.
+        """
+        admissible, *values = extra
+        substituted = self._substituted(u)
+        data, swept = substituted.data, self._sweep(substituted, u)
+        finite = torch.from_numpy(substituted.finite)
+        if swept is None or not self._is_posed(data, finite, admissible):
+            return data, self(data, finite, torch.from_numpy(u), *extra)
+        if not swept.is_finished(self.tolerance):
+            attempt = _Attempt(Instance(self.program, data), swept.prepared.raw, swept.point, finite, swept.inspected)
+            return data, self._conclude(data, attempt, torch.from_numpy(u), values)
+        x, v, _, _ = tensors = swept.tensors
+        self.complete = True
+        self._report = partial(swept.report, tensors, values, (data.P, data.A, v, finite))
+        return data, (x, v, finite)
+
+    def _substituted(self, u: Array) -> Substituted:
+        binding, structure = self.node.compiled, self.program.structure
+        assert binding is not None and structure is not None
+        return Substituted.of(binding, structure, u)
+
+    def _is_posed(self, data: ConicData, finite: Tensor, admissible: Tensor) -> bool:
+        """Whether every element is to be solved."""
+        if not bool((finite & admissible).all()):
+            return False
+        return not self.node.curvature_varies or bool(self.program.is_convex(data).all())
+
+    def _sweep(self, substituted: Substituted, u: Array) -> _Swept | None:
+        """Data, solution, optimality conditions and checks; None, with the data alone, if the solver is none of the kernels
+        or an element is not solved."""
+        program, plan, batch, solver = self.program, self.node.plan, len(u), self.solver
+        if isinstance(solver, Auto):
+            solver = solver.choose(program, self.workspace, "cpu")
+        prepared = solver.prepare(program, substituted.arrays) if isinstance(solver, Compiled) and batch else None
+        if prepared is None or not isinstance(solver, Compiled):
+            sweep(batch, [substituted.task])
+            return None
+        v, y, s = (np.empty((batch, program.m)) for _ in range(3))
+        point, answer = (prepared.x, v, y, s), (prepared.y, prepared.s)
+        measured = Measurement.of(program.structure, substituted.arrays, point, True, answer)
+        tasks, found = [substituted.task, prepared.task, measured.task], None
+        if plan is not None:
+            found = np.empty((batch, 2))
+            tasks.append(plan.task(u, prepared.x, measured.measures, found))
+        sweep(batch, tasks, prepared.threads)
+        if prepared.status.any():
+            solver.complete(program, substituted.arrays, prepared)
+            if prepared.status.any():
+                return None
+            sweep(batch, tasks[2:], prepared.threads)
+        return _Swept(prepared, measured, point, found)
+
+    def _conclude(
+        self, data: ConicData, attempt: _Attempt, parameters: Tensor, values: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Polish and check what the solver has found."""
+        instance, raw, first, finite, inspected = attempt
+        point, factor, usable = self._improve(instance, raw, first, finite)
+        if inspected is not None and point is first:
+            value, violation = inspected.unbind(1)
+        else:
+            value, violation = self.node.inspect(values, parameters, point, self.tolerance)
         worst = torch.stack((point.residuals.worst, instance.hidden(point), violation)).amax(0)
         ok = usable & (worst <= self.tolerance)
         status, x, v = torch.zeros_like(raw.status), point.x, point.v
@@ -99,14 +238,14 @@ class Call:
             self.factors.keep(data.P, data.A, v, ok, factor)
         where = (data.P, data.A, v, ok)
         left = point.top, point.low
-        self.report = Report(
-            x, point.y, point.s, value, status, raw.iterations, point.residuals, values, where, left, complete
-        )
+        report = Report(x, point.y, point.s, value, status, raw.iterations, point.residuals, values, where, left)
+        self.complete, self._report = complete, lambda: report
         return x, v, ok
 
-    def _improve(self, instance: Instance, raw: RawSolution, finite: Tensor) -> tuple[Point, KKT | None, Tensor]:
+    def _improve(
+        self, instance: Instance, raw: RawSolution, point: Point, finite: Tensor
+    ) -> tuple[Point, KKT | None, Tensor]:
         """The solver's points after polishing, the factor there if it is known, and which elements have a point."""
-        point = instance.at(raw.x, raw.y - raw.s)
         if bool((point.residuals.worst <= GOAL).all()):  # nothing to gain, and nothing that is not a number
             return point, None, finite
         usable = finite & torch.isfinite(torch.cat((raw.x, raw.y, raw.s), 1)).all(-1)
@@ -121,7 +260,8 @@ class Call:
         """``(x, v, ok)`` of other numbers, which are not those of the problem as declared."""
         instance = Instance(self.program, data)
         raw = solve_in_units(self.solver, self.program, data, self.workspace)
-        point, _, usable = self._improve(instance, raw, torch.ones_like(raw.status, dtype=torch.bool))
+        point = instance.at(raw.x, raw.y - raw.s)
+        point, _, usable = self._improve(instance, raw, point, torch.ones_like(raw.status, dtype=torch.bool))
         return point.x, point.v, usable & (point.residuals.worst <= self.tolerance)
 
     def _better(self, instance: Instance, raw: RawSolution, usable: Tensor, point: Point) -> Point:
@@ -144,7 +284,8 @@ class Call:
         kkt = self.factors.at(P, A, v, ok)
         loose = kkt.null.primal | self._is_loose(kkt, ok)
         flags = flags + loose * int(Regularity.SINGULAR_HESSIAN) + kkt.null.dual * int(Regularity.RANK_DEFICIENT)
-        flags = flags + self.program.cones.dual_weak(v).any(-1) * int(Regularity.WEAKLY_ACTIVE)
+        weak = self.program.cones.dual_weak(v).any(-1) | self._is_blurred(v)
+        flags = flags + weak * int(Regularity.WEAKLY_ACTIVE)
         return torch.where(ok, flags, 0)
 
     def _is_loose(self, kkt: KKT, ok: Tensor) -> Tensor:
@@ -157,6 +298,15 @@ class Call:
             for t in (kkt.forward(top, low)[0].squeeze(-1), self.report.x)
         )
         return step > LOOSE * (size + LOOSE)
+
+    def _is_blurred(self, v: Tensor) -> Tensor:
+        """Whether the duals are not the projection of ``v = y - s``, as at a solver's own point that polishing did not
+        improve. ``(B,)`` bool."""
+        assert self.report is not None
+        if not v.shape[1]:
+            return torch.zeros_like(self.report.ok)
+        y = self.report.y
+        return (self.program.cones.project_dual(v) - y).abs().amax(1) > BLURRED * (y.abs().amax(1) + BLURRED)
 
 
 def _failure(status: Tensor, usable: Tensor) -> Tensor:

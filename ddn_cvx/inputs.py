@@ -55,7 +55,8 @@ def gather(specs: Sequence[ParameterSpec], args: Sequence[Tensor], named: Mappin
     batch, dtype, device = _common(tuple(specs), *((t.shape, t.dtype, t.layout, t.device) for t in tensors))
     values, size = [], math.prod(batch)
     for spec, tensor in zip(specs, tensors, strict=True):
-        precise = tensor.to(torch.complex128 if spec.is_complex else torch.float64)
+        wanted = torch.complex128 if spec.is_complex else torch.float64
+        precise = tensor if tensor.dtype == wanted else tensor.to(wanted)  # a call that does nothing costs, too
         if spec.entries is not None:
             precise = _entries(spec, precise)
         if precise.shape != (size, *spec.inner):

@@ -303,7 +303,7 @@ class DeclarativeLayer(nn.Module):
         pieces = node.pieces(values)
         x, v, ok = attach(self.adjoint, call, node, pieces, (admissible, *values))
         outputs = node.recover(x, v, pieces)
-        if call.report is None or not call.report.complete:
+        if not call.complete:
             outputs = tuple(_nan_where_failed(ok, out) for out in outputs)
         return tuple(batch.restore(out) for out in outputs), call
 

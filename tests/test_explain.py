@@ -13,6 +13,7 @@ import ddn_cvx as ddn
 from ddn_cvx import DeclarativeLayer
 from ddn_cvx.adjoint import compiled
 from ddn_cvx.solvers.base import Solver
+from ddn_cvx.solvers.compiled import Compiled
 
 
 def least_squares(n: int = 3, **options: object) -> DeclarativeLayer:
@@ -46,6 +47,8 @@ def used(monkeypatch: pytest.MonkeyPatch, layer: DeclarativeLayer, *params: Tens
 
     for kind in (ddn.ActiveSet, ddn.Mehrotra, ddn.InteriorPoint, ddn.Clarabel, ddn.SCS):
         monkeypatch.setattr(kind, "solve", spied(kind.solve, kind.__name__))
+        if issubclass(kind, Compiled):
+            monkeypatch.setattr(kind, "prepare", spied(kind.prepare, kind.__name__))
     pull_back = compiled._pull_back
     monkeypatch.setattr(compiled, "_pull_back", lambda *a: kernels.append(True) or pull_back(*a))
     layer(*(p.clone().requires_grad_() for p in params)).sum().backward()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,29 +19,30 @@ from torch.autograd import forward_ad
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.implicit import Implicit
-from ddn_cvx.kernels import conic_newton, kkt, spectrum, substitution
-from ddn_cvx.kernels.jit import spread
+from ddn_cvx.kernels import conic_newton, kkt_once, separable, spectrum, substitution
+from ddn_cvx.kernels.jit import Task, sweep
 from ddn_cvx.kernels.memory import empty
-from ddn_cvx.kernels.structure import Structure
 from ddn_cvx.program.base import Binding
 from ddn_cvx.program.conic import ConicData
 
 Array = NDArray[np.float64]
+_DEFAULT = Implicit()
 
 
 def are_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether these are ordinary CPU tensors: no ``torch.func`` transform, no forward mode."""
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or not all(t.is_cpu for t in tensors):
         return False
-    return all(t.is_cpu and forward_ad.unpack_dual(t).tangent is None for t in tensors)
+    # Outside of forward mode, which has levels from zero on, there is no tangent to look for.
+    return forward_ad._current_level < 0 or all(forward_ad.unpack_dual(t).tangent is None for t in tensors)
 
 
 def attach(
-    adjoint: Adjoint, solve: Solve, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
+    adjoint: Adjoint, solve: SolveParameters, binding: Binding, pieces: Sequence[Tensor], extra: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run ``solve(data, finite, parameters, *extra)`` with what ``binding.bind(pieces)`` gives, and return its
     ``(x, v, ok)`` as differentiable functions of the pieces: compiled if the adjoint is the default one."""
-    if adjoint == Implicit() and are_plain(pieces) and binding.compiled is not None:
+    if adjoint == _DEFAULT and are_plain(pieces) and binding.compiled is not None:
         out = _CompiledMap.apply(solve, binding, adjoint, extra, *pieces)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return cast(tuple[Tensor, Tensor, Tensor], out)
     return _in_torch(adjoint, solve, binding, pieces, extra)
@@ -52,6 +53,13 @@ def _in_torch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     bound = binding.bind(pieces)
     return adjoint.attach(solve, bound.data, (bound.finite, bound.parameters, *extra))
+
+
+class SolveParameters(Solve, Protocol):
+    """A solve that knows the compiled map from parameters to data, ``binding.compiled``."""
+
+    def from_parameters(self, u: Array, *extra: Tensor) -> tuple[ConicData, tuple[Tensor, Tensor, Tensor]]:
+        """The data for parameter vectors u (B, k), and ``(x, v, ok)``."""
 
 
 class _Known:
@@ -71,15 +79,14 @@ class _CompiledMap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, solve: Solve, binding: Binding, adjoint: Adjoint, extra: tuple[Tensor, ...], *pieces: Tensor
+        ctx: Any, solve: SolveParameters, binding: Binding, adjoint: Adjoint, extra: tuple[Tensor, ...], *pieces: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = [piece.detach().numpy().reshape(piece.shape[0], piece.shape[1:].numel()) for piece in pieces]
         if len(parts) == 1:
             u = np.ascontiguousarray(parts[0])
         else:
             u = np.concatenate(parts, axis=1, out=empty(len(parts[0]), sum(part.shape[1] for part in parts)))
-        data, finite = _bind(binding, u)
-        x, v, ok = solve(data, finite, torch.from_numpy(u), *extra)
+        data, (x, v, ok) = solve.from_parameters(u, *extra)
         ctx.binding, ctx.solve, ctx.adjoint, ctx.u, ctx.data = binding, solve, adjoint, u, data
         ctx.save_for_backward(x, v, ok, *pieces)
         ctx.mark_non_differentiable(ok)
@@ -110,53 +117,39 @@ class _CompiledMap(torch.autograd.Function):
         return (None, None, None, None, *gradients)
 
 
-def _bind(binding: Binding, u: Array) -> tuple[ConicData, Tensor]:
-    substituted, structure = binding.compiled, binding.program.structure
-    assert substituted is not None and structure is not None
-    batch, stops = len(u), substituted.stops
-    sizes = [int(stops[0]), structure.n, int(stops[2] - stops[1]), structure.m]
-    data, finite = [empty(batch, size) for size in sizes], np.empty(batch, np.bool_)
-    work = 4 * len(substituted.offset) + 2 * len(substituted.places) * substituted.eliminated
-    spread(substitution.bind, batch, work, substituted, u, *data, finite)
-    return ConicData(*map(torch.from_numpy, data)), torch.from_numpy(finite)
-
-
 def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
-    substituted, structure = ctx.binding.compiled, ctx.binding.program.structure
-    values = [t.numpy() for t in (ctx.data.P, ctx.data.A, v, ok)]
-    g, h = _solve_once(ctx, structure, values, (ctx.data.P, ctx.data.A, v, ok), gx, gv)
-    out, ends = empty(ctx.u.size), np.array([*accumulate(sizes)], np.int64)
-    work, batch = 10 * len(substituted.offset), len(ctx.u)
-    curved = ctx.binding.program.curved
-    if curved is not None:  # handed y in place of v, and nothing to project
-        y, s = np.empty_like(values[2]), np.empty_like(values[2])
-        spread(spectrum.project, batch, 100 * structure.m, curved, values[2], y, s)
-        values[2], structure = y, structure._replace(zero=structure.m)
-    spread(substitution.pull_back, batch, work, substituted, structure, ctx.u, x.numpy(), *values[2:], g, h, ends, out)
-    return out
+    """The gradient with respect to the parameters, piece after piece: ``J'(g, h) = (gx, gv)``, and from there back.
 
-
-def _solve_once(
-    ctx: Any, structure: Structure, values: list[Any], key: tuple[Tensor, Tensor, Tensor, Tensor], gx: Tensor, gv: Tensor
-) -> tuple[Array, Array]:
-    """``J'(g, h) = (gx, gv)``: with factors that are not kept, unless there are some or this is not the first time.
-
-    With curved cones it is done anew every time: kept factors are torch's, whose gradients differ by rounding.
+    The system is solved with factors that are not kept, unless there are some or this is not the first time. With curved
+    cones, and for separable programs, it is done anew every time: with kept factors gradients differ by rounding.
     """
-    curved = ctx.binding.program.curved
-    if curved is not None or (not ctx.differentiated and not ctx.solve.factors.holds(*key)):
+    binding, data, batch = ctx.binding, ctx.data, len(ctx.u)
+    substituted, structure, curved = binding.compiled, binding.program.structure, binding.program.curved
+    key = data.P, data.A, v, ok
+    values = [t.numpy() for t in key]
+    y = values[2]
+    g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.zeros(batch, np.bool_)
+    projection = []
+    if curved is not None:  # the way back is handed y in place of v, and nothing to project
+        y, s = np.empty_like(y), np.empty_like(y)
+        projection = [Task(spectrum.project, 100 * structure.m, (curved, values[2], y, s))]
+    out, ends = empty(ctx.u.size), np.array([*accumulate(sizes)], np.int64)
+    rows = structure if curved is None else structure._replace(zero=structure.m)
+    arrays = ctx.u, x.numpy(), y, values[3], g, h, ends, out
+    back = Task(substitution.pull_back, 10 * len(substituted.offset), (substituted, rows, *arrays))
+    if curved is not None or structure.separable or (not ctx.differentiated and not ctx.solve.factors.holds(*key)):
         ctx.differentiated = True
         cotangent = [t.contiguous().numpy() for t in (gx, gv)]
-        g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.empty(gx.shape[0], np.bool_)
-        work = structure.n**3 / 3 + 10 * (structure.n + structure.m) ** 2
-        kernel, known = (kkt.reverse_once, structure) if curved is None else (conic_newton.reverse_once, curved)
-        spread(kernel, gx.shape[0], work, known, *values, *cotangent, g, h, healthy)
+        size = structure.n + structure.m
+        work = 20 * size if structure.separable else structure.n**3 / 3 + 10 * size**2
+        reverse = separable.reverse if structure.separable else kkt_once.reverse
+        kernel, known = (reverse, structure) if curved is None else (conic_newton.reverse_once, curved)
+        sweep(batch, [*projection, Task(kernel, work, (known, *values, *cotangent, g, h, healthy)), back])
         if healthy.all():
-            return g, h
-    else:
-        g, h, healthy = np.empty(gx.shape), np.empty(gv.shape), np.zeros(gx.shape[0], np.bool_)
+            return out
     found = ctx.solve.factors.at(*key).reverse(gx.unsqueeze(-1), gv.unsqueeze(-1))
     # An element's gradient must not depend on whether others are healthy.
-    for out, other in zip((g, h), found, strict=True):
-        out[~healthy] = other.squeeze(-1).numpy()[~healthy]
-    return g, h
+    for whole, other in zip((g, h), found, strict=True):
+        whole[~healthy] = other.squeeze(-1).numpy()[~healthy]
+    sweep(batch, [back])
+    return out

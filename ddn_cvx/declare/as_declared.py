@@ -47,12 +47,16 @@ class AsDeclared:
         or inf.
         """
         batch = expected.shape[0]
+        objective, args = self.evaluate(values, batch)
+        return objective, self.checks.worst(args, tolerance, batch, [(objective.unsqueeze(1), expected.unsqueeze(1))])
+
+    def evaluate(self, values: Values, batch: int) -> tuple[Tensor, list[Tensor]]:
+        """The objective ``(B,)``, and the arguments of the constraints one after the other."""
         (objective,), args = self.checks.evaluate(values)
         objective = objective.real
         if objective.ndim > 1:
             objective = objective.flatten(1).sum(1)
-        objective = objective.expand(batch)
-        return objective, self.checks.worst(args, tolerance, batch, [(objective.unsqueeze(1), expected.unsqueeze(1))])
+        return objective.expand(batch), args
 
     def admissible(self, values: Values, like: Tensor) -> Tensor:
         """Whether the parameters have the attributes they were declared with, ``(B,)`` bool.
@@ -90,20 +94,27 @@ class _Checks:
 
     def worst(self, args: list[Tensor], tolerance: float, batch: int, equal: Sequence[Pair] = ()) -> Tensor:
         """The largest violation of the constraints and of the equalities ``equal``, ``(B,)``; NaN counts as infinite."""
-        rest, equalities = iter(args), list(equal)
-        inequalities: list[Pair] = []
-        found: list[Tensor] = []
-        for kind, count, extra in self.kinds:
-            these = [next(rest) for _ in range(count)]
-            if kind in ("Equality", "Inequality") and not (these[0].is_complex() or these[1].is_complex()):
-                pair = these if these[0].shape == these[1].shape else torch.broadcast_tensors(*these)
-                (equalities if kind == "Equality" else inequalities).append((_flat(pair[0], batch), _flat(pair[1], batch)))
-            else:
-                found.append(_flat(_VIOLATION[kind](these, extra, tolerance), batch))
+        equalities, inequalities, others = self.sides(args, batch)
+        equalities += equal
+        found = [_flat(_VIOLATION[kind](these, extra, tolerance), batch) for kind, these, extra in others]
         if equalities or inequalities:
             found.append(_elementwise(equalities, inequalities))
         whole = torch.cat(found, 1) if len(found) > 1 else found[0]
         return torch.nan_to_num(whole.amax(1), nan=torch.inf) if whole.shape[1] else whole.new_zeros(batch)
+
+    def sides(self, args: list[Tensor], batch: int) -> tuple[list[Pair], list[Pair], list[tuple[str, list[Tensor], object]]]:
+        """Pairs ``(B, size)`` of what should be equal, and of what should be at most the other; and other constraints."""
+        rest = iter(args)
+        pairs: dict[str, list[Pair]] = {"Equality": [], "Inequality": []}
+        others: list[tuple[str, list[Tensor], object]] = []
+        for kind, count, extra in self.kinds:
+            these = [next(rest) for _ in range(count)]
+            if kind in pairs and not (these[0].is_complex() or these[1].is_complex()):
+                left, right = these if these[0].shape == these[1].shape else torch.broadcast_tensors(*these)
+                pairs[kind].append((_flat(left, batch), _flat(right, batch)))
+            else:
+                others.append((kind, these, extra))
+        return pairs["Equality"], pairs["Inequality"], others
 
 
 def _flat(t: Tensor, batch: int) -> Tensor:

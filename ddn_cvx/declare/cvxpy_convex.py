@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 import cvxpy as cp
@@ -17,10 +18,13 @@ from ddn_cvx.declare.as_declared import AsDeclared
 from ddn_cvx.declare.atoms import compile_expression, is_compact
 from ddn_cvx.declare.auto_dpp import has_constant_curvature, to_dpp
 from ddn_cvx.declare.canonical import Canonical, canonicalise
+from ddn_cvx.declare.check_plan import plan_checks
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.rules import check_declaration, check_parametrised, explain
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.kernels.substitution import Substitution
+from ddn_cvx.kernels.verification import Plan
 from ddn_cvx.program.affine_map import SparseLinear
 from ddn_cvx.program.base import Bound, ParameterSpec
 from ddn_cvx.program.conic import ConicProgram
@@ -261,8 +265,26 @@ class ConvexProblem:
                 good = good & (_rows(values[k]) > 0).all(1)
         return good
 
+    @cached_property
+    def plan(self) -> Plan | None:
+        """What ``inspect`` computes, for a compiled kernel; None where torch does it."""
+        maps, specs = self._direct_primal, zip(self._parameter_ids, self.parameters, strict=True)
+        if self.program.structure is None or self.gp or maps is None or any(p.is_complex for p in self.parameters):
+            return None
+        if any(imag is not None for _, imag, _ in maps):
+            return None
+        parameters = [(key, spec.inner) for key, spec in specs]
+        variables = [(key, shape, real.matrix) for key, (real, _, shape) in zip(self._primal, maps, strict=True)]
+        return plan_checks(self.declared, parameters, variables, self._elimination, self.sign)
+
     def inspect(self, values: Sequence[Tensor], u: Tensor, point: Point, tolerance: float) -> tuple[Tensor, Tensor]:
         """The declared objective ``(B,)`` and the largest relative violation ``(B,)`` at a candidate solution."""
+        plan = self.plan if u.device.type == "cpu" else None
+        if plan is not None:
+            measures, found = np.zeros((len(u), 6)), np.empty((len(u), 2))
+            measures[:, 5] = point.value.numpy()
+            sweep(len(u), [plan.task(u.numpy(), point.x.numpy(), measures, found)])
+            return torch.from_numpy(found[:, 0]), torch.from_numpy(found[:, 1])
         x, y, canonical = point.x, point.y, point.value
         if self._elimination.has_constant:
             canonical = canonical + self._elimination.constant(u)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels import separable
 from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, is_finite, largest, rows_times
 from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A, dense_P
@@ -51,26 +50,32 @@ def solve(
     An element that is not solved has NaN. BROKEN are those whose P is not positive definite.
     """
     n, m = structure.n, structure.m
-    L, JT, RT, rows = np.empty((n, n)), np.empty((n, n)), np.empty((n, n)), np.empty((m, n))
-    d, z, r, u, size = np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(m)
-    active, where = np.empty(n, np.int64), np.empty(m, np.int64)
-    scratch = separable.workspace(structure)
+    matrices = np.empty((n, n)), np.empty((n, n)), np.empty((n, n)), np.empty((m, n))
+    work = np.empty((4, n)), np.empty(m), np.empty(n, np.int64), np.empty(m, np.int64)
+    out = x, y, s, status, iterations
+    _solve(first, last, structure, (P, q, A, b), out, matrices, work)
+
+
+@lean
+def _solve(first: int, last: int, structure: Any, data: Any, out: Any, matrices: Any, work: Any) -> None:
+    (P, q, A, b), (x, y, s, status, iterations), (L, JT, RT, rows) = data, out, matrices
+    vectors, size, active, where = work
+    d, z, r, u = vectors[0], vectors[1], vectors[2], vectors[3]
     for k in range(first, last):
+        fill(x[k], np.nan)
+        fill(y[k], np.nan)
+        fill(s[k], np.nan)
+        iterations[k] = 0
         if not (is_finite(P[k]) and is_finite(q[k]) and is_finite(A[k]) and is_finite(b[k])):
             status[k] = INVALID
             continue
         dense_A(structure, A[k], rows)
-        if structure.separable:
-            iterations[k] = separable.solve(structure, P[k], q[k], A[k], b[k], rows, x[k], y[k], s[k], scratch)
-            if iterations[k] > 0:
-                status[k] = SOLVED
-                continue
         dense_P(structure, P[k], L)
         if not cholesky(L, CONVEX):
             status[k] = BROKEN
             continue
         _invert(L, JT)
-        for i in range(m):
+        for i in range(structure.m):
             size[i] = dot(rows[i], rows[i]) ** 0.5
         status[k], iterations[k], count = _iterate(
             structure, JT, RT, rows, size, A[k], q[k], b[k], x[k], d, z, r, u, active, where

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 
@@ -44,6 +45,9 @@ view: Callable[..., Any] = partial(lean, inline="always")
 SHARE = 40_000
 """Batches with less work than this, in operations, stay in the calling thread: waking others takes as long."""
 
+EVEN = 4_000_000
+"""Batches with more work than this are cut into more parts than there are threads: elements differ, but parts cost, too."""
+
 PATIENCE = 2.0
 """Seconds after which the user is told what takes so long."""
 
@@ -56,29 +60,55 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Task(NamedTuple):
+    """``kernel(first, last, *arguments)`` over a batch."""
+
+    kernel: Any
+    work: float
+    """Operations for one element."""
+    arguments: tuple[Any, ...]
+
+
 def spread(kernel: Any, batch: int, work: float, *arguments: Any, threads: int | None = None) -> None:
     """``kernel(first, last, *arguments)`` over the whole batch; ``work`` is operations for one element."""
-    if not kernel.overloads:
-        with _compiling():
-            kernel(0, 0, *arguments)
+    sweep(batch, [Task(kernel, work, arguments)], threads)
+
+
+def sweep(batch: int, tasks: Sequence[Task], threads: int | None = None) -> None:
+    """Do the tasks one after the other, for each part of the batch by itself: threads are woken once for all of them.
+
+    What a task computes for an element may be what later tasks need for that element.
+    """
+    for kernel, _, arguments in tasks:
+        if not kernel.overloads:
+            with _compiling():
+                kernel(0, 0, *arguments)
     threads = processors() if threads is None else threads
-    if threads < 2 or batch < 2 or batch * work < SHARE:
-        kernel(0, batch, *arguments)
+    work = batch * sum(task.work for task in tasks)
+    if threads < 2 or batch < 2 or work < SHARE:
+        for kernel, _, arguments in tasks:
+            kernel(0, batch, *arguments)
         return
     key = os.getpid(), threads  # threads do not survive a fork
     if key not in _pools:
         _pools[key] = ThreadPoolExecutor(threads - 1, thread_name_prefix="ddn_cvx")
-    parts = min(2 * threads, batch)
-    stops = [batch * k // parts for k in range(parts + 1)]
-    waiting = [_pools[key].submit(kernel, stops[k], stops[k + 1], *arguments) for k in range(1, parts)]
-    kernel(0, stops[1], *arguments)
-    # What no thread has begun is done here, so that a busy pool delays nobody.
-    for k, future in enumerate(waiting, 1):
-        if future.cancel():
-            kernel(stops[k], stops[k + 1], *arguments)
-    for future in waiting:
-        if not future.cancelled():
-            future.result()
+    parts = min(threads if work < EVEN else 2 * threads, batch)
+    left = deque((batch * k // parts, batch * (k + 1) // parts) for k in range(parts))
+
+    def help_out() -> None:
+        while left:
+            try:
+                first, last = left.popleft()
+            except IndexError:  # another thread took the last part
+                return
+            for kernel, _, arguments in tasks:
+                kernel(first, last, *arguments)
+
+    helpers = [_pools[key].submit(help_out) for _ in range(threads - 1)]
+    help_out()
+    for helper in helpers:  # one that has not begun is not waited for, so that a busy pool delays nobody
+        if not helper.cancel():
+            helper.result()
 
 
 @contextmanager

@@ -116,12 +116,12 @@ def factor(
     for k in range(first, last):
         fill(weights[k], 0.0)
         if healthy[k]:
-            parts = _begin(structure, v[k], free[k], general[k], start[k], factors, scratch)
-            healthy[k] = _factor(structure, P[k], A[k], parts, weights[k])
+            parts = begin(structure, v[k], free[k], general[k], start[k], factors, scratch)
+            healthy[k] = factorise(structure, P[k], A[k], parts, weights[k])
 
 
 @lean
-def _factor(structure: Any, P: Any, A: Any, parts: Any, weights: Any) -> bool:
+def factorise(structure: Any, P: Any, A: Any, parts: Any, weights: Any) -> bool:
     place, order, L, W, T = parts
     _gather_P(structure, P, place, L)
     _gather_A(structure, A, place, order, W)
@@ -207,7 +207,7 @@ def forward(
     for k in range(first, last):
         if not healthy[k]:
             continue
-        parts = _begin(structure, v[k], free[k], general[k], start[k], factors, scratch)
+        parts = begin(structure, v[k], free[k], general[k], start[k], factors, scratch)
         for column in range(r.shape[1]):
             for i in range(structure.m):
                 low[i] = t[k, column, i] if parts[1][i] > -2 else 0.0
@@ -240,41 +240,17 @@ def reverse(
     scratch = workspace(structure)
     for k in range(first, last):
         if healthy[k]:
-            parts = _begin(structure, v[k], free[k], general[k], start[k], factors, scratch)
+            parts = begin(structure, v[k], free[k], general[k], start[k], factors, scratch)
             for column in range(g.shape[1]):
-                _reverse(
+                reverse_one(
                     structure, P[k], A[k], weights[k], parts, scratch, g[k, column], h[k, column], u[k, column], w[k, column]
                 )
 
 
-@jit
-def reverse_once(
-    first: int, last: int, structure: Any, P: Any, A: Any, v: Any, ok: Any, g: Any, h: Any, u: Any, w: Any, healthy: Any
-) -> None:
-    """``J' (u, w) = (g, h)`` for one right-hand side, g (B, n), h (B, m), without keeping the factors.
-
-    Says in ``healthy`` (B,) which elements it has solved; those that are not ``ok`` get zeros.
-    """
-    n = structure.n
-    scratch = workspace(structure)
-    fixed, weights, factors = np.empty(n, np.bool_), np.empty(structure.m), np.empty(3 * n * n)
-    for k in range(first, last):
-        fill(u[k], 0.0)
-        fill(w[k], 0.0)
-        healthy[k] = True
-        if not ok[k]:
-            continue
-        free, general, healthy[k] = sizes(structure, v[k], A[k], fixed)
-        if healthy[k]:
-            fill(weights, 0.0)
-            parts = _begin(structure, v[k], free, general, 0, factors, scratch)
-            healthy[k] = _factor(structure, P[k], A[k], parts, weights)
-            if healthy[k]:
-                _reverse(structure, P[k], A[k], weights, parts, scratch, g[k], h[k], u[k], w[k])
-
-
 @lean
-def _reverse(structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, g: Any, h: Any, u: Any, w: Any) -> None:
+def reverse_one(
+    structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, g: Any, h: Any, u: Any, w: Any
+) -> None:
     order, top, low = parts[1], scratch[2][5], scratch[3][3]
     copy(g, top)
     add_At(structure, A, 1.0, h, top)
@@ -298,7 +274,7 @@ def workspace(structure: Any) -> Any:
 
 
 @view
-def _begin(structure: Any, v: Any, f: int, g: int, start: int, factors: Any, scratch: Any) -> Any:
+def begin(structure: Any, v: Any, f: int, g: int, start: int, factors: Any, scratch: Any) -> Any:
     place, order, _, _ = scratch
     partition(structure, v, place, order)
     L, W, T = views(factors, start, f, g)
@@ -320,7 +296,7 @@ def _solve(
     size = max(largest(top), largest(low))
     error = size
     for step in range(1 + REFINEMENTS):
-        _reduced(structure, P, A, weights, parts, scratch, r, t, du, dw)
+        reduced(structure, P, A, weights, parts, scratch, r, t, du, dw)
         add(u, 1.0, du)
         add(omega, 1.0, dw)
         if step == REFINEMENTS or error <= GOOD * size:
@@ -337,7 +313,7 @@ def _solve(
 
 
 @lean
-def _reduced(
+def reduced(
     structure: Any, P: Any, A: Any, weights: Any, parts: Any, scratch: Any, top: Any, low: Any, u: Any, omega: Any
 ) -> None:
     """The same by the factors alone."""

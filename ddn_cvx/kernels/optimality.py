@@ -58,17 +58,42 @@ def measure(
     low: Any,
     measures: Any,
     projects: bool,
+    raw_y: Any,
+    raw_s: Any,
 ) -> None:
     """``top = Px + q + A'y``, ``low = Ax + s - b``, and as ``measures`` (B, 6) the relative primal and dual residuals, the
     gap, the worst of them, the worst of the two residuals once rows and columns are scaled (``Instance.hidden``), and the
     objective.
 
-    With ``projects``, y and s are computed from v first; distances from the cones are not measured otherwise.
+    With ``projects``, y and s are computed from v first, and v is ``raw_y - raw_s`` if these are (B, m) and not (0, m);
+    distances from the cones are not measured otherwise.
     """
     n, m = structure.n, structure.m
-    Px, Aty, Ax = np.empty(n), np.empty(n), np.empty(m)
-    sizes = np.empty(m), np.empty(n), np.empty(m), np.empty(n)
+    work = np.empty(n), np.empty(n), np.empty(m), (np.empty(m), np.empty(n), np.empty(m), np.empty(n))
+    data, point, given = (P, q, A, b), (x, v, y, s), (raw_y, raw_s)
+    _measure(first, last, structure, data, point, top, low, measures, projects, given, work)
+
+
+@lean
+def _measure(
+    first: int,
+    last: int,
+    structure: Any,
+    data: Any,
+    point: Any,
+    top: Any,
+    low: Any,
+    measures: Any,
+    projects: bool,
+    given: Any,
+    work: Any,
+) -> None:
+    (P, q, A, b), (x, v, y, s), (raw_y, raw_s), (Px, Aty, Ax, sizes) = data, point, given, work
+    n, m = structure.n, structure.m
     for k in range(first, last):
+        if len(raw_y):
+            for i in range(m):
+                v[k, i] = raw_y[k, i] - raw_s[k, i]
         if projects:
             project(structure, v[k], y[k], s[k])
         fill(Px, 0.0)

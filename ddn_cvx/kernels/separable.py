@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels.dense import cholesky, copy, fill, lower, lower_transposed
-from ddn_cvx.kernels.jit import inner, lean
+from ddn_cvx.kernels.dense import add, cholesky, copy, dot, fill, is_finite, lower, lower_transposed, rows_times
+from ddn_cvx.kernels.jit import inner, jit, lean
+from ddn_cvx.kernels.structure import add_At, dense_A
+
+SOLVED, LIMIT, INVALID = 0, 4, 6
 
 ROUNDS = 30
 """Guesses before another method takes over."""
@@ -22,12 +25,50 @@ INDEPENDENT = 1e-10
 """Pivots of the equalities' system below this part of their diagonal entry mean that the guess leaves them dependent."""
 
 
+@jit
+def solve(
+    first: int,
+    last: int,
+    structure: Any,
+    P: Any,
+    q: Any,
+    A: Any,
+    b: Any,
+    x: Any,
+    y: Any,
+    s: Any,
+    status: Any,
+    iterations: Any,
+) -> None:
+    """Fill in x (B, n), y (B, m), s (B, m), status (B,) and iterations (B,) for the elements ``first .. last - 1``.
+
+    An element that is not solved has NaN; LIMIT are those that another method may solve.
+    """
+    scratch, E = _workspace(structure), np.empty((structure.zero, structure.n))
+    _solve_all(first, last, structure, (P, q, A, b), (x, y, s, status, iterations), E, scratch)
+
+
 @lean
-def solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any, y: Any, s: Any, scratch: Any) -> int:
+def _solve_all(first: int, last: int, structure: Any, data: Any, out: Any, E: Any, scratch: Any) -> None:
+    (P, q, A, b), (x, y, s, status, iterations) = data, out
+    for k in range(first, last):
+        iterations[k] = 0
+        status[k] = INVALID
+        if is_finite(P[k]) and is_finite(q[k]) and is_finite(A[k]) and is_finite(b[k]):
+            dense_A(structure, A[k], E)
+            iterations[k] = _solve(structure, P[k], q[k], A[k], b[k], E, x[k], y[k], s[k], scratch)
+            status[k] = SOLVED if iterations[k] > 0 else LIMIT
+        if status[k] != SOLVED:
+            fill(x[k], np.nan)
+            fill(y[k], np.nan)
+            fill(s[k], np.nan)
+
+
+@lean
+def _solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any, y: Any, s: Any, scratch: Any) -> int:
     """Fill in x (n,), y and s (m,); returns the number of rounds, 0 where the method has not converged.
 
-    ``diagonal`` (n,) is that of P, and the equalities are the first rows of E (>= zero, n); ``scratch`` is
-    ``workspace(structure)``.
+    ``diagonal`` (n,) is that of P, and the equalities are the rows of E (zero, n).
     """
     A_cols, bound = structure.A_cols, structure.bound
     n, m, zero = structure.n, structure.m, structure.zero
@@ -90,8 +131,99 @@ def solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any,
     return 0
 
 
+@jit
+def reverse(
+    first: int, last: int, structure: Any, P: Any, A: Any, v: Any, ok: Any, g: Any, h: Any, u: Any, w: Any, healthy: Any
+) -> None:
+    """``J' (u, w) = (g, h)`` as in ``kkt_once.reverse``: the diagonal P leaves no system but that of the equalities."""
+    n, m, zero = structure.n, structure.m, structure.zero
+    scratch, E, vectors = _workspace(structure), np.empty((zero, n)), (np.empty((4, n)), np.empty((2, m)))
+    _reverse_all(first, last, structure, (P, A, v, ok), (g, h), (u, w, healthy), E, scratch, vectors)
+
+
+@lean
+def _reverse_all(
+    first: int, last: int, structure: Any, point: Any, given: Any, out: Any, E: Any, scratch: Any, vectors: Any
+) -> None:
+    (P, A, v, ok), (g, h), (u, w, healthy) = point, given, out
+    for k in range(first, last):
+        fill(u[k], 0.0)
+        fill(w[k], 0.0)
+        healthy[k] = True
+        if ok[k]:
+            dense_A(structure, A[k], E)
+            healthy[k] = _reverse(structure, P[k], A[k], v[k], g[k], h[k], u[k], w[k], E, scratch, vectors)
+
+
+@lean
+def _reverse(
+    structure: Any, diagonal: Any, A: Any, v: Any, g: Any, h: Any, u: Any, w: Any, E: Any, scratch: Any, more: Any
+) -> bool:
+    """The same for one element, where u and w are zero; False where a pivot is small."""
+    A_cols, bound = structure.A_cols, structure.bound
+    n, m, zero = structure.n, structure.m, structure.zero
+    fixed, S, multiplier, _ = scratch
+    right, rest, du, pull = more[0][0], more[0][1], more[0][2], more[0][3]
+    low, left = more[1][0], more[1][1]
+    fill(fixed, -1)
+    for i in range(m):
+        low[i] = h[i] if i < zero or v[i] > 0.0 else 0.0
+        if i >= zero and v[i] > 0.0:
+            j = A_cols[bound[i]]
+            if fixed[j] >= 0 or A[bound[i]] == 0.0:
+                return False
+            fixed[j] = i
+    for j in range(n):
+        if not diagonal[j] > 0.0:
+            return False
+    for i in range(zero):
+        for k in range(i + 1):
+            total = 0.0
+            for j in range(n):
+                if fixed[j] < 0:
+                    total += E[i, j] * E[k, j] / diagonal[j]
+            S[i, k] = total
+    if not cholesky(S, INDEPENDENT):
+        return False
+    copy(g, right)
+    add_At(structure, A, 1.0, h, right)
+    # P u + N'w = right and N u = low on the active rows N, and once more for what rounding has left of them
+    copy(right, rest)
+    copy(low, left)
+    for step in range(2):
+        for j in range(n):
+            du[j] = rest[j] / diagonal[j] if fixed[j] < 0 else left[fixed[j]] / A[bound[fixed[j]]]
+        rows_times(E, du, multiplier)
+        for i in range(zero):
+            multiplier[i] -= left[i]
+        lower(S, multiplier)
+        lower_transposed(S, multiplier)
+        fill(pull, 0.0)
+        for i in range(zero):
+            add(pull, multiplier[i], E[i])
+            w[i] += multiplier[i]
+        for j in range(n):
+            if fixed[j] < 0:
+                du[j] -= pull[j] / diagonal[j]
+            else:
+                w[fixed[j]] += (rest[j] - diagonal[j] * du[j] - pull[j]) / A[bound[fixed[j]]]
+            u[j] += du[j]
+        if step == 0:
+            for j in range(n):
+                rest[j] = right[j] - diagonal[j] * u[j]
+            add_At(structure, A, -1.0, w, rest)
+            copy(low, left)
+            for i in range(zero):
+                left[i] -= dot(E[i], u)
+            for j in range(n):
+                if fixed[j] >= 0:
+                    left[fixed[j]] -= A[bound[fixed[j]]] * u[j]
+    for i in range(m):
+        w[i] -= h[i]
+    return True
+
+
 @inner
-def workspace(structure: Any) -> Any:
-    """Scratch space for ``solve``."""
+def _workspace(structure: Any) -> Any:
     zero = structure.zero
     return np.empty(structure.n, np.int64), np.empty((zero, zero)), np.empty(zero), np.empty(structure.n)

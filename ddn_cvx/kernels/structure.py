@@ -32,6 +32,8 @@ class Structure(NamedTuple):
     A_rows: Integers
     A_cols: Integers
     A_starts: Integers
+    A_ends: Integers
+    """Where the entries of each column of A that follow each other without holes end, ``(n,)``."""
     bound: Integers
     """For each row of A: the position among A's values of its entry if it is an inequality with a single one, else -1."""
     general: Integers
@@ -41,6 +43,7 @@ class Structure(NamedTuple):
     P_runs: bool
     """Whether the stored entries of each column of P are many and without holes, the last one on the diagonal."""
     A_runs: bool
+    """Whether these are many for A: dense rows come first, bounds behind them."""
     separable: bool
     """Whether P is diagonal, with all of its diagonal stored, and every inequality is a bound."""
 
@@ -58,7 +61,10 @@ class Structure(NamedTuple):
         P_rows, P_cols, A_rows, A_cols = (np.ascontiguousarray(t, np.int64) for t in (*P, *A))
         P_starts, A_starts = (np.searchsorted(t, np.arange(n + 1)) for t in (P_cols, A_cols))
         P_runs = _has_runs(P_rows, P_starts) and bool((P_rows[P_starts[1:] - 1] == np.arange(n)).all())
-        A_runs = _has_runs(A_rows, A_starts)
+        breaks = np.append(np.flatnonzero(np.diff(A_rows) != 1) + 1, len(A_rows))
+        following = np.searchsorted(breaks, A_starts[:-1], side="right").clip(max=len(breaks) - 1)
+        A_ends = np.minimum(breaks[following], A_starts[1:])
+        A_runs = bool((A_ends - A_starts[:-1]).mean() >= LONG)
         return Structure(
             n,
             m,
@@ -69,6 +75,7 @@ class Structure(NamedTuple):
             A_rows,
             A_cols,
             A_starts,
+            A_ends,
             bound,
             general,
             bool(is_full),
@@ -98,11 +105,12 @@ def dense_P(structure: Any, P: Any, out: Any) -> None:
 
 @lean
 def dense_A(structure: Any, A: Any, out: Any) -> None:
-    """A, ``(m, n)``."""
+    """As many of the first rows of A as ``out`` (r, n) has."""
     A_cols, A_rows = structure.A_cols, structure.A_rows
     out[:] = 0.0
     for k in range(A.shape[0]):
-        out[A_rows[k], A_cols[k]] = A[k]
+        if A_rows[k] < out.shape[0]:
+            out[A_rows[k], A_cols[k]] = A[k]
 
 
 @lean
@@ -125,10 +133,14 @@ def add_P(structure: Any, P: Any, factor: float, x: Any, out: Any) -> None:
 @lean
 def add_A(structure: Any, A: Any, factor: float, x: Any, out: Any) -> None:
     """``out <- out + factor A x``."""
-    rows, cols, starts = structure.A_rows, structure.A_cols, structure.A_starts
+    rows, cols, starts, ends = structure.A_rows, structure.A_cols, structure.A_starts, structure.A_ends
     if structure.A_runs:
         for j in range(structure.n):
-            _run_add(A, starts[j], starts[j + 1], factor * x[j], out, rows[starts[j]])
+            start, end = starts[j], ends[j]
+            if end > start:
+                _run_add(A, start, end, factor * x[j], out, rows[start])
+            for k in range(end, starts[j + 1]):
+                out[rows[k]] += factor * A[k] * x[j]
         return
     for k in range(A.shape[0]):
         out[rows[k]] += factor * A[k] * x[cols[k]]
@@ -137,10 +149,15 @@ def add_A(structure: Any, A: Any, factor: float, x: Any, out: Any) -> None:
 @lean
 def add_At(structure: Any, A: Any, factor: float, y: Any, out: Any) -> None:
     """``out <- out + factor A' y``."""
-    rows, cols, starts = structure.A_rows, structure.A_cols, structure.A_starts
+    rows, cols, starts, ends = structure.A_rows, structure.A_cols, structure.A_starts, structure.A_ends
     if structure.A_runs:
         for j in range(structure.n):
-            out[j] += factor * _run_dot(A, starts[j], starts[j + 1], y, rows[starts[j]])
+            start, end, total = starts[j], ends[j], 0.0
+            if end > start:
+                total = _run_dot(A, start, end, y, rows[start])
+            for k in range(end, starts[j + 1]):
+                total += A[k] * y[rows[k]]
+            out[j] += factor * total
         return
     for k in range(A.shape[0]):
         out[cols[k]] += factor * A[k] * y[rows[k]]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddn_cvx.kernels.dense import add, copy, dot, fill, is_finite
-from ddn_cvx.kernels.jit import inner, jit, lean
+from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.optimality import project
 from ddn_cvx.kernels.structure import Integers
 
@@ -53,21 +53,26 @@ def bind(first: int, last: int, sub: Any, u: Any, P: Any, q: Any, A: Any, b: Any
 
     Elements whose parameters are not finite get the data of zero parameters.
     """
-    sections = np.empty(sub.offset.shape[0])
-    W, pull = np.empty((sub.kept, sub.eliminated)), np.empty(sub.eliminated)
-    zeros = np.zeros(u.shape[1])
+    e = sub.eliminated
+    work = np.empty(sub.offset.shape[0]), np.empty((sub.kept, e)), np.empty(e), np.empty(e), np.zeros(u.shape[1])
+    _bind(first, last, sub, u, P, q, A, b, finite, work)
+
+
+@lean
+def _bind(first: int, last: int, sub: Any, u: Any, P: Any, q: Any, A: Any, b: Any, finite: Any, work: Any) -> None:
+    sections, W, pull, spare, zeros = work
     a, e = sub.stops, sub.eliminated
     for k in range(first, last):
         good = is_finite(u[k])
-        _affine(sub, u[k] if good else zeros, sections)
+        _affine(sub, u[k] if good else zeros, 0, sections)
         copy(sections[: a[0]], P[k])
         copy(sections[a[0] : a[1]], q[k])
         copy(sections[a[1] : a[2]], A[k])
         copy(sections[a[2] : a[3]], b[k])
         if e:
             M = sections[a[3] : a[4]].reshape(sub.kept, e)
-            _pull(sub, sections, pull)
-            _weigh(sub, M, W)
+            _pull(sub, sections, pull, spare)
+            _weigh(sub, M, W, spare)
             _add_products(sub, W, M, P[k])
             for j in range(sub.kept):
                 q[k, j] -= dot(M[j], pull)
@@ -94,12 +99,31 @@ def pull_back(
 
     ``(g, h)`` solves ``J'(g, h) = `` cotangents of ``(x, v)`` (``adjoint.implicit``), g (B, n), h (B, m).
     """
+    work = np.empty(sub.offset.shape[0]), np.empty(u.shape[1]), np.empty((5, sub.eliminated)), np.empty((2, v.shape[1]))
+    _pull_back(first, last, sub, structure, u, x, v, ok, g, h, ends, out, work)
+
+
+@lean
+def _pull_back(
+    first: int,
+    last: int,
+    sub: Any,
+    structure: Any,
+    u: Any,
+    x: Any,
+    v: Any,
+    ok: Any,
+    g: Any,
+    h: Any,
+    ends: Any,
+    out: Any,
+    work: Any,
+) -> None:
     A_rows, A_starts, P_cols, P_rows = structure.A_rows, structure.A_starts, structure.P_cols, structure.P_rows
     factor, source, indices, indptr, values = sub.factor, sub.source, sub.indices, sub.indptr, sub.values
-    sections = np.empty(sub.offset.shape[0])
-    a, e = sub.stops, sub.eliminated
-    pull, Mx, Mg, back, y, s = np.empty(e), np.empty(e), np.empty(e), np.empty(e), np.empty(v.shape[1]), np.empty(v.shape[1])
-    row, batch = np.empty(u.shape[1]), u.shape[0]
+    sections, row, those, both = work
+    pull, Mx, Mg, back, spare, y, s = those[0], those[1], those[2], those[3], those[4], both[0], both[1]
+    a, e, batch = sub.stops, sub.eliminated, u.shape[0]
     for k in range(first, last):
         fill(row, 0.0)
         if not ok[k]:
@@ -107,17 +131,17 @@ def pull_back(
             continue
         project(structure, v[k], y, s)
         if e:
-            _affine(sub, u[k], sections)
+            _affine(sub, u[k], a[3], sections)  # of M, c and q_E
             M = sections[a[3] : a[4]].reshape(sub.kept, e)
-            _pull(sub, sections, pull)
+            _pull(sub, sections, pull, spare)
             fill(Mx, 0.0)
             fill(Mg, 0.0)
             for j in range(sub.kept):
                 add(Mx, x[k, j], M[j])
                 add(Mg, g[k, j], M[j])
             copy(Mg, back)
-            _times_D(sub, Mx)
-            _times_D(sub, Mg)
+            _times_D(sub, Mx, spare)
+            _times_D(sub, Mg, spare)
             for j in range(sub.kept):
                 for i in range(e):
                     M[j, i] = g[k, j] * (pull[i] - Mx[i]) - x[k, j] * Mg[i]
@@ -157,13 +181,14 @@ def _deal(row: Any, ends: Any, k: int, batch: int, out: Any) -> None:
 
 
 @lean
-def _affine(sub: Any, u: Any, out: Any) -> None:
+def _affine(sub: Any, u: Any, start: int, out: Any) -> None:
+    """The sections from ``start`` on."""
     factor, source, indices, indptr, offset, values = sub.factor, sub.source, sub.indices, sub.indptr, sub.offset, sub.values
     if sub.is_gather:
-        for t in range(out.shape[0]):
+        for t in range(start, out.shape[0]):
             out[t] = offset[t] + factor[t] * u[source[t]]
         return
-    for t in range(out.shape[0]):
+    for t in range(start, out.shape[0]):
         total = offset[t]
         for place in range(indptr[t], indptr[t + 1]):
             total += values[place] * u[indices[place]]
@@ -196,25 +221,25 @@ def _add_products(sub: Any, W: Any, M: Any, P: Any) -> None:
             t += 1
 
 
-@inner
-def _pull(sub: Any, sections: Any, out: Any) -> None:
+@lean
+def _pull(sub: Any, sections: Any, out: Any, spare: Any) -> None:
     a = sub.stops
     copy(sections[a[4] : a[5]], out)
-    _times_D(sub, out)
+    _times_D(sub, out, spare)
     for i in range(out.shape[0]):
         out[i] += sections[a[5] + i]
 
 
-@inner
-def _weigh(sub: Any, M: Any, out: Any) -> None:
+@lean
+def _weigh(sub: Any, M: Any, out: Any, spare: Any) -> None:
     """``M D``."""
     for j in range(M.shape[0]):
         copy(M[j], out[j])
-        _times_D(sub, out[j])
+        _times_D(sub, out[j], spare)
 
 
-@inner
-def _times_D(sub: Any, t: Any) -> None:
+@lean
+def _times_D(sub: Any, t: Any, spare: Any) -> None:
     """``t <- D t``; D is symmetric."""
     D = sub.D
     e = t.shape[0]
@@ -222,6 +247,6 @@ def _times_D(sub: Any, t: Any) -> None:
         for i in range(e):
             t[i] *= D[i, i]
     else:
-        before = t.copy()
+        copy(t, spare)
         for i in range(e):
-            t[i] = dot(D[i], before)
+            t[i] = dot(D[i], spare)

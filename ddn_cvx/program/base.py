@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.kernels.substitution import Substitution
+from ddn_cvx.kernels.verification import Plan
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.instance import Point
 
@@ -25,6 +26,16 @@ class ParameterSpec:
     entries: NDArray[np.int64] | None = field(default=None, compare=False)
     """Of a sparse parameter the places of its entries in the flattened array (C order), ``(nnz,)``: only their values, in
     this order, go into the program."""
+
+    def __post_init__(self) -> None:
+        # Every call of a layer looks its parameters up.
+        object.__setattr__(self, "_hash", hash((self.name, self.shape, self.is_complex)))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined]  # not a field
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParameterSpec, (self.name, self.shape, self.is_complex, self.entries)  # hashes differ between processes
 
     @property
     def inner(self) -> tuple[int, ...]:
@@ -65,6 +76,10 @@ class ConvexNode(Binding, Protocol):
     """Whether ``admissible`` has anything to check."""
     curvature_varies: bool
     """Whether P depends on parameters, so that convexity has to be checked with their values."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """What ``inspect`` computes, for a compiled kernel; None where torch does it."""
 
     def pieces(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Real tensors ``(B, ...)`` that, one after the other, make up the parameter vector; ``values`` are

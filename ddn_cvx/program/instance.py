@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.kernels import optimality, spectrum
-from ddn_cvx.kernels.jit import spread
+from ddn_cvx.kernels.jit import Task, spread, sweep
 from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.units import Units
+
+Array = NDArray[np.float64]
 
 
 class Residuals(NamedTuple):
@@ -70,6 +74,38 @@ class Point(NamedTuple):
     """The objective, ``(B,)``."""
     scaled: Tensor | None
     """``Instance.hidden`` where it is known already."""
+
+
+class Measurement(NamedTuple):
+    """The optimality conditions at a point by a compiled kernel."""
+
+    task: Task
+    top: Array
+    low: Array
+    measures: Array
+    """``(B, 6)``, see ``kernels.optimality``."""
+
+    @staticmethod
+    def of(
+        structure: Any,
+        data: Sequence[Array],
+        point: Sequence[Array],
+        projects: bool,
+        raw: tuple[Array, Array] | None = None,
+    ) -> Measurement:
+        """Of ``(x, y, s)``, or with ``projects`` of ``(x, v)``, and v may have to be made from ``raw``, a solver's y and s.
+        What is not given is filled in."""
+        x, v, _, _ = point
+        out = np.empty(x.shape), np.empty(v.shape), np.empty((len(x), 6))
+        given = raw or 2 * (np.empty((0, v.shape[1])),)
+        work = 20 * (data[0].shape[1] + data[2].shape[1])
+        return Measurement(Task(optimality.measure, work, (structure, *data, *point, *out, projects, *given)), *out)
+
+    def point(self, x: Tensor, v: Tensor, y: Tensor, s: Tensor) -> Point:
+        """What was found there."""
+        measures = torch.from_numpy(self.measures)
+        residuals, scaled, value = Residuals(measures[:, :4]), measures[:, 4], measures[:, 5]
+        return Point(x, v, y, s, torch.from_numpy(self.top), torch.from_numpy(self.low), residuals, value, scaled)
 
 
 class Instance:
@@ -163,12 +199,11 @@ class Instance:
         return Point(x, v, y, s, top, low, residuals, 0.5 * terms[0] + terms[1], None)
 
     def _compiled_measure(self, x: Tensor, v: Tensor, y: Tensor, s: Tensor, projects: bool = False) -> Point:
-        arrays = (t.detach().contiguous().numpy() for t in (*self.data, x, v, y, s))
-        top, low, measures = out = np.empty(x.shape), np.empty(v.shape), np.empty((x.shape[0], 6))
-        work = 20 * (self.data.P.shape[1] + self.data.A.shape[1])
-        spread(optimality.measure, x.shape[0], work, self.compiled, *arrays, *out, projects)
-        residuals, scaled, value = map(torch.from_numpy, (measures[:, :4], measures[:, 4], measures[:, 5]))
-        return Point(x, v, y, s, torch.from_numpy(top), torch.from_numpy(low), Residuals(residuals), value, scaled)
+        arrays = [t.detach().contiguous().numpy() for t in (x, v, y, s)]
+        data = [t.detach().contiguous().numpy() for t in self.data]
+        measurement = Measurement.of(self.compiled, data, arrays, projects)
+        sweep(x.shape[0], [measurement.task])
+        return measurement.point(x, v, y, s)
 
     def _products(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.dense is None:

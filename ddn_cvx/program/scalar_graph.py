@@ -39,7 +39,7 @@ _FLAT = {op.LT, op.LE, op.EQ, op.NE, op.SIGN, op.FLOOR}
 
 
 class TooLargeError(Exception):
-    """The graph has more than ``LIMIT`` nodes, or takes more than ``VISITS`` steps to differentiate."""
+    """The graph has too many nodes, or takes more than ``VISITS`` steps to differentiate."""
 
 
 _FOLD: dict[int, Callable[[float, float], float]] = {
@@ -64,6 +64,11 @@ def _fold(code: int, a: float, b: float) -> float:
 class Graph:
     """Nodes, as lists of their parts.
 
+    Parameters
+    ----------
+    limit : int
+        How many there may be.
+
     Attributes
     ----------
     op, a, b : list of int
@@ -76,7 +81,8 @@ class Graph:
         With respect to which of them, y and parameters, its derivative is not zero.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = limit
         self.op: list[int] = []
         self.a: list[int] = []
         self.b: list[int] = []
@@ -92,7 +98,7 @@ class Graph:
     # ------------------------------------------------------------------------------------------------ nodes
 
     def _new(self, code: int, a: int, b: int, reads: int, varies: int) -> int:
-        if len(self.op) >= LIMIT:
+        if len(self.op) >= self.limit:
             raise TooLargeError
         self.op.append(code)
         self.a.append(a)

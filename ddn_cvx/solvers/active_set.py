@@ -1,25 +1,28 @@
 """Compiled active-set methods for small strictly convex quadratic programs, exact up to rounding.
 
 Goldfarb & Idnani's dual method (``kernels.active_set``), and for separable programs with bounds the primal-dual method
-(``kernels.separable``) first. A batch costs no Python an element: threads share it.
+(``kernels.separable``) before it. A batch costs no Python an element: threads share it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from ddn_cvx.kernels import active_set
+from ddn_cvx.kernels import active_set, separable
+from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.program.conic import ConicData, ConicProgram
-from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
-from ddn_cvx.solvers.compiled import solve_batch, unsupported
+from ddn_cvx.solution import Status
+from ddn_cvx.solvers.base import RawSolution, Workspace
+from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
 
 @dataclass(frozen=True)
-class ActiveSet(Solver):
+class ActiveSet(Compiled):
     """Options of the active-set methods."""
 
     name: ClassVar[str] = "active_set"
@@ -45,7 +48,21 @@ class ActiveSet(Solver):
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch. The methods start from the minimiser without constraints: ``warm`` is not used."""
-        assert program.structure is not None
+        return solve_batch(self, program, data)
+
+    def prepare(self, program: ConicProgram, data: Sequence[Array]) -> Prepared:
+        if program.structure is not None and program.structure.separable:
+            return Prepared.of(separable.solve, program, data, 20.0 * (program.n + program.m), self.threads)
+        return self._dual(program, data)
+
+    def _dual(self, program: ConicProgram, data: Sequence[Array]) -> Prepared:
         n = program.n
-        work = n**3 / 3 + (n if program.structure.separable else n * n) * (n + program.m)
-        return solve_batch(active_set.solve, program, data, work, self.threads)
+        return Prepared.of(active_set.solve, program, data, n**3 / 3 + n * n * (n + program.m), self.threads)
+
+    def complete(self, program: ConicProgram, data: Sequence[Array], prepared: Prepared) -> None:
+        left = np.flatnonzero(prepared.status == int(Status.ITERATION_LIMIT))
+        if program.structure is not None and program.structure.separable and len(left):
+            rest = self._dual(program, [t[left] for t in data])
+            sweep(len(left), [rest.task], self.threads)
+            for whole, part in zip(prepared[1:6], rest[1:6], strict=True):
+                whole[left] = part

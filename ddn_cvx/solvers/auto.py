@@ -100,12 +100,16 @@ class Auto(Solver):
         reason = f"batches of {sizes} should take {first} on one thread, with {type(others[0]).__name__} {second}"
         return Choice(best, reason, candidates)
 
+    def choose(self, program: ConicProgram, workspace: Workspace, device: str) -> Solver:
+        """The same solver, without the reasons; remembered."""
+        return workspace.get((self, program, device), lambda: self.pick(program, device).solver)
+
     def solve(
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch with the solver that ``explain`` names."""
         device = data.q.device.type
-        solver: Solver = workspace.get((self, program, device), lambda: self.pick(program, device).solver)
+        solver = self.choose(program, workspace, device)
         raw = solve_in_units(solver, program, data, workspace)
         if isinstance(solver, Clarabel) or not program.has_sparse_factor:
             return raw

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ddn_cvx.kernels.jit import spread
+from ddn_cvx.kernels.jit import Task, sweep
 from ddn_cvx.program.conic import COMPILED_LIMIT, ConicData, ConicProgram
-from ddn_cvx.solvers.base import RawSolution
+from ddn_cvx.solvers.base import RawSolution, Solver
+
+Array = NDArray[np.float64]
 
 
 def unsupported(program: ConicProgram) -> str | None:
@@ -21,11 +26,49 @@ def unsupported(program: ConicProgram) -> str | None:
     return None
 
 
-def solve_batch(kernel: Any, program: ConicProgram, data: ConicData, work: float, threads: int | None) -> RawSolution:
-    """``kernel`` over the batch, shared among threads; ``work`` is operations for one element."""
-    batch, n, m = data.q.shape[0], program.n, program.m
-    arrays = (t.contiguous().numpy() for t in data)
-    vectors = (np.full((batch, size), np.nan) for size in (n, m, m))
-    out = (*vectors, np.zeros(batch, np.int64), np.zeros(batch, np.int64))
-    spread(kernel, batch, work, program.structure, *arrays, *out, threads=threads)
-    return RawSolution(*map(torch.from_numpy, out))
+class Compiled(Solver):
+    """A solver that is one compiled kernel for some programs."""
+
+    @abstractmethod
+    def prepare(self, program: ConicProgram, data: Sequence[Array]) -> Prepared | None:
+        """What to do for a batch; None where it takes more than a kernel. The data need not be there yet."""
+
+    @abstractmethod
+    def complete(self, program: ConicProgram, data: Sequence[Array], prepared: Prepared) -> None:
+        """Solve elements that the kernel has left unsolved by another one, where there is one."""
+
+
+class Prepared(NamedTuple):
+    """A kernel, and where its answer will be; as in ``RawSolution``."""
+
+    task: Task
+    x: Array
+    y: Array
+    s: Array
+    status: NDArray[np.int64]
+    iterations: NDArray[np.int64]
+    threads: int | None
+
+    @staticmethod
+    def of(kernel: Any, program: ConicProgram, data: Sequence[Array], work: float, threads: int | None) -> Prepared:
+        """For ``kernel(first, last, structure, *data, x, y, s, status, iterations)``; ``work`` is that of one element."""
+        batch = len(data[1])
+        x, y, s = (np.empty((batch, size)) for size in (program.n, program.m, program.m))
+        status, iterations = np.empty(batch, np.int64), np.empty(batch, np.int64)
+        arguments = (program.structure, *data, x, y, s, status, iterations)
+        return Prepared(Task(kernel, work, arguments), x, y, s, status, iterations, threads)
+
+    @property
+    def raw(self) -> RawSolution:
+        """The answer."""
+        return RawSolution(*map(torch.from_numpy, self[1:6]))
+
+
+def solve_batch(solver: Compiled, program: ConicProgram, data: ConicData) -> RawSolution:
+    """The solver's kernel over the batch, shared among threads."""
+    arrays = [t.contiguous().numpy() for t in data]
+    prepared = solver.prepare(program, arrays)
+    assert prepared is not None
+    sweep(data.q.shape[0], [prepared.task], prepared.threads)
+    solver.complete(program, arrays, prepared)
+    return prepared.raw

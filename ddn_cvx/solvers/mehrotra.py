@@ -6,6 +6,7 @@ A batch costs no Python an element: threads share it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,8 +17,8 @@ from ddn_cvx.kernels import conic, conic_newton, interior_point
 from ddn_cvx.kernels.jit import spread
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
-from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
-from ddn_cvx.solvers.compiled import solve_batch, unsupported
+from ddn_cvx.solvers.base import RawSolution, Workspace
+from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
 GOALS = (1e-6, 1e-12)
@@ -29,7 +30,7 @@ ACCEPTED = 1e-7
 
 
 @dataclass(frozen=True)
-class Mehrotra(Solver):
+class Mehrotra(Compiled):
     """Options of the compiled predictor-corrector methods. They recognise neither infeasible nor unbounded elements: these
     are NUMERICAL_ERROR."""
 
@@ -48,10 +49,16 @@ class Mehrotra(Solver):
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch. An interior-point method gains nothing from a warm start: ``warm`` is not used."""
+        return self._solve_curved(program, data) if program.curved is not None else solve_batch(self, program, data)
+
+    def prepare(self, program: ConicProgram, data: Sequence[Array]) -> Prepared | None:
         n = program.n
-        if program.curved is not None:
-            return self._solve_curved(program, data)
-        return solve_batch(interior_point.solve, program, data, 10 * (n**3 / 3 + n * n * program.m), self.threads)
+        if program.curved is not None:  # these are two kernels, and elements go through them a second time
+            return None
+        return Prepared.of(interior_point.solve, program, data, 10 * (n**3 / 3 + n * n * program.m), self.threads)
+
+    def complete(self, program: ConicProgram, data: Sequence[Array], prepared: Prepared) -> None:
+        """There is no other."""
 
     def _solve_curved(self, program: ConicProgram, data: ConicData) -> RawSolution:
         arrays = [t.contiguous().numpy() for t in data]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quadratic import Program, random_program
 
-from ddn_cvx.kernels import active_set
+from ddn_cvx.kernels import active_set, separable
 from ddn_cvx.kernels.jit import spread
 
 
@@ -17,7 +17,11 @@ def solve(program: Program, threads: int = 1, copies: int = 1):
     m = len(program.b)
     out = [np.full((copies, k), np.nan) for k in (len(program.q), m, m)]
     codes = [np.zeros(copies, np.int64) for _ in range(2)]
-    spread(active_set.solve, copies, 1e9, program.structure, *values, *out, *codes, threads=threads)
+    kernels = [separable.solve] if program.structure.separable else []
+    for kernel in (*kernels, active_set.solve):  # what the first leaves is for the second
+        spread(kernel, copies, 1e9, program.structure, *values, *out, *codes, threads=threads)
+        if not (codes[0] == separable.LIMIT).any():
+            break
     return (*out, *codes)
 
 

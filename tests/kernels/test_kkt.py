@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quadratic import Program, random_program
 
-from ddn_cvx.kernels import kkt
+from ddn_cvx.kernels import kkt_once, separable
 from ddn_cvx.linalg.polyhedral import PolyhedralKKT
 
 
@@ -61,9 +61,26 @@ def test_solutions(seed: int, n: int, equalities: int, inequalities: int, bounds
         np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-9 * np.abs(expected).max())
     once = [np.empty((1, n)), np.empty((1, len(v))), np.empty(1, bool)]
     values = program.values[0], program.values[2], v[None], np.ones(1, bool)
-    kkt.reverse_once(0, 1, program.structure, *values, right[None, :n, 0], right[None, n:, 0], *once)
+    kkt_once.reverse(0, 1, program.structure, *values, right[None, :n, 0], right[None, n:, 0], *once)
     assert once[2].all()
     np.testing.assert_allclose(np.concatenate(once[:2], 1)[0], np.linalg.solve(J.T, right[:, 0]), rtol=1e-8, atol=1e-8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(2, 10), equalities=st.integers(0, 3), bounds=st.integers(0, 8))
+def test_separable(seed: int, n: int, equalities: int, bounds: int) -> None:
+    general = random_program(seed, n, min(equalities, n - 1), 0, bounds)
+    program = Program(np.diag(1 + np.arange(n) % 5.0), general.q, general.A, general.b, general.zero)
+    v = active(program, seed, max(0, n - 1 - program.zero))
+    J = jacobian(program, v)
+    if np.linalg.cond(J) > 1e7:
+        return
+    right = np.random.default_rng(seed).standard_normal(n + len(v))
+    u, w, healthy = np.empty((1, n)), np.empty((1, len(v))), np.empty(1, bool)
+    values = program.values[0], program.values[2], v[None], np.ones(1, bool)
+    separable.reverse(0, 1, program.structure, *values, right[None, :n], right[None, n:], u, w, healthy)
+    assert healthy.all() and program.structure.separable
+    np.testing.assert_allclose(np.concatenate((u, w), 1)[0], np.linalg.solve(J.T, right), rtol=1e-8, atol=1e-8)
 
 
 def test_a_singular_quadratic_term_is_made_up_for_by_constraints() -> None:
