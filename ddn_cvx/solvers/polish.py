@@ -2,7 +2,9 @@
 
 The residual F is semismooth and its Newton step needs the same factor as the derivative, so a step or two cost little
 and bring an interior-point solution (1e-8) or a first-order one (1e-5) to about 1e-12 wherever the solution is regular.
-A step is kept only for the elements whose residual it lowers, after at most six halvings.
+A step is kept only for the elements whose residual it lowers, after at most six halvings. With linear constraints that may
+end between two active sets, where a whole step is uphill and the next one exact: what is stuck there is given whole steps
+(Hintermüller, Ito & Kunisch, 2002, "The primal-dual active set strategy as a semismooth Newton method").
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ GOAL = 1e-13
 """Relative residual at which nothing is left to gain."""
 FAIR = 1e-10
 """Residual from which on a step that does not help is not shortened: rounding is in the way, not a wrong active set."""
+STUCK = 1e-8
+"""Residual from which on whole steps are tried in the end."""
 MAX_HALVINGS = 7
 
 
@@ -51,7 +55,24 @@ def polish(instance: Instance, point: Point, ok: Tensor, steps: int) -> tuple[Po
                 break
         if bool((size == before).all()):
             break
+    stuck = ok & (size > STUCK)
+    if program.cones.is_polyhedral and bool(stuck.any()):
+        return _whole_steps(instance, point, stuck, steps), None
     return point, factor if factor_v is not None and _same_face(program, factor_v, point.v) else None
+
+
+def _whole_steps(instance: Instance, point: Point, stuck: Tensor, steps: int) -> Point:
+    """The best point on the way of Newton's method without a line search, for the elements that are stuck."""
+    best = trial = point
+    for _ in range(steps):
+        factor = factorise(instance.program, instance.data.P, instance.data.A, trial.v, stuck, instance.dense)
+        a, c = (step.squeeze(-1) for step in factor.forward(-trial.top.unsqueeze(-1), -trial.low.unsqueeze(-1)))
+        step = stuck & (trial.residuals.of_equations > GOAL)
+        trial = choose(step, instance.at(trial.x + a, trial.v + c), trial)
+        best = choose(step & (trial.residuals.of_equations < best.residuals.of_equations), trial, best)
+        if bool((trial.residuals.of_equations[stuck] <= FAIR).all()):
+            break
+    return best
 
 
 def _same_face(program: ConicProgram, old: Tensor, new: Tensor) -> bool:
