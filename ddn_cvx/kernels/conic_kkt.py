@@ -19,6 +19,7 @@ from typing import Any
 from ddn_cvx.kernels.dense import add, add_rows, copy, dot, fill, largest
 from ddn_cvx.kernels.envelope import factor, solve
 from ddn_cvx.kernels.jit import lean, view
+from ddn_cvx.kernels.lanes import anywhere
 from ddn_cvx.kernels.spectrum import add_component, component, vector, weigh
 from ddn_cvx.kernels.table import (
     A_COLS,
@@ -121,7 +122,7 @@ def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> bool:
 
 
 @lean
-def put(K: Any, i: int, j: int, value: float) -> None:
+def put(K: Any, i: int, j: int, value: Any) -> None:
     """Add to an entry of the lower triangle."""
     if i >= j:
         K[i, j] += value
@@ -206,11 +207,11 @@ def _add_weighed(T: Any, A: Any, W: Any, J: Any, K: Any) -> None:
 
 
 @lean
-def add_outer(row: Any, factor: float, cols: Any, width: int, place: Any, K: Any) -> None:
+def add_outer(row: Any, factor: Any, cols: Any, width: int, place: Any, K: Any) -> None:
     """``K <- K + factor row row'`` for a row on the columns ``cols``."""
     first, run = place[cols[0]] if width else 0, adjacent(place, cols, width)
     for i in range(width):
-        if row[i] != 0.0:
+        if anywhere(row[i] != 0.0):
             at, value = place[cols[i]], factor * row[i]
             together = min(i + 1, run) if at >= first + min(i, run - 1) else 0
             out = K[at, first : first + together]
@@ -230,7 +231,7 @@ def adjacent(place: Any, cols: Any, width: int) -> int:
 
 
 @lean
-def add_products(gram: Any, weight: float, a: Any, alpha: float, b: Any, beta: float, cols: Any, place: Any, K: Any) -> None:
+def add_products(gram: Any, weight: Any, a: Any, alpha: Any, b: Any, beta: Any, cols: Any, place: Any, K: Any) -> None:
     """``K <- K + weight gram + alpha a a' + beta b b'``, on the columns ``cols``."""
     width = gram.shape[0]
     first, run = place[cols[0]] if width else 0, adjacent(place, cols, width)
@@ -245,7 +246,7 @@ def add_products(gram: Any, weight: float, a: Any, alpha: float, b: Any, beta: f
 
 
 @lean
-def add_pairs(T: Any, A: Any, i: int, weight: float, place: Any, K: Any) -> None:
+def add_pairs(T: Any, A: Any, i: int, weight: Any, place: Any, K: Any) -> None:
     """``K <- K + weight a a'`` for the row a of A with index i."""
     entries, cols, start, stop = part(T, ENTRIES), part(T, A_COLS), T[T[ROW_STARTS] + i], T[T[ROW_STARTS] + i + 1]
     for e in range(start, stop):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ddn_cvx.kernels.envelope import ordering
 from ddn_cvx.kernels.jit import inner, lean, view
+from ddn_cvx.kernels.lanes import LANES
 from ddn_cvx.kernels.structure import Structure
 
 Integers = NDArray[np.int64]
@@ -48,9 +49,9 @@ INTEGERS = SECTIONS + 12
 (
     W_K, W_SIGN, W_SIDE, W_SCALE, W_LIFT, W_TOPS, W_SIDES, W_SLACK, W_WEIGHT, W_ACROSS, W_AXIS, W_U, W_LOCAL,
     W_BLOCK, W_KEPT, W_POINT, W_INVERSE, W_ETA, W_R, W_R_INVERSE, W_VALUES, W_X, W_Y, W_Z, W_P, W_Q, W_A, W_B,
-    W_OTHER, W_EIGEN,
-) = range(INTEGERS, INTEGERS + 30)  # fmt: skip
-HEADER = INTEGERS + 31
+    W_OTHER, W_EIGEN, W_NUMBERS,
+) = range(INTEGERS, INTEGERS + 31)  # fmt: skip
+HEADER = INTEGERS + 32
 
 LONG = 4
 """Entries a run must have on average for loops over runs to be faster than one loop over all."""
@@ -105,7 +106,7 @@ def table(structure: Structure, blocks: Sequence[tuple[int, int, int]], linear: 
     numbers = [
         whole * whole, whole, whole, whole, whole, TOPS * n, SIDES * m, m, m, k, m, m * tallest, local.sum(),
         formed.sum(), kept.sum(), m, m, k, *(k * matrix**2,) * 2, k * matrix, *(matrix**2,) * 3,
-        len(structure.P_rows), n, len(rows), m, whole, 4 * matrix,
+        len(structure.P_rows), n, len(rows), m, whole, 4 * matrix, 2,
     ]  # fmt: skip
     sizes = [len(section) for section in sections]
     single = [n, m, zero, linear, k, degree, tallest, matrix, len(rows) >= LONG * (len(runs) - 1)]
@@ -131,6 +132,15 @@ def _own_places(rank: Integers, first: Integers, reach: Sequence[tuple[int, int]
 def workspace(T: Any) -> Any:
     """Scratch space, of numbers and of integers."""
     return np.zeros(T[HEADER - 1]), np.zeros(T[INTEGERS - 1], np.int64)
+
+
+@inner
+def lanes_workspace(T: Any) -> Any:
+    """Scratch space of numbers for lanes, (., LANES), to be seen by ``lanes.in_lanes``."""
+    size = T[HEADER - 1]
+    memory = np.zeros((size + 1) * LANES)
+    skip = (-memory.ctypes.data // 8) % LANES
+    return memory[skip : skip + size * LANES].reshape(size, LANES)
 
 
 @view
@@ -167,7 +177,7 @@ def matrix(T: Any, W: Any, code: int, rows: int, columns: int) -> Any:
 
 
 @lean
-def add_P(T: Any, P: Any, factor: float, x: Any, out: Any) -> None:
+def add_P(T: Any, P: Any, factor: Any, x: Any, out: Any) -> None:
     """``out <- out + factor P x``."""
     rows, cols = part(T, P_ROWS), part(T, P_COLS)
     for k in range(P.shape[0]):
