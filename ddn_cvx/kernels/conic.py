@@ -72,12 +72,14 @@ from ddn_cvx.kernels.table import (
     add_A,
     add_At,
     add_P,
-    lanes_workspace,
+    load_program,
     matrix,
     part,
     side,
     space,
+    store,
     top,
+    workspace,
 )  # fmt: skip
 
 SOLVED, BROKEN, INVALID = 0, 5, 6
@@ -122,41 +124,22 @@ def solve(
     Elements without a point have infinite errors; nothing is said of infeasible and unbounded ones. ``status`` (B,) is
     set for those that hold numbers that are not finite.
     """
-    raw = lanes_workspace(T)
+    raw, _ = workspace(T)
     W = in_lanes(raw)
     for k in range(first, last):
         if not (is_finite(P[k]) and is_finite(q[k]) and is_finite(A[k]) and is_finite(b[k])):
             status[k] = INVALID
     for start in range(first, last, LANES):
         stop = min(start + LANES, last)
-        _load(P, start, stop, raw[T[W_P] : T[W_P + 1]])
-        _load(q, start, stop, raw[T[W_Q] : T[W_Q + 1]])
-        _load(A, start, stop, raw[T[W_A] : T[W_A + 1]])
-        _load(b, start, stop, raw[T[W_B] : T[W_B + 1]])
+        load_program(T, P, q, A, b, start, stop, raw)
         _equilibrate(T, W)
         multiply_out(T, space(T, W, W_A), W)
         _iterate(T, W, goal)
-        _store(raw[T[W_TOPS] + X * T[N] :], start, x, stop)
-        _store(raw[T[W_SIDES] + Y * T[M] :], start, y, stop)
-        _store(raw[T[W_SIDES] + S * T[M] :], start, s, stop)
+        store(raw, T[W_TOPS] + X * T[N], start, stop, x)
+        store(raw, T[W_SIDES] + Y * T[M], start, stop, y)
+        store(raw, T[W_SIDES] + S * T[M], start, stop, s)
         for k in range(start, stop):
             errors[k], iterations[k] = raw[T[W_NUMBERS], k - start], int(raw[T[W_NUMBERS] + 1, k - start])
-
-
-@lean
-def _load(values: Any, start: int, stop: int, out: Any) -> None:
-    """Elements ``start .. stop - 1`` into the lanes, the last one again into those that are left."""
-    for lane in range(LANES):
-        given = values[min(start + lane, stop - 1)]
-        for e in range(given.shape[0]):
-            out[e, lane] = given[e]
-
-
-@lean
-def _store(lanes: Any, start: int, out: Any, stop: int) -> None:
-    for k in range(start, stop):
-        for e in range(out.shape[1]):
-            out[k, e] = lanes[e, k - start]
 
 
 @lean
@@ -314,9 +297,8 @@ def _factor(T: Any, W: Any) -> Any:
     P_rows, P_cols, sign, kind = part(T, P_ROWS), part(T, P_COLS), space(T, W, W_SIGN), part(T, KIND)
     whole = T[N] + T[ZERO]
     K, begin = matrix(T, W, W_K, whole, whole), part(T, OWN_FIRST)
-    for i in range(whole):
-        fill(K[i, begin[i] : i + 1], 0.0)
-        sign[i] = 1.0
+    envelope.clear(K, begin)
+    fill(sign[:whole], 1.0)
     for e in range(P.shape[0]):
         put(K, place[P_rows[e]], place[P_cols[e]], P[e])
     for i in range(T[ZERO]):

@@ -6,6 +6,7 @@ The reductions are Cody and Waite's; the polynomials are Taylor's for the expone
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from ddn_cvx.kernels.lanes import exponent, power_of_two, rounded, where
 
 # Not ``lean``: here the order of operations matters.
-_exactly = partial(
+_exactly: Callable[..., Any] = partial(
     numba.njit, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, nogil=True, error_model="numpy",
     fastmath={"contract"},
 )  # fmt: skip

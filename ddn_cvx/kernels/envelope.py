@@ -75,6 +75,18 @@ def _postorder(adjacent: NDArray[np.bool_]) -> Integers:
 
 
 @lean
+def clear(K: Any, first: Any) -> None:
+    """Zeros, also where ``factor`` looks beyond the envelope: it takes four rows and two columns at a time."""
+    n = first.shape[0]
+    for i in range(n):
+        low = first[i]
+        for j in range(max(i - 3, 0), min(i + 4, n)):
+            low = min(low, first[j])
+        for k in range(max(low - 1, 0), i + 1):
+            K[i, k] = 0.0
+
+
+@lean
 def factor(K: Any, first: Any, sign: Any, tolerance: float, row: Any, other: Any) -> Any:
     """``L S L' = K`` in place of the lower triangle; False where a pivot has the wrong sign or is below ``tolerance`` of
     the terms it is the sum of. ``row`` and ``other`` are scratch of the order of K."""

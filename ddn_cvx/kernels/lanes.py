@@ -58,6 +58,9 @@ class Mask(types.Type):
 
 LANE, MASK = Lanes(), Mask()
 
+_ORDERED = ("contract",)
+"""Sums are fused but keep their order: it would change with the length of a loop, and so with what other lanes need."""
+
 
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
@@ -117,6 +120,13 @@ def _call(name: str) -> Callable[..., Any]:
     return emit
 
 
+def _arithmetic(instruction: str) -> Callable[..., Any]:
+    def emit(builder: Any, a: Any, b: Any) -> Any:
+        return getattr(builder, instruction)(a, b, flags=_ORDERED)
+
+    return emit
+
+
 def _compare(sign: str) -> Callable[..., Any]:
     def emit(builder: Any, a: Any, b: Any) -> Any:
         return (builder.fcmp_unordered if sign == "!=" else builder.fcmp_ordered)(sign, a, b)
@@ -133,11 +143,12 @@ def _choose(sign: str) -> Callable[..., Any]:
     return emit
 
 
+_operation: Callable[..., Any] = intrinsic
+
 _REALS = types.Float, types.Integer
-for _name in ("add", "sub", "mul", "truediv"):
+for _name, _instruction in ("add", "fadd"), ("sub", "fsub"), ("mul", "fmul"), ("truediv", "fdiv"):
     for _operator in (getattr(operator, _name), getattr(operator, "i" + _name)):
-        _instruction = "fdiv" if _name == "truediv" else "f" + _name
-        _define(_operator, Lanes, _REALS, LANE, 2, lambda builder, a, b, f=_instruction: getattr(builder, f)(a, b))
+        _define(_operator, Lanes, _REALS, LANE, 2, _arithmetic(_instruction))
 for _sign, _operator in zip(
     ("<", "<=", ">", ">=", "==", "!="),
     (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne),
@@ -156,7 +167,7 @@ for _operator in (operator.or_, operator.ior):
 _define(operator.invert, Mask, (), MASK, 1, lambda builder, a: builder.not_(a))
 
 
-@intrinsic
+@_operation
 def where(typingctx: Any, condition: Any, one: Any, other: Any) -> Any:
     """``one`` where the condition holds, else ``other``; both are computed."""
     lanes = isinstance(condition, Mask)
@@ -168,7 +179,7 @@ def where(typingctx: Any, condition: Any, one: Any, other: Any) -> Any:
     return kind(MASK if lanes else types.boolean, kind, kind), emit
 
 
-@intrinsic
+@_operation
 def anywhere(typingctx: Any, condition: Any) -> Any:
     """Whether it holds in a lane."""
 
@@ -181,7 +192,7 @@ def anywhere(typingctx: Any, condition: Any) -> Any:
     return types.boolean(condition), emit
 
 
-@intrinsic
+@_operation
 def rounded(typingctx: Any, x: Any) -> Any:
     """To the nearest integer."""
 
@@ -191,7 +202,7 @@ def rounded(typingctx: Any, x: Any) -> Any:
     return LANE(LANE), emit
 
 
-@intrinsic
+@_operation
 def power_of_two(typingctx: Any, x: Any) -> Any:
     """``2^x`` for integers x from -1022 to 1023."""
 
@@ -203,7 +214,7 @@ def power_of_two(typingctx: Any, x: Any) -> Any:
     return LANE(LANE), emit
 
 
-@intrinsic
+@_operation
 def exponent(typingctx: Any, x: Any) -> Any:
     """The integer e with ``2^e <= x < 2^(e + 1)``, of positive normal numbers."""
 
@@ -216,7 +227,7 @@ def exponent(typingctx: Any, x: Any) -> Any:
     return LANE(LANE), emit
 
 
-@intrinsic
+@_operation
 def in_lanes(typingctx: Any, raw: Any) -> Any:
     """The view as lanes, (n,), of a float64 array (n, LANES) in one piece that begins at a multiple of ``BYTES``."""
     result = types.Array(LANE, 1, "C")

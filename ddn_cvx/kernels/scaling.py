@@ -16,7 +16,7 @@ import numpy as np
 from ddn_cvx.kernels import exponential_scaling as exp3
 from ddn_cvx.kernels.cones import ROOT, to_matrix, to_vector
 from ddn_cvx.kernels.dense import cholesky, dot
-from ddn_cvx.kernels.eigen import jacobi, least
+from ddn_cvx.kernels.eigen import eigen, least
 from ddn_cvx.kernels.jit import lean, view
 from ddn_cvx.kernels.lanes import anywhere, where
 from ddn_cvx.kernels.table import (  # fmt: skip
@@ -174,7 +174,7 @@ def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> Any:
             for p in range(i, order):
                 total += S[p, i] * R[p, j]
             Z[i, j] = total
-    jacobi(Z, values, V)
+    eigen(Z, values, V)
     for i in range(order):
         good = good & (values[i] > 0.0)
         values[i] = math.sqrt(values[i])
