@@ -8,7 +8,8 @@ Mehrotra's predictor and corrector, Nesterov and Todd's scaling for symmetric co
 the others. A step condenses the cones, ``P + A'H^-1 A``, and factors what is left with the equalities in an envelope; the
 part of a large second-order cone that does not change with its scaling is multiplied out once.
 
-The answer is good to the accuracy asked for; what is then left is for Newton's method (``conic_newton.polish``).
+The answer is good to the accuracy asked for; what is then left is for Newton's method (``conic_newton.polish``). The reason
+for the file's length is the names of the table's entries, one a line.
 """
 
 from __future__ import annotations

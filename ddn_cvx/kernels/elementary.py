@@ -49,7 +49,7 @@ def log(x: Any) -> Any:
     tiny = x < _NORMAL
     normal = where(tiny, x * 18014398509481984.0, x)
     k = exponent(normal)
-    m = normal * power_of_two(-k)
+    m = normal * (0.5 * power_of_two(1.0 - k))
     high = m > 1.41421356237309504880
     m, k = where(high, 0.5 * m, m), where(high, k + 1.0, k) - where(tiny, 54.0, 0.0)
     f = m - 1.0

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
-from numba.core.typeconv import Conversion
+from numba.core.typeconv.castgraph import Conversion
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 from numba.np.arrayobj import populate_array
@@ -57,6 +57,8 @@ class Mask(types.Type):
 
 
 LANE, MASK = Lanes(), Mask()
+
+_operation: Callable[..., Any] = intrinsic
 
 _ORDERED = ("contract",)
 """Sums are fused but keep their order: it would change with the length of a loop, and so with what other lanes need."""
@@ -143,7 +145,6 @@ def _choose(sign: str) -> Callable[..., Any]:
     return emit
 
 
-_operation: Callable[..., Any] = intrinsic
 
 _REALS = types.Float, types.Integer
 for _name, _instruction in ("add", "fadd"), ("sub", "fsub"), ("mul", "fmul"), ("truediv", "fdiv"):
