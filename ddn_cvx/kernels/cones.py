@@ -44,8 +44,7 @@ def assemble(values: Any, rows: Any, X: Any) -> None:
         for j in range(k):
             X[i, j] = 0.0
     for e in range(k):
-        if values[e] > 0.0:
-            for i in range(k):
-                factor = values[e] * rows[e, i]
-                for j in range(k):
-                    X[i, j] += factor * rows[e, j]
+        for i in range(k):
+            factor = max(values[e], 0.0) * rows[e, i]
+            for j in range(k):
+                X[i, j] += factor * rows[e, j]

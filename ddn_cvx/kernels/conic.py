@@ -1,4 +1,4 @@
-"""A primal-dual interior-point method for small conic programs, one instance at a time.
+"""A primal-dual interior-point method for small conic programs, eight instances side by side (``kernels.lanes``).
 
 The homogeneous embedding that keeps the quadratic objective (Goulart & Chen, "Clarabel", 2024): with ``xi = x / tau``
 
@@ -8,11 +8,13 @@ Mehrotra's predictor and corrector, Nesterov and Todd's scaling for symmetric co
 the others. A step condenses the cones, ``P + A'H^-1 A``, and factors what is left with the equalities in an envelope; the
 part of a large second-order cone that does not change with its scaling is multiplied out once.
 
-The answer is good to the accuracy asked for; what is then left is for Newton's method (``conic_newton.polish``).
+The answer is good to the accuracy asked for; what is then left is for Newton's method (``conic_newton.polish``). The reason
+for the file's length is the names of the table's entries, one a line.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from ddn_cvx.kernels.conic_kkt import (
 )
 from ddn_cvx.kernels.dense import add, copy, dot, fill, is_finite, largest
 from ddn_cvx.kernels.jit import jit, lean
+from ddn_cvx.kernels.lanes import LANES, anywhere, in_lanes, where
 from ddn_cvx.kernels.scaling import formed, inverse_block, inverse_times, length, shift, unit, update
 from ddn_cvx.kernels.table import (
     A_COLS,
@@ -56,21 +59,26 @@ from ddn_cvx.kernels.table import (
     W_ETA,
     W_INVERSE,
     W_K,
+    W_NUMBERS,
     W_OTHER,
     W_P,
     W_Q,
     W_SIDE,
+    W_SIDES,
     W_SIGN,
+    W_TOPS,
     ZERO,
     M,
     N,
     add_A,
     add_At,
     add_P,
+    load_program,
     matrix,
     part,
     side,
     space,
+    store,
     top,
     workspace,
 )  # fmt: skip
@@ -90,6 +98,8 @@ LEFT = 0.01
 """Part of the way to the boundary that a step leaves."""
 PASSES = 2
 """Equilibrations of rows and columns."""
+X, S, Y = 10, 11, 12
+"""Where the point is kept, among the vectors of n and of m numbers."""
 
 
 @jit
@@ -115,127 +125,131 @@ def solve(
     Elements without a point have infinite errors; nothing is said of infeasible and unbounded ones. ``status`` (B,) is
     set for those that hold numbers that are not finite.
     """
-    W, _ = workspace(T)
-    pair = np.empty(3)
+    raw, _ = workspace(T)
+    W = in_lanes(raw)
     for k in range(first, last):
-        errors[k] = np.inf
         if not (is_finite(P[k]) and is_finite(q[k]) and is_finite(A[k]) and is_finite(b[k])):
             status[k] = INVALID
-            continue
-        _equilibrate(T, P[k], q[k], A[k], b[k], W, pair)
-        fill(x[k], 0.0)
-        unit(T, s[k], y[k])
-        pair[0] = pair[1] = 1.0
+    for start in range(first, last, LANES):
+        stop = min(start + LANES, last)
+        load_program(T, P, q, A, b, start, stop, raw)
+        _equilibrate(T, W)
         multiply_out(T, space(T, W, W_A), W)
-        errors[k], iterations[k] = _iterate(T, W, x[k], s[k], y[k], pair, goal)
-        columns, rows = top(T, W, 15), side(T, W, 17)
-        for j in range(T[N]):
-            x[k, j] *= columns[j] / pair[0]
-        for i in range(T[M]):
-            s[k, i] /= rows[i] * pair[0]
-            y[k, i] *= rows[i] / (pair[2] * pair[0])
+        _iterate(T, W, goal)
+        store(raw, T[W_TOPS] + X * T[N], start, stop, x)
+        store(raw, T[W_SIDES] + Y * T[M], start, stop, y)
+        store(raw, T[W_SIDES] + S * T[M], start, stop, s)
+        for k in range(start, stop):
+            errors[k], iterations[k] = raw[T[W_NUMBERS], k - start], int(raw[T[W_NUMBERS] + 1, k - start])
 
 
 @lean
-def _equilibrate(T: Any, P: Any, q: Any, A: Any, b: Any, W: Any, pair: Any) -> None:
+def _equilibrate(T: Any, W: Any) -> None:
     """Rows and columns of about the same size, the rows of a cone by one factor, and an objective of about one."""
-    new_P, new_q, new_A, new_b = space(T, W, W_P), space(T, W, W_Q), space(T, W, W_A), space(T, W, W_B)
+    P, q, A, b = space(T, W, W_P), space(T, W, W_Q), space(T, W, W_A), space(T, W, W_B)
     A_rows, A_cols, P_rows, P_cols = part(T, A_ROWS), part(T, A_COLS), part(T, P_ROWS), part(T, P_COLS)
     above, beside, columns, rows, starts = top(T, W, 14), side(T, W, 16), top(T, W, 15), side(T, W, 17), part(T, STARTS)
     fill(columns, 1.0)
     fill(rows, 1.0)
-    copy(P, new_P)
-    copy(A, new_A)
     for _ in range(PASSES):
         fill(above, 0.0)
         fill(beside, 0.0)
         for e in range(P.shape[0]):
-            size = abs(new_P[e])
-            above[P_rows[e]], above[P_cols[e]] = max(above[P_rows[e]], size), max(above[P_cols[e]], size)
+            size = abs(P[e])
+            above[P_rows[e]] = max(above[P_rows[e]], size)
+            above[P_cols[e]] = max(above[P_cols[e]], size)
         for e in range(A.shape[0]):
-            size = abs(new_A[e])
+            size = abs(A[e])
             above[A_cols[e]], beside[A_rows[e]] = max(above[A_cols[e]], size), max(beside[A_rows[e]], size)
         for k in range(T[BLOCKS]):
             fill(beside[starts[k] : starts[k + 1]], largest(beside[starts[k] : starts[k + 1]]))
         for j in range(T[N]):
-            above[j] = above[j] ** -0.5 if above[j] > 0.0 else 1.0
+            above[j] = where(above[j] > 0.0, 1.0 / math.sqrt(above[j]), 1.0)
             columns[j] *= above[j]
         for i in range(T[M]):
-            beside[i] = beside[i] ** -0.5 if beside[i] > 0.0 else 1.0
+            beside[i] = where(beside[i] > 0.0, 1.0 / math.sqrt(beside[i]), 1.0)
             rows[i] *= beside[i]
         for e in range(P.shape[0]):
-            new_P[e] *= above[P_rows[e]] * above[P_cols[e]]
+            P[e] *= above[P_rows[e]] * above[P_cols[e]]
         for e in range(A.shape[0]):
-            new_A[e] *= beside[A_rows[e]] * above[A_cols[e]]
+            A[e] *= beside[A_rows[e]] * above[A_cols[e]]
     for j in range(T[N]):
-        new_q[j] = q[j] * columns[j]
+        q[j] *= columns[j]
     for i in range(T[M]):
-        new_b[i] = b[i] * rows[i]
-    size = max(largest(new_q), largest(new_P))
-    pair[2] = 1.0 / size if size > 0.0 else 1.0
+        b[i] *= rows[i]
+    size = max(largest(q), largest(P))
+    scale = where(size > 0.0, 1.0 / size, 1.0)
     for j in range(T[N]):
-        new_q[j] *= pair[2]
+        q[j] *= scale
     for e in range(P.shape[0]):
-        new_P[e] *= pair[2]
+        P[e] *= scale
+    space(T, W, W_NUMBERS)[0] = scale
 
 
 @lean
-def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> tuple[float, int]:
-    """Steps until the residuals and the gap are at most ``goal``; returns what they are, infinite if there is no point, and
-    the number of steps. ``pair`` is tau and kappa."""
-    P, q, A, b = space(T, W, W_P), space(T, W, W_Q), space(T, W, W_A), space(T, W, W_B)
-    rx, Px, Aty, x1, x2, dx, g = (
-        top(T, W, 0), top(T, W, 1), top(T, W, 2), top(T, W, 3), top(T, W, 4), top(T, W, 5), top(T, W, 6),
+def _iterate(T: Any, W: Any, goal: float) -> None:
+    """Steps until the residuals and the gap are at most ``goal``; leaves the point of the program as given, what they are,
+    infinite if there is no point, and the number of steps. A lane that is done stays as it is."""
+    P, q, A, b, numbers = space(T, W, W_P), space(T, W, W_Q), space(T, W, W_A), space(T, W, W_B), space(T, W, W_NUMBERS)
+    rx, Px, Aty, x1, x2, dx, g, x = (
+        top(T, W, 0), top(T, W, 1), top(T, W, 2), top(T, W, 3), top(T, W, 4), top(T, W, 5), top(T, W, 6), top(T, W, X),
     )  # fmt: skip
-    rz, Ax, z2, dz, ds, right, moved, Ax2, Adx = (
+    rz, Ax, z2, dz, ds, right, moved, Ax2, Adx, s, z = (
         side(T, W, 0), side(T, W, 1), side(T, W, 2), side(T, W, 3), side(T, W, 4), side(T, W, 5), side(T, W, 6),
-        side(T, W, 9), side(T, W, 10),
+        side(T, W, 9), side(T, W, 10), side(T, W, S), side(T, W, Y),
     )  # fmt: skip
     n, m, zero = T[N], T[M], T[ZERO]
     degree = T[DEGREE] + T[LINEAR] - zero + 1
-    best, stalled, iteration, expected = np.inf, 0, 0, np.inf
-    refined = goal < ROUGH
-    while True:
-        tau, kappa = pair[0], pair[1]
+    columns, rows, scale = top(T, W, 15), side(T, W, 17), numbers[0]
+    fill(x, 0.0)
+    unit(T, s, z)
+    tau, kappa, best, expected, found, stalled, steps = 1.0, 1.0, np.inf, np.inf, np.inf, 0.0, 0.0
+    alive, refined = True, goal < ROUGH
+    for iteration in range(LIMIT + 1):
         fill(Px, 0.0)
         fill(Aty, 0.0)
         fill(Ax, 0.0)
         add_P(T, P, 1.0, x, Px)
         add_At(T, A, 1.0, z, Aty)
         add_A(T, A, 1.0, x, Ax)
+        over = 1.0 / tau
         for j in range(n):
             rx[j] = Px[j] + Aty[j] + tau * q[j]
-            g[j] = 2.0 * Px[j] / tau + q[j]
+            g[j] = 2.0 * Px[j] * over + q[j]
         for i in range(m):
             rz[i] = Ax[i] + s[i] - tau * b[i]
-        quadratic, linear, dual = dot(x, Px) / tau, dot(q, x), dot(b, z)
+        quadratic, linear, dual = dot(x, Px) * over, dot(q, x), dot(b, z)
         rt = quadratic + linear + dual + kappa
         mu = (dot(s[zero:], z[zero:]) + tau * kappa) / degree
         terms = max(abs(quadratic), max(abs(linear), abs(dual)))
         above = tau + max(tau * largest(q), max(largest(Px), largest(Aty)))
         below = tau + max(tau * largest(b), max(largest(Ax), largest(s)))
-        error = max(abs(rt - kappa) / (tau + terms), max(largest(rx) / above, largest(rz) / below))
-        if error != error or not tau > 0.0:
-            return np.inf, iteration
-        if error <= goal or iteration >= LIMIT:
-            return float(error), iteration
-        stalled = 0 if error < 0.9 * best else stalled + 1
+        size = largest(rx)
+        error = max(abs(rt - kappa) / (tau + terms), max(size / above, largest(rz) / below))
+        has_point = (error == error) & (tau > 0.0)
+        found = where(alive, where(has_point, error, np.inf), found)
+        alive = alive & has_point & (error > goal)
+        if iteration == LIMIT or not anywhere(alive):
+            break
+        stalled = where(error < 0.9 * best, 0.0, stalled + 1.0)
         best = min(best, error)
-        if stalled >= 10 or tau < 1e-9 * max(1.0, kappa):
-            return float(error), iteration
-        if not update(T, W, s, z, mu) or not _factor(T, W):
-            return float(error), iteration
-        refined = refined or largest(rx) > expected + PRECISE * goal
-        iteration += 1
+        alive = alive & (stalled < 10.0) & (tau >= 1e-9 * max(kappa, 1.0))
+        alive = alive & update(T, W, s, z, mu)
+        alive = alive & _factor(T, W)
+        if not anywhere(alive):
+            break
+        refined = refined | (size > expected + PRECISE * goal)
+        steps = where(alive, steps + 1.0, steps)
         for j in range(n):
             x1[j] = -q[j]
-        _direction(T, W, x1, b, x2, z2, Ax2, PRECISE * goal if refined else np.inf)
+        precise = where(refined & alive, PRECISE * goal, np.inf)
+        _direction(T, W, x1, b, x2, z2, Ax2, precise)
         for j in range(n):
             x1[j] = -rx[j]
         for i in range(m):
             right[i] = s[i] - rz[i] if i >= zero else -rz[i]
-        below = dot(g, x2) + dot(b, z2) - kappa / tau - quadratic / tau
-        sigma, dtau, dkappa, step = 0.0, 0.0, 0.0, 0.0
+        below = dot(g, x2) + dot(b, z2) - kappa * over - quadratic * over
+        sigma, dtau, dkappa, step, aim = 0.0, 0.0, 0.0, 0.0, 1.0
         for corrector in (False, True):
             aim = 1.0 - sigma
             target = kappa * tau
@@ -246,42 +260,46 @@ def _iterate(T: Any, W: Any, x: Any, s: Any, z: Any, pair: Any, goal: float) -> 
                 for j in range(n):
                     x1[j] = -aim * rx[j]
                 target += dkappa * dtau - sigma * mu
-            _direction(T, W, x1, right, dx, dz, Adx, PRECISE * goal if refined and corrector else np.inf)
-            dtau = (target / tau - aim * rt - dot(g, dx) - dot(b, dz)) / below
+            _direction(T, W, x1, right, dx, dz, Adx, where(corrector, precise, np.inf))
+            dtau = (target * over - aim * rt - dot(g, dx) - dot(b, dz)) / below
             add(dx, dtau, x2)
             add(dz, dtau, z2)
-            dkappa = -(target + kappa * dtau) / tau
+            dkappa = -(target + kappa * dtau) * over
             for i in range(m):
                 ds[i] = dtau * (b[i] - Ax2[i]) - Adx[i] - aim * rz[i] if i >= zero else 0.0
-            step = 1.0 / (1.0 - LEFT) if corrector else 1.0
-            if dtau < 0.0:
-                step = min(step, -tau / dtau)
-            if dkappa < 0.0:
-                step = min(step, -kappa / dkappa)
+            step = where(alive, 1.0 / (1.0 - LEFT) if corrector else 1.0, 0.0)
+            step = where(-tau > step * dtau, -tau / dtau, step)
+            step = where(-kappa > step * dkappa, -kappa / dkappa, step)
             step = length(T, W, s, z, ds, dz, step)
-            sigma = (1.0 - min(step, 1.0)) ** 3
+            rest = 1.0 - min(step, 1.0)
+            sigma = rest * rest * rest
         step *= 1.0 - LEFT
-        if not step > 1e-9:
-            return float(error), iteration
-        expected = (1.0 - step * aim) * largest(rx)
-        add(x, step, dx)
-        add(z, step, dz)
-        add(s, step, ds)
-        pair[0] += step * dtau
-        pair[1] += step * dkappa
+        alive = alive & (step > 1e-9)
+        expected = (1.0 - step * aim) * size
+        for j in range(n):
+            x[j] = where(alive, x[j] + step * dx[j], x[j])
+        for i in range(m):
+            z[i], s[i] = where(alive, z[i] + step * dz[i], z[i]), where(alive, s[i] + step * ds[i], s[i])
+        tau, kappa = where(alive, tau + step * dtau, tau), where(alive, kappa + step * dkappa, kappa)
+    over = 1.0 / tau
+    for j in range(n):
+        x[j] *= columns[j] * over
+    for i in range(m):
+        s[i] *= over / rows[i]
+        z[i] *= rows[i] * over / scale
+    numbers[0], numbers[1] = found, steps
 
 
 @lean
-def _factor(T: Any, W: Any) -> bool:
+def _factor(T: Any, W: Any) -> Any:
     """``[[P + A'H^-1 A, E'], [E, 0]]`` with a small multiple of the identity, in place."""
     P, A, inverse, entries = space(T, W, W_P), space(T, W, W_A), space(T, W, W_INVERSE), part(T, ENTRIES)
     place, rows, row_starts, A_cols = part(T, OWN_PLACE), part(T, OWN_ROW), part(T, ROW_STARTS), part(T, A_COLS)
     P_rows, P_cols, sign, kind = part(T, P_ROWS), part(T, P_COLS), space(T, W, W_SIGN), part(T, KIND)
     whole = T[N] + T[ZERO]
-    K = matrix(T, W, W_K, whole, whole)
-    for i in range(whole):
-        fill(K[i, : i + 1], 0.0)
-        sign[i] = 1.0
+    K, begin = matrix(T, W, W_K, whole, whole), part(T, OWN_FIRST)
+    envelope.clear(K, begin)
+    fill(sign[:whole], 1.0)
     for e in range(P.shape[0]):
         put(K, place[P_rows[e]], place[P_cols[e]], P[e])
     for i in range(T[ZERO]):
@@ -299,14 +317,14 @@ def _factor(T: Any, W: Any) -> bool:
     for j in range(T[N]):
         at = place[j]
         K[at, at] += PROXIMAL + 1e-14 * K[at, at]
-    return envelope.factor(K, part(T, OWN_FIRST), sign[:whole], 0.0, space(T, W, W_SIDE), space(T, W, W_OTHER))
+    return envelope.factor(K, begin, sign[:whole], 0.0, space(T, W, W_SIDE), space(T, W, W_OTHER))
 
 
 @lean
 def _add_second_order(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
     """``(A'A - 2 a a' + 2 g g') / eta^2`` with a the first row and ``g = A'Jw``."""
     place, w, g, cols = part(T, OWN_PLACE), space(T, W, W_INVERSE), top(T, W, 7), part(T, COLS)[T[T[COL_STARTS] + k] :]
-    a, b, weight = T[T[STARTS] + k], T[T[STARTS] + k + 1], W[T[W_ETA] + k] ** -2
+    a, b, weight = T[T[STARTS] + k], T[T[STARTS] + k + 1], 1.0 / (W[T[W_ETA] + k] * W[T[W_ETA] + k])
     w[a] = -w[a]
     width = row_of(T, A, W, k, w[a:b], g)
     w[a] = -w[a]
@@ -345,7 +363,7 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
             add(times[:width], block[i, p], local[p])
         for j in range(width):
             value, at = local[i, j], place[cols[j]]
-            if value != 0.0:
+            if anywhere(value != 0.0):
                 for p in range(width):
                     other = place[cols[p]]
                     if other <= at:
@@ -353,7 +371,7 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
 
 
 @lean
-def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, Adx: Any, precise: float) -> None:
+def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, Adx: Any, precise: Any) -> None:
     """``P dx + A'dz = above, A dx - H dz = right``; what is lost where H is small shows in the first line,
     and is found again where it is more than ``precise``."""
     P, A, place, rows = space(T, W, W_P), space(T, W, W_A), part(T, OWN_PLACE), part(T, OWN_ROW)
@@ -365,6 +383,7 @@ def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, Adx: An
     fill(dx, 0.0)
     fill(dz, 0.0)
     fill(Adx, 0.0)
+    wanting = precise == precise
     for attempt in range(1 + REFINEMENTS):
         copy(left, step)
         if attempt == 0:
@@ -376,7 +395,7 @@ def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, Adx: An
             z[rows[i]] = missing[i]
         envelope.solve(matrix(T, W, W_K, whole, whole), part(T, OWN_FIRST), sign[:whole], z)
         for j in range(T[N]):
-            step[j] = z[place[j]]
+            step[j] = where(wanting, z[place[j]], 0.0)
             dx[j] += step[j]
         fill(moved, 0.0)
         add_A(T, A, 1.0, step, moved)
@@ -385,14 +404,16 @@ def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, Adx: An
             moved[i] -= missing[i] if attempt == 0 else 0.0
         inverse_times(T, W, moved, moved)
         for i in range(T[ZERO]):
-            moved[i] = z[rows[i]]
+            moved[i] = where(wanting, z[rows[i]], 0.0)
         add(dz, 1.0, moved)
-        if precise == np.inf or attempt == REFINEMENTS:
+        wanting = wanting & (precise < np.inf)
+        if attempt == REFINEMENTS or not anywhere(wanting):
             break
         copy(above, left)
         add_P(T, P, -1.0, dx, left)
         add_At(T, A, -1.0, dz, left)
-        if largest(left) <= precise:
+        wanting = wanting & (largest(left) > precise)
+        if not anywhere(wanting):
             break
         for i in range(T[M]):
             missing[i] = right[i] - Adx[i]

@@ -17,8 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 from ddn_cvx.kernels.dense import add, add_rows, copy, dot, fill, largest
-from ddn_cvx.kernels.envelope import factor, solve
+from ddn_cvx.kernels.envelope import clear, factor, solve
 from ddn_cvx.kernels.jit import lean, view
+from ddn_cvx.kernels.lanes import anywhere, where
 from ddn_cvx.kernels.spectrum import add_component, component, vector, weigh
 from ddn_cvx.kernels.table import (
     A_COLS,
@@ -35,7 +36,6 @@ from ddn_cvx.kernels.table import (
     J_BY_RANK,
     J_COUNTS,
     J_FIRST,
-    J_IDLE,
     J_INDEX,
     J_PLACE,
     J_ROW,
@@ -57,10 +57,15 @@ from ddn_cvx.kernels.table import (
     VISIBLE,
     W_ACROSS,
     W_AXIS,
+    W_CHANGE,
+    W_IDLE,
     W_K,
     W_KEPT,
     W_LIFT,
+    W_LIVE,
     W_LOCAL,
+    W_LOW,
+    W_OMEGA,
     W_OTHER,
     W_SCALE,
     W_SIDE,
@@ -91,16 +96,14 @@ GOOD = 1e-8
 
 
 @lean
-def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> bool:
+def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> Any:
     """Assemble and factor the matrix for the spectrum that is there; False for elements with a small pivot."""
-    place, sign, idle, visible = space(T, J, J_PLACE), space(T, W, W_SIGN), space(T, J, J_IDLE), part(T, VISIBLE)
+    place, sign, idle, visible = space(T, J, J_PLACE), space(T, W, W_SIGN), space(T, W, W_IDLE), part(T, VISIBLE)
     n = T[N]
     whole = n + J[T[J_COUNTS]]
-    if not arrange(T, W, J):
-        return False
-    K = matrix(T, W, W_K, whole, whole)
-    for i in range(whole):
-        fill(K[i, : i + 1], 0.0)
+    arrange(T, W, J)
+    K, first = matrix(T, W, W_K, whole, whole), space(T, J, J_FIRST)[:whole]
+    clear(K, first)
     P_rows, P_cols = part(T, P_ROWS), part(T, P_COLS)
     for e in range(P.shape[0]):
         put(K, place[P_rows[e]], place[P_cols[e]], P[e])
@@ -108,20 +111,19 @@ def prepare(T: Any, P: Any, A: Any, W: Any, J: Any) -> bool:
     size = 0.0
     for j in range(n):
         size = max(size, K[place[j], place[j]])
-    _add_held(T, A, W, J, K, size if size > 0.0 else 1.0)
-    floor = NOISE * largest(A) ** 2
+    _add_held(T, A, W, J, K, where(size > 0.0, size, 1.0))
+    most = largest(A)
+    floor, good = NOISE * most * most, size == size
     for j in range(n):
-        idle[j] = not visible[j] and K[place[j], place[j]] == 0.0
-        if idle[j]:
-            K[place[j], place[j]] = 1.0
-        elif not K[place[j], place[j]] > floor:
-            return False
-    other = space(T, W, W_OTHER)
-    return factor(K, space(T, J, J_FIRST)[:whole], sign[:whole], PIVOT, space(T, W, W_SIDE), other)
+        at = place[j]
+        alone = (K[at, at] == 0.0) & (visible[j] == 0)
+        idle[j], K[at, at] = where(alone, 1.0, 0.0), where(alone, 1.0, K[at, at])
+        good = good & (alone | (K[at, at] > floor))
+    return good & factor(K, first, sign[:whole], PIVOT, space(T, W, W_SIDE), space(T, W, W_OTHER))
 
 
 @lean
-def put(K: Any, i: int, j: int, value: float) -> None:
+def put(K: Any, i: int, j: int, value: Any) -> None:
     """Add to an entry of the lower triangle."""
     if i >= j:
         K[i, j] += value
@@ -131,24 +133,21 @@ def put(K: Any, i: int, j: int, value: float) -> None:
 
 @lean
 def _reach(T: Any, J: Any, r: int) -> tuple[int, int]:
-    """The lowest and the highest rank that the held row r meets."""
+    """The lowest and the highest rank that the held row r meets; of an empty one, which ``factor`` refuses, the first."""
     k, at = J[T[J_BLOCK] + r], J[T[J_INDEX] + r]
     if k < 0:
-        return T[T[ROW_LOW] + at], T[T[ROW_HIGH] + at]
-    return T[T[BLOCK_LOW] + k], T[T[BLOCK_HIGH] + k]
+        return max(T[T[ROW_LOW] + at], 0), max(T[T[ROW_HIGH] + at], 0)
+    return max(T[T[BLOCK_LOW] + k], 0), max(T[T[BLOCK_HIGH] + k], 0)
 
 
 @lean
-def arrange(T: Any, W: Any, J: Any) -> bool:
+def arrange(T: Any, W: Any, J: Any) -> None:
     """Where variables and held rows go, each row right after its last variable, and where their rows begin."""
     place, by_rank, after, first = space(T, J, J_PLACE), space(T, J, J_BY_RANK), space(T, J, J_AFTER), space(T, J, J_FIRST)
     sign, rank, start, held = space(T, W, W_SIGN), part(T, RANK), part(T, FIRST), J[T[J_COUNTS]]
     fill(after, 0)
     for r in range(held):
-        last = _reach(T, J, r)[1]
-        if last < 0:
-            return False
-        after[last] += 1
+        after[_reach(T, J, r)[1]] += 1
     position = 0
     for j in range(T[N]):
         by_rank[j] = position
@@ -163,7 +162,6 @@ def arrange(T: Any, W: Any, J: Any) -> bool:
         at = after[last]
         J[T[J_ROW] + r], first[at], sign[at] = at, by_rank[low], -1.0
         after[last] = at + 1
-    return True
 
 
 @lean
@@ -187,7 +185,7 @@ def _add_weighed(T: Any, A: Any, W: Any, J: Any, K: Any) -> None:
     place, row, starts, axis = space(T, J, J_PLACE), top(T, W, 0), part(T, STARTS), space(T, W, W_AXIS)
     for k in range(T[BLOCKS]):
         weight = W[T[W_ACROSS] + k]
-        if weight == 0.0:
+        if not anywhere(weight != 0.0):
             continue
         a, b = starts[k], starts[k + 1]
         axis[a] = 0.0
@@ -206,11 +204,11 @@ def _add_weighed(T: Any, A: Any, W: Any, J: Any, K: Any) -> None:
 
 
 @lean
-def add_outer(row: Any, factor: float, cols: Any, width: int, place: Any, K: Any) -> None:
+def add_outer(row: Any, factor: Any, cols: Any, width: int, place: Any, K: Any) -> None:
     """``K <- K + factor row row'`` for a row on the columns ``cols``."""
     first, run = place[cols[0]] if width else 0, adjacent(place, cols, width)
     for i in range(width):
-        if row[i] != 0.0:
+        if anywhere(row[i] != 0.0):
             at, value = place[cols[i]], factor * row[i]
             together = min(i + 1, run) if at >= first + min(i, run - 1) else 0
             out = K[at, first : first + together]
@@ -230,7 +228,7 @@ def adjacent(place: Any, cols: Any, width: int) -> int:
 
 
 @lean
-def add_products(gram: Any, weight: float, a: Any, alpha: float, b: Any, beta: float, cols: Any, place: Any, K: Any) -> None:
+def add_products(gram: Any, weight: Any, a: Any, alpha: Any, b: Any, beta: Any, cols: Any, place: Any, K: Any) -> None:
     """``K <- K + weight gram + alpha a a' + beta b b'``, on the columns ``cols``."""
     width = gram.shape[0]
     first, run = place[cols[0]] if width else 0, adjacent(place, cols, width)
@@ -245,7 +243,7 @@ def add_products(gram: Any, weight: float, a: Any, alpha: float, b: Any, beta: f
 
 
 @lean
-def add_pairs(T: Any, A: Any, i: int, weight: float, place: Any, K: Any) -> None:
+def add_pairs(T: Any, A: Any, i: int, weight: Any, place: Any, K: Any) -> None:
     """``K <- K + weight a a'`` for the row a of A with index i."""
     entries, cols, start, stop = part(T, ENTRIES), part(T, A_COLS), T[T[ROW_STARTS] + i], T[T[ROW_STARTS] + i + 1]
     for e in range(start, stop):
@@ -307,7 +305,7 @@ def _products(local: Any, gram: Any) -> None:
 
 
 @lean
-def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
+def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: Any) -> None:
     """The held rows, with their multiple that goes to the upper left; ``W_SCALE`` and ``W_LIFT`` keep e and eR."""
     place, row, entries, A_cols, row_starts = (
         space(T, J, J_PLACE),
@@ -318,6 +316,7 @@ def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
     )
     for r in range(J[T[J_COUNTS]]):
         k, index, at, slack = J[T[J_BLOCK] + r], J[T[J_INDEX] + r], J[T[J_ROW] + r], W[T[W_SLACK] + r]
+        live = W[T[W_LIVE] + r]
         length, start, stop, width = 0.0, 0, 0, 0
         if k < 0:
             start, stop = row_starts[index], row_starts[index + 1]
@@ -326,13 +325,13 @@ def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
         else:
             width = row_of(T, A, W, k, vector(T, W, index), row)
             length = dot(row[:width], row[:width])
-        R = 1.0 + size / length if length > 0.0 else 0.0
-        scale = 1.0 / (1.0 + R * slack)
+        R = where(length > 0.0, live + live * size / length, 0.0)
+        scale = live / (1.0 + R * slack)
         W[T[W_SCALE] + r], W[T[W_LIFT] + r] = scale, R * scale
-        K[at, at] = -scale * slack
+        K[at, at] = live - 1.0 - scale * slack  # a row that is not live gives its unknown, zero, and nothing else
         if k < 0:
             for e in range(start, stop):
-                K[at, place[A_cols[entries[e]]]] = A[entries[e]]
+                K[at, place[A_cols[entries[e]]]] = live * A[entries[e]]
             add_pairs(T, A, index, R, place, K)
         else:
             cols = part(T, COLS)[T[T[COL_STARTS] + k] :]
@@ -342,10 +341,16 @@ def _add_held(T: Any, A: Any, W: Any, J: Any, K: Any, size: float) -> None:
 
 
 @lean
-def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u: Any, z: Any, refined: bool) -> None:
+def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u: Any, z: Any, refined: Any) -> None:
     """u and z for ``right`` (n,), the first line without what t adds to it, and ``t`` (m,)."""
     r, du, slack = top(T, W, 1), top(T, W, 2), space(T, W, W_SLACK)
-    rest, dz, low, omega, change = side(T, W, 0), side(T, W, 1), side(T, W, 2), side(T, W, 3), side(T, W, 4)
+    rest, dz, low, omega, change = (
+        side(T, W, 0),
+        side(T, W, 1),
+        space(T, W, W_LOW),
+        space(T, W, W_OMEGA),
+        space(T, W, W_CHANGE),
+    )
     held = J[T[J_COUNTS]]
     fill(u, 0.0)
     fill(z, 0.0)
@@ -355,14 +360,16 @@ def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u:
     for h in range(held):
         low[h] = component(T, W, J, h, t)
     size = max(largest(right), largest(t))
-    error = size
+    error, wanting = size, size == size
     for step in range(1 + REFINEMENTS):
         # the weighed rows see t in the first pass only: from then on their equations hold, in z
         _once(T, A, W, J, r, rest, low, du, dz, change)
-        add(u, 1.0, du)
-        add(z, 1.0, dz)
-        add(omega, 1.0, change)
-        if step == REFINEMENTS or error <= GOOD * size or not refined:
+        now = where(wanting, 1.0, 0.0)
+        add(u, now, du)
+        add(z, now, dz)
+        add(omega, now, change)
+        wanting = wanting & refined & (error > GOOD * size)
+        if step == REFINEMENTS or not anywhere(wanting):
             break
         fill(rest, 0.0)
         copy(right, r)
@@ -373,7 +380,8 @@ def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u:
         for h in range(held):
             low[h] = component(T, W, J, h, dz) + slack[h] * omega[h]
         error = max(largest(r), largest(low[:held]))
-        if error <= EXACT * size:
+        wanting = wanting & (error > EXACT * size)
+        if not anywhere(wanting):
             break
 
 
@@ -381,7 +389,7 @@ def solve_reduced(T: Any, P: Any, A: Any, W: Any, J: Any, right: Any, t: Any, u:
 def _once(T: Any, A: Any, W: Any, J: Any, r: Any, t: Any, low: Any, u: Any, z: Any, omega: Any) -> None:
     n, held = T[N], J[T[J_COUNTS]]
     whole = n + held
-    place, rows, idle, right = space(T, J, J_PLACE), space(T, J, J_ROW), space(T, J, J_IDLE), space(T, W, W_SIDE)
+    place, rows, idle, right = space(T, J, J_PLACE), space(T, J, J_ROW), space(T, W, W_IDLE), space(T, W, W_SIDE)
     scale, lift, given, above = space(T, W, W_SCALE), space(T, W, W_LIFT), side(T, W, 5), top(T, W, 3)
     weigh(T, W, J, t, given)
     for h in range(held):
@@ -389,7 +397,7 @@ def _once(T: Any, A: Any, W: Any, J: Any, r: Any, t: Any, low: Any, u: Any, z: A
     copy(r, above)
     add_At(T, A, 1.0, given, above)
     for j in range(n):
-        right[place[j]] = 0.0 if idle[j] else above[j]
+        right[place[j]] = where(idle[j] > 0.0, 0.0, above[j])
     for h in range(held):
         right[rows[h]] = scale[h] * low[h]
     solve(matrix(T, W, W_K, whole, whole), space(T, J, J_FIRST)[:whole], space(T, W, W_SIGN)[:whole], right)

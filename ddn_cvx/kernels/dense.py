@@ -1,23 +1,26 @@
-"""Cholesky factors and triangular systems of small dense matrices, row by row in contiguous memory."""
+"""Cholesky factors and triangular systems of small dense matrices, row by row in contiguous memory; of numbers or lanes."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ddn_cvx.kernels.jit import lean
+from ddn_cvx.kernels.lanes import anywhere, where
 
 
 @lean
-def cholesky(M: Any, tolerance: float) -> bool:
+def cholesky(M: Any, tolerance: float) -> Any:
     """``L L' = M`` in place of the lower triangle; False where a pivot is below ``tolerance`` of its diagonal entry."""
-    n = M.shape[0]
+    n, good = M.shape[0], True
     for j in range(n):
         pivot = M[j, j]
         for k in range(j):
             pivot -= M[j, k] * M[j, k]
-        if not pivot > tolerance * M[j, j]:
-            return False
-        root = pivot**0.5
+        good = good & (pivot > tolerance * M[j, j])
+        if not anywhere(good):
+            return good
+        root = math.sqrt(pivot)
         M[j, j] = root
         inverse = 1.0 / root
         i = j + 1
@@ -37,7 +40,7 @@ def cholesky(M: Any, tolerance: float) -> bool:
                 a -= M[i, k] * M[j, k]
             M[i, j] = a * inverse
             i += 1
-    return True
+    return good
 
 
 @lean
@@ -61,7 +64,7 @@ def lower_transposed(L: Any, z: Any) -> None:
 
 
 @lean
-def dot(a: Any, b: Any) -> float:
+def dot(a: Any, b: Any) -> Any:
     """``a'b``."""
     total = 0.0
     for k in range(a.shape[0]):
@@ -70,7 +73,7 @@ def dot(a: Any, b: Any) -> float:
 
 
 @lean
-def add(x: Any, factor: float, y: Any) -> None:
+def add(x: Any, factor: Any, y: Any) -> None:
     """``x <- x + factor y``."""
     for k in range(x.shape[0]):
         x[k] += factor * y[k]
@@ -124,13 +127,12 @@ def add_rows(x: Any, factors: Any, M: Any) -> None:
 
 
 @lean
-def largest(t: Any) -> float:
+def largest(t: Any) -> Any:
     """The largest absolute value; NaN if there is one."""
     size = 0.0
     for k in range(t.shape[0]):
         a = abs(t[k])
-        if a > size or a != a:
-            size = a
+        size = where((a > size) | (a != a), a, size)
     return size
 
 

@@ -7,12 +7,14 @@ many small cones is a small part of the matrix, and that of a dense one all of i
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddn_cvx.kernels.jit import lean
+from ddn_cvx.kernels.lanes import anywhere
 
 Integers = NDArray[np.int64]
 
@@ -73,13 +75,26 @@ def _postorder(adjacent: NDArray[np.bool_]) -> Integers:
 
 
 @lean
-def factor(K: Any, first: Any, sign: Any, tolerance: float, row: Any, other: Any) -> bool:
+def clear(K: Any, first: Any) -> None:
+    """Zeros, also where ``factor`` looks beyond the envelope: it takes four rows and two columns at a time."""
+    n = first.shape[0]
+    for i in range(n):
+        low = first[i]
+        for j in range(max(i - 3, 0), min(i + 4, n)):
+            low = min(low, first[j])
+        for k in range(max(low - 1, 0), i + 1):
+            K[i, k] = 0.0
+
+
+@lean
+def factor(K: Any, first: Any, sign: Any, tolerance: float, row: Any, other: Any) -> Any:
     """``L S L' = K`` in place of the lower triangle; False where a pivot has the wrong sign or is below ``tolerance`` of
     the terms it is the sum of. ``row`` and ``other`` are scratch of the order of K."""
-    n, j = first.shape[0], 0
+    n, j, good = first.shape[0], 0, True
     while j < n:
-        if not _pivot(K, j, first[j], sign, tolerance, row):
-            return False
+        good = good & _pivot(K, j, first[j], sign, tolerance, row)
+        if not anywhere(good):
+            return good
         start, inverse = first[j], sign[j] / K[j, j]
         paired = j + 1 < n and first[j + 1] <= j
         if paired:
@@ -87,8 +102,9 @@ def factor(K: Any, first: Any, sign: Any, tolerance: float, row: Any, other: Any
             for k in range(max(start, first[j + 1]), j):
                 total -= K[j + 1, k] * row[k]
             K[j + 1, j] = total * inverse
-            if not _pivot(K, j + 1, first[j + 1], sign, tolerance, other):
-                return False
+            good = good & _pivot(K, j + 1, first[j + 1], sign, tolerance, other)
+            if not anywhere(good):
+                return good
             for k in range(min(start, first[j + 1]), max(start, first[j + 1])):
                 if k < start:
                     row[k] = 0.0
@@ -144,11 +160,11 @@ def factor(K: Any, first: Any, sign: Any, tolerance: float, row: Any, other: Any
                 K[i, j + 1] = a * second
             i += 1
         j += 2 if paired else 1
-    return True
+    return good
 
 
 @lean
-def _pivot(K: Any, j: int, start: int, sign: Any, tolerance: float, row: Any) -> bool:
+def _pivot(K: Any, j: int, start: int, sign: Any, tolerance: float, row: Any) -> Any:
     """The pivot of row j in place, and ``row = SK`` left of it."""
     diagonal = K[j, j] * sign[j]
     pivot, size = diagonal, abs(diagonal)
@@ -158,8 +174,8 @@ def _pivot(K: Any, j: int, start: int, sign: Any, tolerance: float, row: Any) ->
         square = sign[j] * value * K[j, k]
         pivot -= square
         size += max(-square, 0.0)
-    K[j, j] = pivot**0.5
-    return bool(pivot > tolerance * size)
+    K[j, j] = math.sqrt(pivot)
+    return pivot > tolerance * size
 
 
 @lean

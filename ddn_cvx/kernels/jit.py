@@ -1,8 +1,9 @@
 """How the kernels are compiled, and how a batch is shared among threads.
 
-A kernel is a function of numpy arrays that handles the elements ``first .. last - 1`` of a batch, one at a time, with
-scratch space of its own. What it computes for an element does not depend on its batch mates or on the number of threads,
-to the last bit. Kernels release the global interpreter lock, and are compiled once a machine: numba keeps them on disk.
+A kernel is a function of numpy arrays that handles the elements ``first .. last - 1`` of a batch, one at a time or eight
+side by side (``lanes``), with scratch space of its own. What it computes for an element does not depend on its batch mates
+or on the number of threads, to the last bit. Kernels release the global interpreter lock, and are compiled once a machine:
+numba keeps them on disk.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 Nesterov and Todd's W for symmetric cones: ``W z = W^-T s = lambda``, ``H = W'W`` (Vandenberghe, "The CVXOPT linear and
 quadratic cone program solvers", 2010). For a semidefinite block ``W z = R'ZR`` with ``S = L L'``, ``L'ZL = V diag(lambda^2)
-V'`` and ``R = L V diag(lambda)^-1/2``. The reason for the file's length is the names of the table's entries, one a line.
+V'`` and ``R = L V diag(lambda)^-1/2``. The points are lanes (``kernels.lanes``). The reason for the file's length is the
+names of the table's entries, one a line.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ import numpy as np
 from ddn_cvx.kernels import exponential_scaling as exp3
 from ddn_cvx.kernels.cones import ROOT, to_matrix, to_vector
 from ddn_cvx.kernels.dense import cholesky, dot
-from ddn_cvx.kernels.eigen import eigen
+from ddn_cvx.kernels.eigen import eigen, least
 from ddn_cvx.kernels.jit import lean, view
+from ddn_cvx.kernels.lanes import anywhere, where
 from ddn_cvx.kernels.table import (  # fmt: skip
     BLOCK_STARTS,
     BLOCKS,
@@ -93,60 +96,56 @@ def unit(T: Any, s: Any, z: Any) -> None:
 
 
 @lean
-def distance(x: Any) -> float:
+def distance(x: Any) -> Any:
     """``x_0^2 - |x_1|^2``."""
     total = 0.0
     for i in range(1, x.shape[0]):
         total += x[i] * x[i]
-    root = total**0.5
+    root = math.sqrt(total)
     return (x[0] - root) * (x[0] + root)
 
 
 @lean
-def update(T: Any, W: Any, s: Any, z: Any, mu: float) -> bool:
+def update(T: Any, W: Any, s: Any, z: Any, mu: Any) -> Any:
     """The scaling at s and z; False where one of them has left its cone."""
+    good = True
     kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
     inverse, point = space(T, W, W_INVERSE), space(T, W, W_POINT)
     for i in range(T[ZERO], T[LINEAR]):
-        if not (s[i] > 0.0 and z[i] > 0.0):
-            return False
+        good = good & (s[i] > 0.0) & (z[i] > 0.0)
         inverse[i] = z[i] / s[i]
-        point[i] = (s[i] * z[i]) ** 0.5
     for k in range(T[BLOCKS]):
         a, b = starts[k], starts[k + 1]
         if kind[k] == SECOND_ORDER:
             eta = _second_order(s[a:b], z[a:b], inverse[a:b], point[a:b])
-            if not eta > 0.0:
-                return False
+            good = good & (eta > 0.0)
             W[T[W_ETA] + k] = eta
         elif kind[k] == EXPONENTIAL:
-            if not exp3.update(s[a:b], z[a:b], mu, block(T, W, W_R, k, 3), block(T, W, W_R_INVERSE, k, 3)):
-                return False
-        elif not _semidefinite(T, W, s[a:b], z[a:b], k, order[k]):
-            return False
-    return True
+            good = good & exp3.update(s[a:b], z[a:b], mu, block(T, W, W_R, k, 3), block(T, W, W_R_INVERSE, k, 3))
+        else:
+            good = good & _semidefinite(T, W, s[a:b], z[a:b], k, order[k])
+    return good
 
 
 @lean
-def _second_order(s: Any, z: Any, w: Any, point: Any) -> float:
+def _second_order(s: Any, z: Any, w: Any, point: Any) -> Any:
     """The scaling point and lambda; returns the size of the scaling, zero outside."""
     ss, zz = distance(s), distance(z)
-    if not (ss > 0.0 and zz > 0.0 and s[0] > 0.0 and z[0] > 0.0):
-        return 0.0
-    ss, zz = ss**0.5, zz**0.5
-    gamma = (0.5 * (1.0 + dot(s, z) / (ss * zz))) ** 0.5
-    total = 1.0
+    inside = (ss > 0.0) & (zz > 0.0) & (s[0] > 0.0) & (z[0] > 0.0)
+    ss, zz = math.sqrt(ss), math.sqrt(zz)
+    gamma = math.sqrt(0.5 * (1.0 + dot(s, z) / (ss * zz)))
+    one, two, total = 0.5 / (gamma * ss), 0.5 / (gamma * zz), 1.0
     for i in range(1, s.shape[0]):
-        w[i] = (s[i] / ss - z[i] / zz) / (2.0 * gamma)
+        w[i] = s[i] * one - z[i] * two
         total += w[i] * w[i]
-    w[0] = total**0.5
-    eta = (ss / zz) ** 0.5
+    w[0] = math.sqrt(total)
+    eta = math.sqrt(ss / zz)
     _reflect(w, eta, 1.0, z, point)
-    return float(eta)
+    return where(inside, eta, 0.0)
 
 
 @lean
-def _reflect(w: Any, eta: float, sign: float, x: Any, out: Any) -> None:
+def _reflect(w: Any, eta: Any, sign: float, x: Any, out: Any) -> None:
     """``out = W x``, or ``W^-1 x`` for ``sign = -1`` and ``1 / eta``; out may be x."""
     along = dot(w, x) - w[0] * x[0]
     top, factor = w[0] * x[0] + sign * along, sign * x[0] + along / (1.0 + w[0])
@@ -156,13 +155,12 @@ def _reflect(w: Any, eta: float, sign: float, x: Any, out: Any) -> None:
 
 
 @lean
-def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> bool:
+def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> Any:
     S, Z, V = scratch(T, W, W_X, order), scratch(T, W, W_Y, order), scratch(T, W, W_Z, order)
     values = eigenvalues(T, W, k, order)
     to_matrix(s, S)
     to_matrix(z, Z)
-    if not cholesky(S, 0.0):
-        return False
+    good = cholesky(S, 0.0)
     R, inverse = block(T, W, W_R, k, order), block(T, W, W_R_INVERSE, k, order)
     for i in range(order):
         for j in range(order):
@@ -176,18 +174,17 @@ def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> bool:
             for p in range(i, order):
                 total += S[p, i] * R[p, j]
             Z[i, j] = total
-    if not eigen(Z, values, V, space(T, W, W_EIGEN), True):
-        return False
+    eigen(Z, values, V)
     for i in range(order):
-        if not values[i] > 0.0:
-            return False
-        values[i] **= 0.5
-        root = values[i] ** 0.5
+        good = good & (values[i] > 0.0)
+        values[i] = math.sqrt(values[i])
+        root = math.sqrt(values[i])
+        one = 1.0 / root
         for j in range(order):
             total = 0.0
             for p in range(j + 1):
                 total += S[j, p] * V[i, p]
-            R[j, i] = total / root
+            R[j, i] = total * one
         # L^-T v
         for j in range(order - 1, -1, -1):
             total = V[i, j]
@@ -196,7 +193,7 @@ def _semidefinite(T: Any, W: Any, s: Any, z: Any, k: int, order: int) -> bool:
             inverse[i, j] = total / S[j, j]
         for j in range(order):
             inverse[i, j] *= root
-    return True
+    return good
 
 
 @lean
@@ -241,7 +238,7 @@ def inverse_times(T: Any, W: Any, x: Any, out: Any) -> None:
     for k in range(T[BLOCKS]):
         a, b = starts[k], starts[k + 1]
         if kind[k] == SECOND_ORDER:
-            factor = W[T[W_ETA] + k] ** -2
+            factor = 1.0 / (W[T[W_ETA] + k] * W[T[W_ETA] + k])
             along = 2.0 * w[a] * x[a]
             for i in range(a + 1, b):
                 along -= 2.0 * w[i] * x[i]
@@ -297,7 +294,7 @@ def inverse_block(T: Any, W: Any, k: int, kind: int, order: int) -> None:
 
 
 @lean
-def shift(T: Any, W: Any, z: Any, ds: Any, dz: Any, target: float, out: Any) -> None:
+def shift(T: Any, W: Any, z: Any, ds: Any, dz: Any, target: Any, out: Any) -> None:
     """Mehrotra's correction: what is added to s on the right-hand side of ``H dz + ds``, given the predictor's steps and the
     complementarity ``target`` aimed at."""
     kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
@@ -342,14 +339,12 @@ def shift(T: Any, W: Any, z: Any, ds: Any, dz: Any, target: float, out: Any) -> 
 
 
 @lean
-def length(T: Any, W: Any, s: Any, z: Any, ds: Any, dz: Any, step: float) -> float:
+def length(T: Any, W: Any, s: Any, z: Any, ds: Any, dz: Any, step: Any) -> Any:
     """The longest step of at most ``step`` that keeps s and z in their cones."""
     kind, starts, order = part(T, KIND), part(T, STARTS), part(T, ORDER)
     for i in range(T[ZERO], T[LINEAR]):
-        if ds[i] < 0.0 and -s[i] > step * ds[i]:
-            step = -s[i] / ds[i]
-        if dz[i] < 0.0 and -z[i] > step * dz[i]:
-            step = -z[i] / dz[i]
+        step = where(-s[i] > step * ds[i], -s[i] / ds[i], step)
+        step = where(-z[i] > step * dz[i], -z[i] / dz[i], step)
     for k in range(T[BLOCKS]):
         a, b = starts[k], starts[k + 1]
         if kind[k] == SECOND_ORDER:
@@ -365,40 +360,36 @@ def length(T: Any, W: Any, s: Any, z: Any, ds: Any, dz: Any, step: float) -> flo
     for k in range(T[BLOCKS]):
         if kind[k] == EXPONENTIAL:
             a, b = starts[k], starts[k + 1]
-            while not exp3.inside(s[a:b], ds[a:b], z[a:b], dz[a:b], step):
-                step *= SHRINK
-                if step < 1e-10:
-                    return 0.0
+            outside = ~exp3.inside(s[a:b], ds[a:b], z[a:b], dz[a:b], step) & (step > 0.0)
+            while anywhere(outside):
+                step = where(outside, SHRINK * step, step)
+                step = where(step < 1e-10, 0.0, step)
+                outside = ~exp3.inside(s[a:b], ds[a:b], z[a:b], dz[a:b], step) & (step > 0.0)
     return step
 
 
 @lean
-def _to_boundary(x: Any, d: Any) -> float:
-    """How far from x along d the second-order cone ends."""
+def _to_boundary(x: Any, d: Any) -> Any:
+    """How far from x along d the second-order cone ends: the least positive root of ``a t^2 + b t + c``."""
     if x.shape[0] == 1:
-        return -x[0] / d[0] if d[0] < 0.0 else np.inf
+        return where(d[0] < 0.0, -x[0] / d[0], np.inf)
     a, c = distance(d), distance(x)
     b = 2.0 * (x[0] * d[0] - (dot(x, d) - x[0] * d[0]))
-    root = b * b - 4.0 * a * c
-    if (a > 0.0 and b > 0.0) or root < 0.0 or a == 0.0:
-        return np.inf if a != 0.0 or b >= 0.0 else -c / b
-    t = -b - root**0.5 if b >= 0.0 else -b + root**0.5
-    one, two = t / (2.0 * a), 2.0 * c / t if t != 0.0 else np.inf
-    one, two = one if one > 0.0 else np.inf, two if two > 0.0 else np.inf
-    return min(one, two)
+    root = math.sqrt(b * b - 4.0 * a * c)  # NaN where there is none: no comparison holds then
+    t = where(b >= 0.0, -b - root, root - b)
+    one, two = t / (2.0 * a), 2.0 * c / t
+    return where((a > 0.0) & (b > 0.0), np.inf, min(where(one > 0.0, one, np.inf), where(two > 0.0, two, np.inf)))
 
 
 @lean
-def _to_singular(T: Any, W: Any, x: Any, k: int, size: int) -> float:
+def _to_singular(T: Any, W: Any, x: Any, k: int, size: int) -> Any:
     """How far from diag(lambda) along the scaled step x a matrix becomes singular."""
     X, found, values = scratch(T, W, W_X, size), space(T, W, W_Y)[:size], eigenvalues(T, W, k, size)
     to_matrix(x, X)
     for i in range(size):
-        for j in range(i + 1):
-            X[i, j] /= (values[i] * values[j]) ** 0.5
-    if not eigen(X, found, scratch(T, W, W_Z, size), space(T, W, W_EIGEN), False):
-        return 0.0
-    least = 0.0
+        found[i] = 1.0 / math.sqrt(values[i])
     for i in range(size):
-        least = min(least, found[i])
-    return -1.0 / least if least < 0.0 else np.inf
+        for j in range(i + 1):
+            X[i, j] *= found[i] * found[j]
+    value = least(X, found, space(T, W, W_EIGEN))
+    return where(value < 0.0, -1.0 / value, where(value >= 0.0, np.inf, 0.0))

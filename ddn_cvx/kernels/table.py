@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ddn_cvx.kernels.envelope import ordering
 from ddn_cvx.kernels.jit import inner, lean, view
+from ddn_cvx.kernels.lanes import LANES
 from ddn_cvx.kernels.structure import Structure
 
 Integers = NDArray[np.int64]
@@ -40,17 +41,17 @@ SECTIONS = 39
 # Sections of the scratch space of integers: where variables and held rows stand in the KKT matrix, and where its rows begin;
 # the rows of ``spectrum``.
 (
-    J_PLACE, J_BY_RANK, J_AFTER, J_FIRST, J_ROW, J_BLOCK, J_INDEX, J_W_BLOCK, J_W_INDEX, J_COUNTS, J_IDLE,
-) = range(SECTIONS, SECTIONS + 11)  # fmt: skip
-INTEGERS = SECTIONS + 12
+    J_PLACE, J_BY_RANK, J_AFTER, J_FIRST, J_ROW, J_BLOCK, J_INDEX, J_W_BLOCK, J_W_INDEX, J_COUNTS,
+) = range(SECTIONS, SECTIONS + 10)  # fmt: skip
+INTEGERS = SECTIONS + 11
 
 # Sections of the scratch space of numbers.
 (
     W_K, W_SIGN, W_SIDE, W_SCALE, W_LIFT, W_TOPS, W_SIDES, W_SLACK, W_WEIGHT, W_ACROSS, W_AXIS, W_U, W_LOCAL,
     W_BLOCK, W_KEPT, W_POINT, W_INVERSE, W_ETA, W_R, W_R_INVERSE, W_VALUES, W_X, W_Y, W_Z, W_P, W_Q, W_A, W_B,
-    W_OTHER, W_EIGEN,
-) = range(INTEGERS, INTEGERS + 30)  # fmt: skip
-HEADER = INTEGERS + 31
+    W_OTHER, W_EIGEN, W_NUMBERS, W_IDLE, W_LIVE, W_LOW, W_OMEGA, W_CHANGE,
+) = range(INTEGERS, INTEGERS + 36)  # fmt: skip
+HEADER = INTEGERS + 37
 
 LONG = 4
 """Entries a run must have on average for loops over runs to be faster than one loop over all."""
@@ -100,12 +101,14 @@ def table(structure: Structure, blocks: Sequence[tuple[int, int, int]], linear: 
         *_own_places(rank, first, row_reach[:zero]), np.cumsum([0, *kept]), np.cumsum([0, *formed]),
         np.cumsum([0, *local]),
     ]  # fmt: skip
-    whole, k = n + m, len(blocks)
-    integers = [n, n, n, whole, whole, m, m, m, m, 3, n]
+    vectors = np.choose(kind, [np.ones_like(heights), heights, np.full_like(heights, 2)])
+    held, k = linear + int((heights + vectors).sum()), len(blocks)
+    whole = n + held
+    integers = [n, n, n, whole, held, held, held, m, m, 2]
     numbers = [
-        whole * whole, whole, whole, whole, whole, TOPS * n, SIDES * m, m, m, k, m, m * tallest, local.sum(),
+        whole * whole, whole, whole, held, held, TOPS * n, SIDES * m, held, m, k, m, m * tallest, local.sum(),
         formed.sum(), kept.sum(), m, m, k, *(k * matrix**2,) * 2, k * matrix, *(matrix**2,) * 3,
-        len(structure.P_rows), n, len(rows), m, whole, 4 * matrix,
+        len(structure.P_rows), n, len(rows), m, whole, max(4 * matrix, 11), 2, n, *(held,) * 4,
     ]  # fmt: skip
     sizes = [len(section) for section in sections]
     single = [n, m, zero, linear, k, degree, tallest, matrix, len(rows) >= LONG * (len(runs) - 1)]
@@ -129,8 +132,40 @@ def _own_places(rank: Integers, first: Integers, reach: Sequence[tuple[int, int]
 
 @inner
 def workspace(T: Any) -> Any:
-    """Scratch space, of numbers and of integers."""
-    return np.zeros(T[HEADER - 1]), np.zeros(T[INTEGERS - 1], np.int64)
+    """Scratch space of numbers (., LANES), to be seen by ``lanes.in_lanes``, and of integers. The matrix, which is most of
+    it, is not cleared."""
+    size = T[HEADER - 1]
+    memory = np.empty((size + 1) * LANES)
+    skip = (-memory.ctypes.data // 8) % LANES
+    numbers = memory[skip : skip + size * LANES].reshape(size, LANES)
+    numbers[T[W_K + 1] :] = 0.0
+    return numbers, np.zeros(T[INTEGERS - 1], np.int64)
+
+
+@lean
+def load(values: Any, start: int, stop: int, raw: Any, at: int) -> None:
+    """Elements ``start .. stop - 1`` into the lanes, the last one again into those that are left."""
+    for lane in range(LANES):
+        given = values[min(start + lane, stop - 1)]
+        for e in range(given.shape[0]):
+            raw[at + e, lane] = given[e]
+
+
+@lean
+def load_program(T: Any, P: Any, q: Any, A: Any, b: Any, start: int, stop: int, raw: Any) -> None:
+    """The data of these elements."""
+    load(P, start, stop, raw, T[W_P])
+    load(q, start, stop, raw, T[W_Q])
+    load(A, start, stop, raw, T[W_A])
+    load(b, start, stop, raw, T[W_B])
+
+
+@lean
+def store(raw: Any, at: int, start: int, stop: int, out: Any) -> None:
+    """What the lanes hold from ``at`` on, for elements ``start .. stop - 1``."""
+    for k in range(start, stop):
+        for e in range(out.shape[1]):
+            out[k, e] = raw[at + e, k - start]
 
 
 @view
@@ -167,7 +202,7 @@ def matrix(T: Any, W: Any, code: int, rows: int, columns: int) -> Any:
 
 
 @lean
-def add_P(T: Any, P: Any, factor: float, x: Any, out: Any) -> None:
+def add_P(T: Any, P: Any, factor: Any, x: Any, out: Any) -> None:
     """``out <- out + factor P x``."""
     rows, cols = part(T, P_ROWS), part(T, P_COLS)
     for k in range(P.shape[0]):

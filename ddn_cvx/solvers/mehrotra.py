@@ -21,7 +21,7 @@ from ddn_cvx.solvers.base import RawSolution, Workspace
 from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
-GOALS = (1e-6, 1e-12)
+GOALS = (1e-5, 1e-12)
 """Relative residuals at which Newton's method on the optimality conditions takes over; the second for what it does not
 bring to the end from the first, as close to a kink."""
 FINISHED = 1e-12
