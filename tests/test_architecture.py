@@ -58,12 +58,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compat": LAYER,
     "testing": LAYER,
     "__init__": OUTSIDE - {"__init__"},
-    "__main__": OUTSIDE | {"demo", "gallery"},
+    "__main__": OUTSIDE | {"demo", "gallery", "doctor"},
+    "doctor": OUTSIDE,
     "demo": OUTSIDE,
 }
 
 # cvxpy declares problems; behind the waist only the adapter of cvxpy's own solver interfaces knows it.
-MAY_IMPORT_CVXPY = ("declare/*", "solvers/cvxpy_any.py", "compat/*", "nodes/*", "__main__.py", "demo.py")
+MAY_IMPORT_CVXPY = ("declare/*", "solvers/cvxpy_any.py", "compat/*", "nodes/*", "__main__.py", "demo.py", "doctor.py")
 
 # A solver package is imported by `solvers/NAME.py` alone, inside a function: none is needed at import.
 SOLVER_PACKAGES = ("clarabel", "cvxopt", "daqp", "diffcp", "ecos", "highspy", "osqp", "piqp", "qoco", "scs", "torchdiffeq")
