@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.diagnose import condition_numbers
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch
 from ddn_cvx.program.base import ConvexNode
@@ -17,6 +18,9 @@ from ddn_cvx.program.instance import Instance, Point, Residuals, choose
 from ddn_cvx.solution import Regularity, Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.polish import GOAL, polish
+
+TOUCHING = 1e-9
+"""Slack at which an inequality counts as active in a diagnosis."""
 
 
 class Report(NamedTuple):
@@ -125,6 +129,17 @@ class Call:
         own = instance.judge(*(torch.where(usable.unsqueeze(-1), t, 0.0) for t in (raw.x, raw.y, raw.s)))
         take = (point.residuals.worst > self.tolerance) & (own.residuals.worst < point.residuals.worst)
         return choose(take, own, point)
+
+    def conditioning(self) -> tuple[Tensor, Tensor]:
+        """Which rows of inequalities and curved cones have no slack ``(B, rows)``, and the condition number of the KKT
+        matrix of the last solve ``(B,)``, NaN for programs that are not dense."""
+        assert self.report is not None
+        P, A, v, ok = self.report.point
+        cones = self.program.cones
+        active = ok.unsqueeze(-1) & ((cones.project_dual(v) - v)[:, cones.zero :] <= TOUCHING)
+        if not self.program.is_dense:
+            return active, torch.full_like(self.report.value, torch.nan)
+        return active, condition_numbers(self.program.jacobian(P, A, v), ok)
 
     def regularity(self) -> Tensor:
         """``Regularity`` flags of the last solve, ``(B,)`` int64; costs a factorisation unless one is at hand."""

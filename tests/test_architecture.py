@@ -31,7 +31,7 @@ CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
 CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
 # What the compiler of torch sees of a layer.
 TRACED = {"signature", "custom_op"}
-LAYER = CORE | CALLS | TRACED | {"declare", "solvers", "adjoint", "inputs", "failure", "explain", "layer"}
+LAYER = CORE | CALLS | TRACED | {"declare", "solvers", "adjoint", "inputs", "failure", "explain", "diagnose", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -45,10 +45,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adjoint": CORE,
     "inputs": GROUND | {"program"},
     "failure": GROUND | {"program"},
-    "call": CORE | {"solvers", "inputs", "failure"},
-    "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
+    "call": CORE | {"solvers", "inputs", "failure", "diagnose"},
+    "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint", "diagnose"},
     "ode_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
-    "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
+    "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint", "diagnose"},
+    "diagnose": GROUND,
     "explain": CORE | {"declare", "solvers", "adjoint", "inputs"},
     "signature": GROUND | {"declare"},
     "custom_op": GROUND | {"signature"},
