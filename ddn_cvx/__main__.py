@@ -1,4 +1,5 @@
-"""``python -m ddn_cvx demo`` trains a model with an optimisation layer inside; ``gallery`` lists the ready-made nodes."""
+"""``python -m ddn_cvx demo`` trains a model with an optimisation layer inside; ``gallery`` lists the ready-made nodes;
+``doctor`` checks the installation."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ddn_cvx.demo import run
+from ddn_cvx.doctor import run as run_doctor
 from ddn_cvx.errors import InputError
 from ddn_cvx.gallery import listing
 from ddn_cvx.gallery import run as run_example
@@ -25,7 +27,10 @@ def main() -> None:
     gallery = commands.add_parser("gallery", help="list the ready-made nodes, or run the example of one")
     gallery.add_argument("name", nargs="?", help="the node whose example to run")
     gallery.add_argument("rest", nargs=argparse.REMAINDER, help="arguments of the example, such as --quick or --help")
+    commands.add_parser("doctor", help="what is installed, and whether every path gives the right answer here")
     arguments = parser.parse_args()
+    if arguments.command == "doctor":
+        sys.exit(run_doctor())
     if arguments.command == "gallery" and arguments.name is None:
         print(listing())
         return

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddn_cvx.diagnose import condition_numbers
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch
 from ddn_cvx.kernels.jit import sweep
@@ -30,6 +31,8 @@ LOOSE = 1e-4
 """Newton step at a solution, relative to it, from which on the solution is not determined to first order."""
 BLURRED = 1e-8
 """What is left of complementarity, relative to the dual, from which on it is open which constraints are active."""
+TOUCHING = 1e-9
+"""Slack at which an inequality counts as active in a diagnosis."""
 
 
 class Report(NamedTuple):
@@ -273,6 +276,17 @@ class Call:
         own = instance.judge(*(torch.where(usable.unsqueeze(-1), t, 0.0) for t in (raw.x, raw.y, raw.s)))
         take = (point.residuals.worst > self.tolerance) & (own.residuals.worst < point.residuals.worst)
         return choose(take, own, point)
+
+    def conditioning(self) -> tuple[Tensor, Tensor]:
+        """Which rows of inequalities and curved cones have no slack ``(B, rows)``, and the condition number of the KKT
+        matrix of the last solve ``(B,)``, NaN for programs that are not dense."""
+        assert self.report is not None
+        P, A, v, ok = self.report.point
+        cones = self.program.cones
+        active = ok.unsqueeze(-1) & ((cones.project_dual(v) - v)[:, cones.zero :] <= TOUCHING)
+        if not self.program.is_dense:
+            return active, torch.full_like(self.report.value, torch.nan)
+        return active, condition_numbers(self.program.jacobian(P, A, v), ok)
 
     def regularity(self) -> Tensor:
         """``Regularity`` flags of the last solve, ``(B,)`` int64; costs a factorisation unless one is at hand."""

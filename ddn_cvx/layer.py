@@ -27,9 +27,10 @@ from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.fixed_point import FixedPoint, Root
 from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
+from ddn_cvx.diagnose import Diagnosis, diagnose
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.explain import Explanation, Settings, explain
-from ddn_cvx.inputs import Batch, gather
+from ddn_cvx.inputs import Batch, gather, match
 from ddn_cvx.nonlinear_call import NonlinearRun
 from ddn_cvx.ode_call import OdeRun
 from ddn_cvx.root_call import RootRun
@@ -264,6 +265,46 @@ class DeclarativeLayer(nn.Module):
         """
         settings = Settings(self.solver, self.adjoint, self.tolerance, self.polish_steps, self.on_failure)
         return explain(self.node, settings, params, named, batch, device)
+
+    def diagnose(self, *params: Any, seed: int = 0, **named: Any) -> Diagnosis:
+        """What is special about the answers at these parameters, and what to do: residuals, multipliers, active constraints,
+        conditioning, regularity flags, and the gradient against finite differences of the layer along a random direction.
+        Solves in double precision, and never raises for an element that has no solution. ``print`` shows a table.
+
+        Parameters
+        ----------
+        *params, **named : Tensor
+            Those of a call.
+        seed : int
+            Of the random direction and the random combination of outputs.
+
+        Raises
+        ------
+        InputError
+            Parameters of wrong count, shape, dtype or device.
+        """
+        other = copy.copy(self)
+        other.on_failure = "nan"
+        if isinstance(self.node, ConvexProblem | NonconvexProblem):
+            specs: Sequence[Any] = self.node.parameters
+            params, named = tuple(match(self.node.parameters, params, named)), {}
+        else:
+            arguments = self.node.arguments if isinstance(self.node, TorchProblem | ODE) else self.node.functions.arguments
+            specs, _, _ = arguments.match(params, named)
+        return diagnose(other, other.solve, other._conditioning, [len(spec.shape) for spec in specs], params, named, seed)
+
+    def _conditioning(self, params: Sequence[Any], named: Mapping[str, Any], solution: Solution) -> tuple[Tensor, Tensor]:
+        """Active rows ``(B, rows)`` bool, and condition numbers ``(B,)``."""
+        count, device = solution.status.numel(), solution.status.device
+        if not count or isinstance(self.node, ODE):
+            none = torch.zeros(count, 0, dtype=torch.bool, device=device)
+            return none, torch.full((count,), torch.nan, dtype=torch.float64, device=device)
+        if isinstance(self.node, ConvexProblem):
+            _, call = self._run(self.node, gather(self.node.parameters, params, named), on_failure="nan")
+            return call.conditioning()
+        declared = self._declared(self.node, "nan")
+        assert not isinstance(declared, OdeRun)
+        return declared.conditioning(params, named)
 
     def with_solver(self, solver: str | AnySolver | None, **options: Any) -> DeclarativeLayer:
         """The same layer with another forward solver; the problem is not read again, and everything else is shared.

@@ -20,6 +20,7 @@ from ddn_cvx.adjoint.dispatch import attach
 from ddn_cvx.adjoint.kkt_solve import Solved
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.torch_problem import TorchProblem
+from ddn_cvx.diagnose import condition_numbers
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch, gather, match
@@ -264,6 +265,26 @@ class NonlinearRun:
             primal={name: masked(value) for name, value in self.node.unpack(state.y).items()},
             dual=tuple(tuple(masked(d) for d in group) for group in self._duals(state, theta, ok)),
         )
+
+    def conditioning(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Which inequalities and bounds are active ``(B, m + n)``, and the condition number of the KKT matrix ``(B,)``."""
+        _, call, _, theta = self._run(args, named)
+        assert call.report is not None
+        state, active, ok, _ = call.report.solved
+        on, held = active.all.g, active.all.box.abs()
+        rows = torch.cat((on, held), 1) > 0
+        if not call.program.is_dense:
+            return rows, torch.full_like(call.report.value, torch.nan)
+        point = judge(call.program, theta.detach(), state)
+        n, free = call.program.n, 1.0 - held
+        H = point.H * free.unsqueeze(-1) * free.unsqueeze(-2) + torch.diag_embed(
+            held * point.H.abs().amax((1, 2)).unsqueeze(-1)
+        )
+        A = torch.cat((point.first.Jh, point.first.Jg * on.unsqueeze(-1)), 1) * free.unsqueeze(1)
+        off = torch.cat((torch.zeros_like(point.first.Jh[..., 0]), 1.0 - on), 1)
+        K = torch.cat((torch.cat((H, A.mT), -1), torch.cat((A, torch.diag_embed(off)), -1)), 1)
+        assert K.shape[-1] == n + A.shape[1]
+        return rows, condition_numbers(K, ok)
 
     def _duals(self, state: State, theta: Theta, ok: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         if isinstance(self.node, TorchProblem):

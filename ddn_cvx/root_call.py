@@ -14,6 +14,7 @@ from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.adjoint.root import RootSolved, root_map
 from ddn_cvx.declare.fixed_point import FixedPoint, Root
+from ddn_cvx.diagnose import condition_numbers
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.failure import raise_failures
 from ddn_cvx.inputs import Batch, gather
@@ -229,6 +230,16 @@ class RootRun:
             y=masked[..., :0],
             primal=self.node.functions.unpack(masked),
         )
+
+    def conditioning(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """No active rows, and the condition number of the Jacobian ``(B,)``."""
+        _, call, _, theta = self._run(args, named)
+        assert call.report is not None
+        y, _, ok = call.report.solved
+        none = torch.zeros(len(ok), 0, dtype=torch.bool, device=ok.device)
+        if not call.program.is_dense:
+            return none, torch.full_like(call.report.error, torch.nan)
+        return none, condition_numbers(call.program.linearise(y, theta.detach()).matrix(), ok)
 
     def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, RootCall, Batch, Theta]:
         specs, tensors, layout = self.node.functions.arguments.match(args, named)

@@ -31,7 +31,7 @@ CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
 CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
 # What the compiler of torch sees of a layer.
 TRACED = {"signature", "custom_op"}
-LAYER = CORE | CALLS | TRACED | {"declare", "solvers", "adjoint", "inputs", "failure", "explain", "layer"}
+LAYER = CORE | CALLS | TRACED | {"declare", "solvers", "adjoint", "inputs", "failure", "explain", "diagnose", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -45,10 +45,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adjoint": CORE,
     "inputs": GROUND | {"program"},
     "failure": GROUND | {"program"},
-    "call": CORE | {"solvers", "inputs", "failure"},
-    "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
+    "call": CORE | {"solvers", "inputs", "failure", "diagnose"},
+    "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint", "diagnose"},
     "ode_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
-    "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
+    "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint", "diagnose"},
+    "diagnose": GROUND,
     "explain": CORE | {"declare", "solvers", "adjoint", "inputs"},
     "signature": GROUND | {"declare"},
     "custom_op": GROUND | {"signature"},
@@ -58,12 +59,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compat": LAYER,
     "testing": LAYER,
     "__init__": OUTSIDE - {"__init__"},
-    "__main__": OUTSIDE | {"demo", "gallery"},
+    "__main__": OUTSIDE | {"demo", "gallery", "doctor"},
+    "doctor": OUTSIDE,
     "demo": OUTSIDE,
 }
 
 # cvxpy declares problems; behind the waist only the adapter of cvxpy's own solver interfaces knows it.
-MAY_IMPORT_CVXPY = ("declare/*", "solvers/cvxpy_any.py", "compat/*", "nodes/*", "__main__.py", "demo.py")
+MAY_IMPORT_CVXPY = ("declare/*", "solvers/cvxpy_any.py", "compat/*", "nodes/*", "__main__.py", "demo.py", "doctor.py")
 
 # A solver package is imported by `solvers/NAME.py` alone, inside a function: none is needed at import.
 SOLVER_PACKAGES = ("clarabel", "cvxopt", "daqp", "diffcp", "ecos", "highspy", "osqp", "piqp", "qoco", "scs", "torchdiffeq")

@@ -2,8 +2,9 @@
 
 Because Π = ∇φ, the n-th derivative of Π is a symmetric tensor, applied to n directions. To differentiate the result in
 v is to append a direction; in a direction, to replace it. This one rule serves every order, every cone, and reverse and
-forward mode; no cone has to protect the gradients of a branch that is not taken, for autograd never traces the closed
-forms.
+forward mode; no cone has to protect the gradients of a branch that is not taken, for reverse mode never traces the closed
+forms. Orders beyond the second come from the second in forward mode, for cones whose factor may be differentiated: a node
+inside the objective of another asks for the third.
 
 Whatever is costly and shared by the closed forms (an eigendecomposition, the root of a scalar equation) is the cone's
 ``factor``; it is computed once in the forward pass and kept for the backward passes.
@@ -14,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import Any, ClassVar, cast, final
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ class Curved(Cone):
     ``factor(v)`` returns tensors whose leading dimensions are those of v. ``value``, ``first`` and ``second`` are Π(v),
     DΠ(v) h and D²Π(v)[a, b], all arguments already of one shape ``(*batch, dim)``, followed by the factor.
     """
+
+    smooth_factor: ClassVar[bool] = False
+    """Whether forward mode may go through ``factor``."""
 
     @abstractmethod
     def factor(self, v: Tensor) -> tuple[Tensor, ...]: ...
@@ -64,6 +68,16 @@ def _evaluate(cone: Curved, v: Tensor, *directions: Tensor) -> Tensor:
     return cast(Tensor, _apply(_DerivativeTensor, cone, len(directions), *points, *factor))
 
 
+def _higher(cone: Curved, v: Tensor, *directions: Tensor) -> Tensor:
+    """The second derivative along the first two directions, differentiated along the others."""
+
+    def lower(u: Tensor) -> Tensor:
+        *others, _ = directions
+        return _higher(cone, u, *others) if len(others) > 2 else cone.second(u, *others, *cone.factor(u))
+
+    return cast(Tensor, torch.func.jvp(lower, (v.contiguous(),), (directions[-1].contiguous(),))[1])
+
+
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     return function.apply(*args)
 
@@ -73,17 +87,17 @@ class _DerivativeTensor(torch.autograd.Function):
 
     @staticmethod
     def forward(cone: Curved, order: int, *tensors: Tensor) -> Tensor:
-        if order > 2:
+        if order > 2 and not cone.smooth_factor:
             raise DifferentiationError(
                 f"{type(cone).__name__}.project has a first and a second derivative, and derivative {order} was asked "
                 "for. Detach its argument, or differentiate once less."
             )
         if order < 2:
             return cone.first(*tensors) if order else cone.value(*tensors)
-        v, a, b, *factor = tensors
-        curvature = cone.second(v, a, b, *factor)
+        points, factor = tensors[: 1 + order], tensors[1 + order :]
+        curvature = cone.second(*points, *factor) if order == 2 else _higher(cone, *points)
         # D²Π is of degree −1 in v: where it exceeds the range of the dtype, v is a kink to working precision.
-        bad_input = (v.isnan() | a.isnan() | b.isnan()).any(-1, keepdim=True)
+        bad_input = torch.stack(points).isnan().any(0).any(-1, keepdim=True)
         return torch.where(curvature.isfinite() | bad_input, curvature, 0.0)
 
     @staticmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ HALF_ROOT = sqrt(0.5)
 @dataclass(frozen=True)
 class SecondOrder(Curved):
     """{(t, z) ∈ R × R^(dim−1) : ‖z‖ ≤ t}; kinks where ‖z‖ = |t|."""
+
+    smooth_factor: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.dim < 1:

@@ -57,8 +57,13 @@ _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may use: as ``DDN_CVX_NUM_THREADS`` says, or its share of those that the system
+    lets it run on, if torchrun started several processes."""
+    asked, ranks = os.environ.get("DDN_CVX_NUM_THREADS", ""), os.environ.get("LOCAL_WORLD_SIZE", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, count // int(ranks)) if ranks.isdecimal() and int(ranks) else count
 
 
 class Task(NamedTuple):

@@ -125,6 +125,14 @@ class ConicProgram:
         p_rows, p_cols, a_rows, a_cols = self._index[device]
         return p_rows, p_cols, a_rows, a_cols
 
+    def jacobian(self, P: Tensor, A: Tensor, v: Tensor) -> Tensor:
+        """That of ``(Px + q + A'y, Ax + s - b)`` in ``(x, v = y - s)``, ``(B, n + m, n + m)``; dense programs only."""
+        whole_P, whole_A = self.dense(ConicData(P, P, A, A))
+        eye = torch.eye(self.m, dtype=v.dtype, device=v.device)
+        slopes = self.cones.dual_derivative(v.unsqueeze(1), eye).mT  # columns: directions
+        top = torch.cat((whole_P.expand(len(v), -1, -1), whole_A.mT @ slopes), -1)
+        return torch.cat((top, torch.cat((whole_A.expand(len(v), -1, -1), slopes - eye), -1)), 1)
+
     def dense(self, data: ConicData) -> tuple[Tensor, Tensor]:
         """``(P, A)`` as dense tensors ``(B, n, n)`` (both triangles) and ``(B, m, n)``."""
         pr, pc, ar, ac = self.index(data.q.device)

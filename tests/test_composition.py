@@ -1,0 +1,61 @@
+"""Nodes inside the objectives of nodes: derivatives against the same problems solved without the package."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import ddn_cvx as ddn
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+POINT = torch.tensor([[0.8, 0.5]], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    """The script, imported."""
+    spec = importlib.util.spec_from_file_location("bilevel_composition", EXAMPLES / "bilevel_composition.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["bilevel_composition"] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return module
+
+
+def inside(inner: ddn.DeclarativeLayer) -> ddn.DeclarativeLayer:
+    """The node whose objective calls another."""
+    return ddn.DeclarativeLayer(
+        ddn.TorchProblem((2,), lambda u, a: (u - a).square().sum() + inner(u).square().sum(), parameters=[(2,)])
+    )
+
+
+@pytest.mark.parametrize("name", ["ball in a circle", "network, circle, quadratic program in a row"])
+def test_against_the_problem_solved_alone(example: ModuleType, name: str) -> None:
+    assert max(example.errors(example.compositions()[name](), POINT)) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["ball", "halfplane"])
+def test_second_derivatives_of_a_node_that_contains_a_node(example: ModuleType, name: str) -> None:
+    layer = inside(getattr(example, name)())
+    a = POINT.clone().requires_grad_()
+    assert gradcheck(layer, (a,))
+    assert gradgradcheck(layer, (a,), atol=1e-5)
+
+
+def test_transforms_of_a_node_that_contains_a_node(example: ModuleType) -> None:
+    layer = inside(example.ball())
+    points = torch.cat((POINT, 2 * POINT))
+    each = torch.func.vmap(torch.func.jacrev(layer))(points)
+    forward = torch.func.vmap(torch.func.jacfwd(layer))(points)
+    torch.testing.assert_close(each, forward, rtol=1e-9, atol=1e-9)
+    # Beyond the ball |w| = 1/2, so that the objective of the outer node does not depend on the inner one.
+    torch.testing.assert_close(each[1], torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-9)
