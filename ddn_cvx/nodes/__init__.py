@@ -10,6 +10,7 @@ from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVari
 from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
 from ddn_cvx.nodes.projections import LpBall, LpSphere
+from ddn_cvx.nodes.rank_pooling import RankPooling, SubspacePooling
 from ddn_cvx.nodes.robust_pooling import RobustPooling
 from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportVectorMachine
 
@@ -30,10 +31,12 @@ __all__ = [
     "NonlinearMPC",
     "PnP",
     "QuadraticProgram",
+    "RankPooling",
     "RidgeHead",
     "RidgeRegression",
     "RobustPooling",
     "SVMHead",
+    "SubspacePooling",
     "SupportVectorMachine",
     "TotalVariation",
     "WeightedProcrustes",

@@ -11,6 +11,7 @@ from ddn_cvx.nodes import (
     permutations,
     pose,
     projections,
+    rank_pooling,
     robust_pooling,
     training,
 )
@@ -22,6 +23,7 @@ ENTRIES: tuple[Entry, ...] = (
     *training.ENTRIES,
     *optnet.ENTRIES,
     *equilibrium.ENTRIES,
+    *rank_pooling.ENTRIES,
     *permutations.ENTRIES,
     *few_shot.ENTRIES,
     *control.ENTRIES,
