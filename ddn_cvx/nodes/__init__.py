@@ -6,6 +6,7 @@ from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
 from ddn_cvx.nodes.few_shot import RidgeHead, SVMHead
 from ddn_cvx.nodes.hard_constraints import BoneLengths, HardConstraint
+from ddn_cvx.nodes.neural_ode import LinearODE, NeuralODE, VectorField
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
 from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
@@ -25,9 +26,11 @@ __all__ = [
     "HardConstraint",
     "LearnedConstraints",
     "LinearMPC",
+    "LinearODE",
     "LogisticRegression",
     "LpBall",
     "LpSphere",
+    "NeuralODE",
     "NonlinearMPC",
     "PnP",
     "QuadraticProgram",
@@ -39,5 +42,6 @@ __all__ = [
     "SubspacePooling",
     "SupportVectorMachine",
     "TotalVariation",
+    "VectorField",
     "WeightedProcrustes",
 ]
