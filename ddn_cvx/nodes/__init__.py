@@ -1,6 +1,7 @@
 """Ready-made nodes, built from the public layer API alone."""
 
 from ddn_cvx.nodes.catalogue import CATALOGUE
+from ddn_cvx.nodes.contact import ContactStep, Discs
 from ddn_cvx.nodes.control import LinearMPC, NonlinearMPC
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
@@ -19,7 +20,9 @@ __all__ = [
     "CATALOGUE",
     "BoneLengths",
     "Bundle",
+    "ContactStep",
     "DeepEquilibrium",
+    "Discs",
     "DoublyStochastic",
     "Entry",
     "EquilibriumCell",

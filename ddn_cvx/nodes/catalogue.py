@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ddn_cvx.nodes import (
+    contact,
     control,
     equilibrium,
     few_shot,
@@ -29,6 +30,7 @@ ENTRIES: tuple[Entry, ...] = (
     *permutations.ENTRIES,
     *few_shot.ENTRIES,
     *control.ENTRIES,
+    *contact.ENTRIES,
     *hard_constraints.ENTRIES,
     *pose.ENTRIES,
 )
