@@ -9,16 +9,12 @@ long.
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
-
 import numpy as np
 import torch
 from figure import options, over_seeds, require, table
+from memory import peak
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import ddn_cvx as ddn
 from ddn_cvx.nodes import DeepEquilibrium, EquilibriumCell
@@ -56,43 +52,6 @@ def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, generator: torch.
             loss.backward()
             optimiser.step()
             schedule.step()
-
-
-class Alive(TorchDispatchMode):
-    """Bytes of the tensors that were made under it: ``now`` and at the ``peak``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self.add(tensor.untyped_storage())
-        return out
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.forget, key, size)
-
-    def forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
-def peak(model: nn.Module, x: Tensor) -> float:
-    """Megabytes alive at the worst moment of a forward and backward pass."""
-    model(x[:2]).sum().backward()  # what is prepared once does not count
-    model.zero_grad()
-    with Alive() as alive:
-        model(x).square().mean().backward()
-    return alive.peak / 2**20
 
 
 def memory(x: Tensor) -> dict[str, tuple[list[float], list[float]]]:

@@ -3,6 +3,7 @@
 from ddn_cvx.nodes.attention import Attention, Entmax
 from ddn_cvx.nodes.catalogue import CATALOGUE
 from ddn_cvx.nodes.consensus import Consensus, HomographyFit, LineFit
+from ddn_cvx.nodes.contact import ContactStep, Discs
 from ddn_cvx.nodes.control import LinearMPC, NonlinearMPC
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
@@ -11,10 +12,12 @@ from ddn_cvx.nodes.hard_constraints import BoneLengths, HardConstraint
 from ddn_cvx.nodes.large import Portfolio, SparseLeastSquares
 from ddn_cvx.nodes.linear import AnalyticCentre, Tridiagonal
 from ddn_cvx.nodes.mixtures import GaussianMixture
+from ddn_cvx.nodes.neural_ode import LinearODE, NeuralODE, VectorField
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
 from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
 from ddn_cvx.nodes.projections import LpBall, LpSphere
+from ddn_cvx.nodes.rank_pooling import RankPooling, SubspacePooling
 from ddn_cvx.nodes.robust_pooling import RobustPooling
 from ddn_cvx.nodes.spectral import Eigenvectors
 from ddn_cvx.nodes.structured import MatchingSVM
@@ -30,8 +33,10 @@ __all__ = [
     "BoneLengths",
     "Bundle",
     "Consensus",
+    "ContactStep",
     "CutRelaxation",
     "DeepEquilibrium",
+    "Discs",
     "DoublyStochastic",
     "Eigenvectors",
     "Entmax",
@@ -43,24 +48,29 @@ __all__ = [
     "LearnedConstraints",
     "LineFit",
     "LinearMPC",
+    "LinearODE",
     "LogisticRegression",
     "LpBall",
     "LpSphere",
     "MatchingSVM",
     "MinNormPoint",
+    "NeuralODE",
     "NonlinearMPC",
     "OptimalTransport",
     "PnP",
     "Portfolio",
     "QuadraticProgram",
+    "RankPooling",
     "RidgeHead",
     "RidgeRegression",
     "RobustPooling",
     "SVMHead",
     "SoftGreedy",
     "SparseLeastSquares",
+    "SubspacePooling",
     "SupportVectorMachine",
     "TotalVariation",
     "Tridiagonal",
+    "VectorField",
     "WeightedProcrustes",
 ]

@@ -19,6 +19,7 @@ from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 class MultiStart(NonlinearSolver):
     """The start as given is the first; the others are uniform where a variable has two bounds, else normal around it.
 
+    The random numbers are the same for each element, whose answer then does not depend on the rest of the batch.
     A solved element is preferred to any other, then a lower objective, then the earlier start.
     """
 
@@ -59,9 +60,9 @@ class MultiStart(NonlinearSolver):
         return _with_iterations(points.take(rows), total)
 
     def _random(self, start: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        """``((starts - 1) B, n)``."""
+        """``((starts - 1) B, n)``; each element with the same numbers, whatever the batch."""
         source = torch.Generator(start.device).manual_seed(0) if self.generator is None else self.generator
-        shape = (self.starts - 1, *start.shape)
+        shape = (self.starts - 1, 1, start.shape[1])
         normal, uniform = (
             draw(shape, generator=source, device=source.device, dtype=start.dtype).to(start.device)
             for draw in (torch.randn, torch.rand)

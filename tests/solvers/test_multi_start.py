@@ -50,6 +50,12 @@ def test_the_generator_decides() -> None:
     assert torch.equal(plain.solve(node, THETA, FAR).y, plain.solve(node, THETA, FAR).y)
 
 
+def test_the_rest_of_the_batch_does_not_matter() -> None:
+    node, solver = NonlinearProgram(1, 0, 0, evaluate), MultiStart(solver=Newton(), starts=3, spread=5.0)
+    alone = [solver.solve(node, THETA.take(torch.tensor([k])), FAR[:1]).y for k in range(3)]
+    torch.testing.assert_close(torch.cat(alone), solver.solve(node, THETA, FAR).y)
+
+
 def test_a_solved_start_wins_over_failures() -> None:
     def half(y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
         return torch.where(y[:, 0] > 0, (y[:, 0] - 1) ** 2, torch.nan), y[:, :0], y[:, :0]
