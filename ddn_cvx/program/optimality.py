@@ -30,7 +30,7 @@ CURVED = 1e4
 TREMBLE = 1e-13
 """Relative distances over which derivatives change by their rounding errors only."""
 SHAKY = 30.0
-"""As many such changes a derivative may be and still count as none: of rounding there is no larger sample than a few points."""
+"""As many such changes a derivative may be and still count as none: a few points are a small sample of rounding errors."""
 
 
 class State(NamedTuple):
@@ -143,7 +143,7 @@ def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = Tr
         force, residual = forces + bend * size + NOISE, largest(first.gradient + sum(pulls))
         # An infinite curvature or force would hide any residual.
         dual = torch.where(force.isfinite(), residual / force, torch.inf)
-        rows = torch.nonzero(_faint(state, first.f, forces, bend) & (residual > 0)).flatten()
+        rows = torch.nonzero(_faint(state, first.f, forces, bend) & (residual > 0) & bent).flatten()
         if len(rows):
             noise = _tremor(program, theta, state, rows)[0]
             dual = dual.index_put((rows[residual[rows] <= SHAKY * noise],), dual.new_zeros(()))
@@ -182,8 +182,8 @@ def _faint(state: State, f: Tensor, forces: Tensor, bend: Tensor) -> Tensor:
 def _tremor(
     program: NonlinearProgram, theta: Theta, state: State, rows: Tensor, bent: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """How much the gradient of the Lagrangian, and if ``bent`` its Hessian, differ at points next to each other, or by code and
-    by torch, ``(rows,)`` each: what is not much larger is rounding."""
+    """How much the gradient of the Lagrangian, and if ``bent`` its Hessian, differ at points next to each other, or by code
+    and by torch, ``(rows,)`` each: what is not much larger is rounding."""
     y, lam, mu, _ = (t[rows] for t in state)
     theta = theta.take(rows)
     lower, upper = program.bounds(theta, y)
