@@ -23,6 +23,14 @@ NOISE = 1e-10
 """Added to forces before they are compared: what is of the size of rounding next to one may be left unbalanced."""
 ROUNDING = 1e-14
 """Curvature times length, next to the largest force, that is none."""
+FAINT = 1e-12
+"""Forces so small, next to one and to the objective per length, may be what rounding leaves of larger ones that cancel."""
+CURVED = 1e4
+"""As many times as large a curvature may be, times length, and be looked at."""
+TREMBLE = 1e-13
+"""Relative distances over which derivatives change by their rounding errors only."""
+SHAKY = 30.0
+"""As many such changes a derivative may be and still count as none: a few points are a small sample of rounding errors."""
 
 
 class State(NamedTuple):
@@ -132,9 +140,13 @@ def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = Tr
             bend = largest(program.hvp(y, theta, lam, mu, probe(y)))
             steep_h, steep_g = (t.abs() for t in program.jvp(y, theta, probe(y)))
         forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
-        force = forces + bend * size + NOISE
+        force, residual = forces + bend * size + NOISE, largest(first.gradient + sum(pulls))
         # An infinite curvature or force would hide any residual.
-        dual = torch.where(force.isfinite(), largest(first.gradient + sum(pulls)) / force, torch.inf)
+        dual = torch.where(force.isfinite(), residual / force, torch.inf)
+        rows = torch.nonzero(_faint(state, first.f, forces, bend) & (residual > 0) & bent).flatten()
+        if len(rows):
+            noise = _tremor(program, theta, state, rows)[0]
+            dual = dual.index_put((rows[residual[rows] <= SHAKY * noise],), dual.new_zeros(()))
         span, push = size.unsqueeze(-1), force.unsqueeze(-1)
         steep_h, steep_g = _or_one(steep_h), _or_one(steep_g)
         g, mu_g = first.g / (steep_g * span), mu * steep_g / push
@@ -148,11 +160,47 @@ def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = Tr
 
 def curvature(program: NonlinearProgram, theta: Theta, state: State, first: First) -> Tensor:
     """The Hessian of the Lagrangian ``(B, n, n)``, or its diagonal blocks. Where the curvatures of objective and constraints
-    cancel it is zero: what is left is rounding, and not a small Hessian."""
+    cancel, or those of the terms of an objective that is flat, it is zero: what is left is rounding, not a small Hessian."""
     H = program.curvature(state.y, theta, state.lam, state.mu)
     forces = torch.stack([largest(t) for t in (first.gradient, *_pulls(state, first))]).amax(0)
-    cancelled = largest(row_sizes(H)) * (1.0 + largest(state.y)) <= ROUNDING * forces
+    bend = largest(row_sizes(H))
+    cancelled = bend * (1.0 + largest(state.y)) <= ROUNDING * forces
+    rows = torch.nonzero(_faint(state, first.f, forces, bend) & (bend > 0)).flatten()
+    if len(rows):
+        noise = _tremor(program, theta, state, rows, bent=True)[1]
+        cancelled = cancelled.index_put((rows[bend[rows] <= SHAKY * noise],), cancelled.new_ones(()))
     return torch.where(per_element(cancelled, H), 0.0, H) if bool(cancelled.any()) else H
+
+
+def _faint(state: State, f: Tensor, forces: Tensor, bend: Tensor) -> Tensor:
+    """Elements without a force to compare with, as on a plateau between two groups of points that pull equally, ``(B,)``."""
+    size = 1.0 + largest(state.y)
+    least = FAINT * (1.0 + f.abs() / size)
+    return (forces <= least) & (bend * size <= CURVED * least)
+
+
+def _tremor(
+    program: NonlinearProgram, theta: Theta, state: State, rows: Tensor, bent: bool = False
+) -> tuple[Tensor, Tensor]:
+    """How much the gradient of the Lagrangian, and if ``bent`` its Hessian, differ at points next to each other, or by code
+    and by torch, ``(rows,)`` each: what is not much larger is rounding."""
+    y, lam, mu, _ = (t[rows] for t in state)
+    theta = theta.take(rows)
+    lower, upper = program.bounds(theta, y)
+    lengths = TREMBLE * torch.linspace(-1.0, 1.0, 9, dtype=y.dtype, device=y.device)[:, None, None]
+    points = (y + lengths * (1.0 + y.abs()) * probe(y)).clamp(lower, upper).flatten(0, 1)
+    many, lam, mu = theta.tile(len(lengths)), lam.repeat(len(lengths), 1), mu.repeat(len(lengths), 1)
+
+    def spread(*parts: Tensor) -> Tensor:
+        every = torch.stack(parts).reshape(-1, len(rows), *parts[0].shape[1:])
+        return largest((every.amax(0) - every.amin(0)).flatten(1))
+
+    slopes = [program.gradient(points, many, lam, mu)]
+    if program.is_dense:
+        first = program.first(points, many)
+        slopes.append(first.gradient + sum(_pulls(State(points, lam, mu, torch.zeros_like(points)), first)))
+    bends = spread(row_sizes(program.curvature(points, many, lam, mu))) if bent else torch.zeros_like(y[:, 0])
+    return spread(*slopes), bends
 
 
 def _pulls(state: State, first: First) -> list[Tensor]:

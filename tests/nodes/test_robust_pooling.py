@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ddn_cvx import Regularity
 from ddn_cvx.nodes import RobustPooling
 
 
@@ -25,6 +26,24 @@ def test_between_two_groups_of_points(penalty: str) -> None:
     y = RobustPooling(penalty)(x)
     y.sum().backward()
     assert y.abs().item() < 1e-6 and x.grad is not None and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("shift, alpha", [(0.0, 1.0), (1e6, 1.0), (-3e3, 1e-6)])
+def test_a_plateau_of_minima_is_one_whatever_rounding_says(shift: float, alpha: float) -> None:
+    """Two points pull to each side: the gradient and the Hessian that cancel leave rounding errors, next to no force at all.
+
+    The plateau is [a + alpha, b - alpha] for the middle two points a and b, if it is not empty.
+    """
+    x = 10 * alpha * (torch.randn(512, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).relu() + shift
+    low, high = x.sort(-1).values[:, 1] + alpha, x.sort(-1).values[:, 2] - alpha
+    plateau = high > low
+    pooling = RobustPooling("huber", alpha)
+    y = pooling(x.requires_grad_())
+    y.sum().backward()
+    assert plateau.sum() > 100 and ((y >= low) & (y <= high))[plateau].all()
+    assert x.grad is not None and not x.grad[plateau].any()
+    flags = pooling.layer.solve(x.detach().unsqueeze(-1)).regularity
+    assert torch.equal(flags == int(Regularity.SINGULAR_HESSIAN), plateau)
 
 
 @pytest.mark.parametrize("penalty", ["truncated", "welsch"])
