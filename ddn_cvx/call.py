@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddn_cvx.failure import raise_failures
+from ddn_cvx.failure import raise_failures, warn_of
 from ddn_cvx.inputs import Batch
 from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import KKT, Factors
 from ddn_cvx.program.instance import Instance, Point, Residuals, choose
 from ddn_cvx.solution import Regularity, Status
-from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
+from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_guarded
 from ddn_cvx.solvers.polish import GOAL, polish
 
 LOOSE = 1e-4
@@ -59,9 +59,11 @@ class Call:
         on_failure: str,
         tolerance: float,
         polish_steps: int,
+        time_limit: float | None = None,
     ):
         self.node, self.solver, self.workspace, self.batch = node, solver, workspace, batch
         self.on_failure, self.tolerance, self.polish_steps = on_failure, tolerance, polish_steps
+        self.time_limit = time_limit
         self.program: ConicProgram = node.program
         self.factors = Factors(node.program)
         self.report: Report | None = None
@@ -79,10 +81,9 @@ class Call:
                 raise_failures(status, self.batch.shape, self.node.parameters, self.batch.values)
             clean, asked = _keep(finite, data, 0.0), _keep(finite, data, torch.nan)
         instance = Instance(self.program, clean)
+        raw, cause = RawSolution.empty(self.program, 0, data.q), None
         if finite.shape[0]:
-            raw = solve_in_units(self.solver, self.program, asked, self.workspace)
-        else:
-            raw = RawSolution.empty(self.program, 0, data.q)
+            raw, cause = solve_guarded(self.solver, self.program, asked, self.workspace, self.time_limit)
         point, factor, usable = self._improve(instance, raw, finite)
         value, violation = self.node.inspect(values, parameters, point, self.tolerance)
         worst = torch.stack((point.residuals.worst, instance.hidden(point), violation)).amax(0)
@@ -93,7 +94,8 @@ class Call:
             status = torch.where(ok, int(Status.SOLVED), _failure(raw.status, usable))
             status = torch.where(finite, status, int(Status.INVALID_DATA))
             if self.on_failure == "raise":
-                raise_failures(status, self.batch.shape, self.node.parameters, self.batch.values)
+                raise_failures(status, self.batch.shape, self.node.parameters, self.batch.values, cause)
+            warn_of(cause)
             x, v = (torch.where(ok.unsqueeze(-1), t, 0.0) for t in (x, v))
         if factor is not None and (complete or bool((ok == usable).all())):
             self.factors.keep(data.P, data.A, v, ok, factor)
@@ -120,7 +122,7 @@ class Call:
     def again(self, data: ConicData) -> tuple[Tensor, Tensor, Tensor]:
         """``(x, v, ok)`` of other numbers, which are not those of the problem as declared."""
         instance = Instance(self.program, data)
-        raw = solve_in_units(self.solver, self.program, data, self.workspace)
+        raw, _ = solve_guarded(self.solver, self.program, data, self.workspace, self.time_limit)
         point, _, usable = self._improve(instance, raw, torch.ones_like(raw.status, dtype=torch.bool))
         return point.x, point.v, usable & (point.residuals.worst <= self.tolerance)
 

@@ -44,6 +44,9 @@ view: Callable[..., Any] = partial(lean, inline="always")
 SHARE = 40_000
 """Batches with less work than this, in operations, stay in the calling thread: waking others takes as long."""
 
+PART = 20_000_000
+"""Operations after which a kernel comes back to Python, so that Ctrl-C and a time limit are noticed in large batches."""
+
 PATIENCE = 2.0
 """Seconds after which the user is told what takes so long."""
 
@@ -56,29 +59,54 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def spread(kernel: Any, batch: int, work: float, *arguments: Any, threads: int | None = None) -> None:
-    """``kernel(first, last, *arguments)`` over the whole batch; ``work`` is operations for one element."""
+def spread(
+    kernel: Any,
+    batch: int,
+    work: float,
+    *arguments: Any,
+    threads: int | None = None,
+    over: Callable[[], bool] | None = None,
+) -> list[slice]:
+    """``kernel(first, last, *arguments)`` over the whole batch; ``work`` is operations for one element.
+
+    Where ``over()`` becomes true no further part is begun; returns the elements that are left.
+    """
+    left: list[slice] = []
+
+    def part(first: int, last: int) -> None:
+        if over is not None and over():
+            left.append(slice(first, last))
+        else:
+            kernel(first, last, *arguments)
+
     if not kernel.overloads:
         with _compiling():
             kernel(0, 0, *arguments)
     threads = processors() if threads is None else threads
+    parts = min(batch, 1 + int(batch * work / PART))
     if threads < 2 or batch < 2 or batch * work < SHARE:
-        kernel(0, batch, *arguments)
-        return
+        for k in range(parts):
+            part(batch * k // parts, batch * (k + 1) // parts)
+        return left
     key = os.getpid(), threads  # threads do not survive a fork
     if key not in _pools:
         _pools[key] = ThreadPoolExecutor(threads - 1, thread_name_prefix="ddn_cvx")
-    parts = min(2 * threads, batch)
+    parts = min(max(2 * threads, parts), batch)
     stops = [batch * k // parts for k in range(parts + 1)]
-    waiting = [_pools[key].submit(kernel, stops[k], stops[k + 1], *arguments) for k in range(1, parts)]
-    kernel(0, stops[1], *arguments)
-    # What no thread has begun is done here, so that a busy pool delays nobody.
-    for k, future in enumerate(waiting, 1):
-        if future.cancel():
-            kernel(stops[k], stops[k + 1], *arguments)
-    for future in waiting:
-        if not future.cancelled():
-            future.result()
+    waiting = [_pools[key].submit(part, stops[k], stops[k + 1]) for k in range(1, parts)]
+    try:
+        part(0, stops[1])
+        # What no thread has begun is done here, so that a busy pool delays nobody.
+        for k, future in enumerate(waiting, 1):
+            if future.cancel():
+                part(stops[k], stops[k + 1])
+        for future in waiting:
+            if not future.cancelled():
+                future.result()
+    finally:
+        for future in waiting:  # after an error or Ctrl-C
+            future.cancel()
+    return left
 
 
 @contextmanager

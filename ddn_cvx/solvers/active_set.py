@@ -23,6 +23,7 @@ class ActiveSet(Solver):
     """Options of the active-set methods."""
 
     name: ClassVar[str] = "active_set"
+    minds_time: ClassVar[bool] = True
     minds_units: ClassVar[bool] = False
 
     threads: int | None = None

@@ -9,7 +9,9 @@ import torch
 
 from ddn_cvx.kernels.jit import spread
 from ddn_cvx.program.conic import COMPILED_LIMIT, ConicData, ConicProgram
+from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution
+from ddn_cvx.solvers.deadline import clock
 
 
 def unsupported(program: ConicProgram) -> str | None:
@@ -27,5 +29,6 @@ def solve_batch(kernel: Any, program: ConicProgram, data: ConicData, work: float
     arrays = (t.contiguous().numpy() for t in data)
     vectors = (np.full((batch, size), np.nan) for size in (n, m, m))
     out = (*vectors, np.zeros(batch, np.int64), np.zeros(batch, np.int64))
-    spread(kernel, batch, work, program.structure, *arrays, *out, threads=threads)
+    for late in spread(kernel, batch, work, program.structure, *arrays, *out, threads=threads, over=clock()):
+        out[3][late] = int(Status.TIME_LIMIT)
     return RawSolution(*map(torch.from_numpy, out))
