@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,8 @@ from ddn_cvx.solvers import elementwise
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "fuzz"))  # where pytest looks only for the tests there
+endurance = import_module("endurance")
 S = ddn.Status
 BAD = 2
 """The element of every batch that the broken solvers stumble over: it is the one whose first number is above 5."""
@@ -117,7 +120,7 @@ def test_a_solver_that_always_raises_fails_for_all() -> None:
     def fault(raw: RawSolution, bad: Tensor) -> RawSolution:
         raise RuntimeError("out of order")
 
-    with pytest.raises(ddn.SolverError, match="(?s)5 of 5.*out of order"):
+    with pytest.raises(ddn.SolverError, match=r"(?s)5 of 5.*out of order"):
         projection(Broken(fault))(points())
 
 
@@ -285,7 +288,9 @@ def layers(time_limit: float | None) -> dict[str, ddn.DeclarativeLayer]:
     map_ = ddn.FixedPoint((3,), lambda z, p: torch.tanh(0.5 * z + p))
     for name in ("anderson", "broyden", "newton_krylov"):
         found[name] = ddn.DeclarativeLayer(map_, solver=name, time_limit=time_limit)
-    found["ode"] = ddn.DeclarativeLayer(ddn.ODE((3,), lambda t, y, p: p - y, span=(0.0, 1.0), initial=0.0), time_limit=time_limit)
+    found["ode"] = ddn.DeclarativeLayer(
+        ddn.ODE((3,), lambda t, y, p: p - y, span=(0.0, 1.0), initial=0.0), time_limit=time_limit
+    )
     return found
 
 
@@ -353,3 +358,141 @@ def test_an_interrupt_stops_promptly(name: str) -> None:
             process.kill()
         assert rest == "interrupted\n" and process.returncode == 0
         assert time.monotonic() - begin < 1.0
+
+
+# ---------------------------------------------------------------- processes and threads
+
+LOADERS = '''
+import sys, cvxpy as cp, torch
+import ddn_cvx as ddn
+from torch.utils.data import DataLoader, Dataset
+
+
+def build(solver):
+    x, p = cp.Variable(8), cp.Parameter(8)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    return ddn.DeclarativeLayer(problem, [p], x, solver=solver)
+
+
+class Projections(Dataset):
+    """Each item is a batch, large enough that threads share it, solved where the item is made."""
+
+    def __init__(self):
+        self.points = torch.randn(4, 500, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        self.layers = [build(None), build("clarabel"), build("interior_point")]
+
+    def __len__(self):
+        return len(self.points)
+
+    def __getitem__(self, i):
+        return torch.stack([layer(self.points[i]) for layer in self.layers])
+
+
+if __name__ == "__main__":
+    data = Projections()
+    before = [data[i] for i in range(len(data))]  # the parent's threads exist before the fork
+    loader = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context=sys.argv[1], timeout=100)
+    for expected, found in zip(before, loader, strict=True):
+        assert torch.equal(expected, found)
+    assert torch.equal(data[0], before[0])  # and the parent goes on
+    print("equal")
+'''
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_layers_work_in_workers_of_a_data_loader(context: str, tmp_path: Path) -> None:
+    script = tmp_path / "loaders.py"
+    script.write_text(LOADERS, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), context]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0 and done.stdout == "equal\n", done.stderr
+
+
+AUTO: dict[str, Callable[[], ddn.DeclarativeLayer]] = {
+    "polyhedral": projection,
+    "cones": lambda: ddn.DeclarativeLayer(conic_problem()[0]),
+    "nonlinear": lambda: ddn.DeclarativeLayer(torch_problem()),
+    "fixed point": lambda: ddn.DeclarativeLayer(ddn.FixedPoint((3,), lambda z, p: torch.tanh(0.5 * z + p))),
+    "root": lambda: ddn.DeclarativeLayer(ddn.Root((3,), lambda z, p: z**3 + z - p)),
+}
+
+
+def forth_and_back(layer: ddn.DeclarativeLayer, p: Tensor) -> tuple[Tensor, Tensor]:
+    p = p.clone().requires_grad_()
+    found = layer(p)
+    out = found if isinstance(found, Tensor) else found[0]
+    out.square().sum().backward()
+    assert p.grad is not None
+    return out.detach(), p.grad
+
+
+@pytest.mark.parametrize("kind", AUTO)
+def test_the_same_bits_again(kind: str) -> None:
+    """By the same layer, and by another one; forward and backward."""
+    p = points(40).clamp(max=1.5)
+    first = forth_and_back(AUTO[kind](), p)
+    layer = AUTO[kind]()
+    for _ in range(3):
+        for one, other in zip(forth_and_back(layer, p), first, strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", AUTO)
+def test_two_threads_call_one_layer(kind: str) -> None:
+    layer, batches = AUTO[kind](), [points(30).clamp(max=1.5), points(30).clamp(max=1.5).neg() + 0.1]
+    expected = [forth_and_back(AUTO[kind](), p) for p in batches]
+    found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    start = threading.Barrier(2)
+
+    def work(k: int) -> None:
+        start.wait()
+        for repeat in range(5):
+            found[k, repeat] = forth_and_back(layer, batches[k])
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 10
+    for (k, _), pair in found.items():
+        assert all(torch.equal(one, other) for one, other in zip(pair, expected[k], strict=True))
+
+
+@pytest.mark.parametrize("name", endurance.LAYERS)
+def test_training_does_not_fill_the_memory(name: str) -> None:
+    """The short form of ``tests/fuzz/endurance.py``: a leaked batch a step would be 400 bytes and more."""
+    layer = endurance.LAYERS[name]()
+    endurance.readings(layer, 30)  # compiled code, caches, threads
+    found = endurance.readings(layer, 300, every=10)
+    assert endurance.slope(found) < 4096, found[1]
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_weights_are_loaded_without_running_code() -> None:
+    """A state dict holds tensors only, of the layer and of the modules that its functions are."""
+
+    class Energy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.rand(3, dtype=torch.float64) + 0.5)
+
+        def forward(self, y: Tensor, x: Tensor) -> Tensor:
+            return (self.weight * (y - x) ** 2).sum() + (y**4).sum()
+
+    def build() -> torch.nn.Module:
+        learned = ddn.DeclarativeLayer(ddn.TorchProblem((3,), Energy()))
+        return torch.nn.Sequential(torch.nn.Linear(3, 3, dtype=torch.float64), projection(), learned)
+
+    model, other = build(), build()
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    assert any("weight" in name for name in state if not name.startswith("0."))
+    other.load_state_dict(state)
+    p = points()
+    assert torch.equal(other(p), model(p))
