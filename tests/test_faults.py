@@ -316,7 +316,7 @@ def test_the_limit_is_a_number_of_seconds(limit: Any) -> None:
 # ---------------------------------------------------------------- interrupts
 
 PRELUDE = """
-import sys, cvxpy as cp, torch
+import sys, time, cvxpy as cp, torch
 import ddn_cvx as ddn
 n = 12
 x, p = cp.Variable(n), cp.Parameter(n)
@@ -338,26 +338,34 @@ try:
     while True:
         layer(q)
 except KeyboardInterrupt:
-    print("interrupted", flush=True)
+    print(time.process_time(), flush=True)
 """
 )
 
 
+def processor_seconds(pid: int) -> float:
+    """What a process has used so far, which a busy machine does not change."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the processor time of another process is read from /proc")
 @pytest.mark.parametrize("name", ["compiled", "clarabel", "torch"])
 def test_an_interrupt_stops_promptly(name: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", INTERRUPTED, name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None and process.stdout.readline() == "solving\n"
-        time.sleep(0.5)
-        begin = time.monotonic()
+        begin = processor_seconds(process.pid)
+        while processor_seconds(process.pid) < begin + 0.5:
+            time.sleep(0.05)
+        begin = processor_seconds(process.pid)
         process.send_signal(signal.SIGINT)
         try:
-            rest, _ = process.communicate(timeout=20)
+            end, _ = process.communicate(timeout=60)
         finally:
             process.kill()
-        assert rest == "interrupted\n" and process.returncode == 0
-        assert time.monotonic() - begin < 1.0
+        assert process.returncode == 0 and float(end) - begin < 1.0
 
 
 # ---------------------------------------------------------------- processes and threads
