@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.diagnose import condition_numbers
-from ddn_cvx.failure import raise_failures
+from ddn_cvx.failure import raise_failures, warn_of
 from ddn_cvx.inputs import Batch
 from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.program.base import ConvexNode
@@ -22,7 +22,7 @@ from ddn_cvx.program.instance import Instance, Measurement, Point, Residuals, ch
 from ddn_cvx.program.substituted import Substituted
 from ddn_cvx.solution import Regularity, Status
 from ddn_cvx.solvers.auto import Auto
-from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
+from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_guarded
 from ddn_cvx.solvers.compiled import Compiled, Prepared
 from ddn_cvx.solvers.polish import GOAL, polish
 
@@ -68,6 +68,8 @@ class _Attempt(NamedTuple):
     """Which elements are to be solved, ``(B,)`` bool."""
     inspected: Tensor | None
     """``ConvexNode.inspect`` there, as columns (B, 2), if it is known."""
+    cause: BaseException | None
+    """What the solver raised."""
 
 
 class _Swept(NamedTuple):
@@ -126,9 +128,11 @@ class Call:
         on_failure: str,
         tolerance: float,
         polish_steps: int,
+        time_limit: float | None = None,
     ):
         self.node, self.solver, self.workspace, self.batch = node, solver, workspace, batch
         self.on_failure, self.tolerance, self.polish_steps = on_failure, tolerance, polish_steps
+        self.time_limit = time_limit
         self.program: ConicProgram = node.program
         self.factors = Factors(node.program)
         self.complete = False
@@ -153,11 +157,10 @@ class Call:
                 raise_failures(status, self.batch.shape, self.node.parameters, self.batch.values)
             clean, asked = _keep(finite, data, 0.0), _keep(finite, data, torch.nan)
         instance = Instance(self.program, clean)
+        raw, cause = RawSolution.empty(self.program, 0, data.q), None
         if finite.shape[0]:
-            raw = solve_in_units(self.solver, self.program, asked, self.workspace)
-        else:
-            raw = RawSolution.empty(self.program, 0, data.q)
-        attempt = _Attempt(instance, raw, instance.at(raw.x, raw.y - raw.s), finite, None)
+            raw, cause = solve_guarded(self.solver, self.program, asked, self.workspace, self.time_limit)
+        attempt = _Attempt(instance, raw, instance.at(raw.x, raw.y - raw.s), finite, None, cause)
         return self._conclude(data, attempt, parameters, values)
 
     def from_parameters(self, u: Array, *extra: Tensor) -> tuple[ConicData, tuple[Tensor, Tensor, Tensor]]:
@@ -174,7 +177,7 @@ class Call:
         if swept is None or not self._is_posed(data, finite, admissible):
             return data, self(data, finite, torch.from_numpy(u), *extra)
         if not swept.is_finished(self.tolerance):
-            attempt = _Attempt(Instance(self.program, data), swept.prepared.raw, swept.point, finite, swept.inspected)
+            attempt = _Attempt(Instance(self.program, data), swept.prepared.raw, swept.point, finite, swept.inspected, None)
             return data, self._conclude(data, attempt, torch.from_numpy(u), values)
         x, v, _, _ = tensors = swept.tensors
         self.complete = True
@@ -198,7 +201,8 @@ class Call:
         program, plan, batch, solver = self.program, self.node.plan, len(u), self.solver
         if isinstance(solver, Auto):
             solver = solver.choose(program, self.workspace, "cpu")
-        prepared = solver.prepare(program, substituted.arrays) if isinstance(solver, Compiled) and batch else None
+        fit = batch and self.time_limit is None  # a sweep has no clock
+        prepared = solver.prepare(program, substituted.arrays) if isinstance(solver, Compiled) and fit else None
         if prepared is None or not isinstance(solver, Compiled):
             sweep(batch, [substituted.task])
             return None
@@ -221,7 +225,7 @@ class Call:
         self, data: ConicData, attempt: _Attempt, parameters: Tensor, values: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Polish and check what the solver has found."""
-        instance, raw, first, finite, inspected = attempt
+        instance, raw, first, finite, inspected, cause = attempt
         point, factor, usable = self._improve(instance, raw, first, finite)
         if inspected is not None and point is first:
             value, violation = inspected.unbind(1)
@@ -235,7 +239,8 @@ class Call:
             status = torch.where(ok, int(Status.SOLVED), _failure(raw.status, usable))
             status = torch.where(finite, status, int(Status.INVALID_DATA))
             if self.on_failure == "raise":
-                raise_failures(status, self.batch.shape, self.node.parameters, self.batch.values)
+                raise_failures(status, self.batch.shape, self.node.parameters, self.batch.values, cause)
+            warn_of(cause)
             x, v = (torch.where(ok.unsqueeze(-1), t, 0.0) for t in (x, v))
         if factor is not None and (complete or bool((ok == usable).all())):
             self.factors.keep(data.P, data.A, v, ok, factor)
@@ -262,7 +267,7 @@ class Call:
     def again(self, data: ConicData) -> tuple[Tensor, Tensor, Tensor]:
         """``(x, v, ok)`` of other numbers, which are not those of the problem as declared."""
         instance = Instance(self.program, data)
-        raw = solve_in_units(self.solver, self.program, data, self.workspace)
+        raw, _ = solve_guarded(self.solver, self.program, data, self.workspace, self.time_limit)
         point = instance.at(raw.x, raw.y - raw.s)
         point, _, usable = self._improve(instance, raw, point, torch.ones_like(raw.status, dtype=torch.bool))
         return point.x, point.v, usable & (point.residuals.worst <= self.tolerance)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ddn_cvx.errors import SolverError
+from ddn_cvx.errors import DegradedAnswerWarning, SolverError
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.solution import Status
 
 
-def raise_failures(status: Tensor, shape: tuple[int, ...], specs: Sequence[ParameterSpec], values: Sequence[Tensor]) -> None:
+def raise_failures(
+    status: Tensor,
+    shape: tuple[int, ...],
+    specs: Sequence[ParameterSpec],
+    values: Sequence[Tensor],
+    cause: BaseException | None = None,
+) -> None:
     """Raise ``SolverError`` if an element is not solved.
 
     Parameters
@@ -22,6 +29,8 @@ def raise_failures(status: Tensor, shape: tuple[int, ...], specs: Sequence[Param
         The leading batch dimensions, with product B.
     specs, values
         The parameters, to name those that hold NaN or infinity.
+    cause : BaseException, optional
+        What the solver raised.
     """
     failed = torch.nonzero(status != int(Status.SOLVED)).flatten().tolist()
     if not failed:
@@ -38,8 +47,17 @@ def raise_failures(status: Tensor, shape: tuple[int, ...], specs: Sequence[Param
     if Status.INVALID_DATA in codes:
         culprits = [s.name for s, v in zip(specs, values, strict=True) if not bool(torch.isfinite(v).all())]
         lines += [f"  Parameter {name!r} holds NaN or infinity." for name in culprits]
+    if cause is not None:
+        lines.append(f"  The solver raised {type(cause).__name__}: {cause}")
     lines.append('Pass on_failure="nan" to get NaN for just these elements, or call layer.solve() for the details.')
-    raise SolverError("\n".join(lines), tuple(codes), indices)
+    raise SolverError("\n".join(lines), tuple(codes), indices) from cause
+
+
+def warn_of(cause: BaseException | None) -> None:
+    """Say what the solver raised where no ``SolverError`` does."""
+    if cause is not None:
+        message = f"Elements without an answer: the solver raised {type(cause).__name__}: {cause}"
+        warnings.warn(message, DegradedAnswerWarning, stacklevel=2)
 
 
 def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:

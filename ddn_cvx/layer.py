@@ -80,6 +80,11 @@ class DeclarativeLayer(nn.Module):
         accepted.
     polish_steps : int
         Newton steps, at most, on the optimality conditions after the solver; one is usual.
+    time_limit : float, optional
+        Seconds after which elements without an answer are ``TIME_LIMIT``: for each element with solvers that take one at a
+        time, for the batch with the others, between two times of an ODE. Default: none. Solvers of this package stop between
+        iterations or elements; a ``Solver`` or ``solve=`` of your own, and packages that have no limit themselves, are left
+        behind in a thread, where they go on until they end.
 
     Raises
     ------
@@ -112,6 +117,7 @@ class DeclarativeLayer(nn.Module):
         on_failure: Literal["raise", "nan"] = "raise",
         tolerance: float = 1e-6,
         polish_steps: int = 10,
+        time_limit: float | None = None,
     ):
         super().__init__()
         if on_failure not in ("raise", "nan"):
@@ -122,6 +128,9 @@ class DeclarativeLayer(nn.Module):
             raise InputError(f"tolerance must be positive, got {tolerance!r}.")
         if polish_steps < 0:
             raise InputError(f"polish_steps must not be negative, got {polish_steps!r}.")
+        if time_limit is not None and not (isinstance(time_limit, int | float) and time_limit > 0):
+            raise InputError(f"time_limit must be a number of seconds above 0 or None, got {time_limit!r}.")
+        self.time_limit = time_limit
         self.adjoint: Adjoint = Implicit() if adjoint is None else adjoint
         self.on_failure, self.tolerance, self.polish_steps = on_failure, float(tolerance), int(polish_steps)
         self.node: ConvexProblem | NonconvexProblem | Declared
@@ -323,18 +332,27 @@ class DeclarativeLayer(nn.Module):
     def _declared(self, node: NonconvexProblem | Declared, on_failure: str) -> NonlinearRun | RootRun | OdeRun:
         if isinstance(node, TorchProblem | NonconvexProblem):
             assert isinstance(self.solver, NonlinearSolver)
-            return NonlinearRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps)
+            return NonlinearRun(
+                node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps, self.time_limit
+            )
         if isinstance(node, ODE):
             assert isinstance(self.solver, Torchdiffeq)
-            return OdeRun(node, self.solver, self.adjoint, on_failure)
+            return OdeRun(node, self.solver, self.adjoint, on_failure, self.time_limit)
         assert isinstance(self.solver, RootSolver)
-        return RootRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps)
+        return RootRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps, self.time_limit)
 
     def _run(self, node: ConvexProblem, batch: Batch, on_failure: str | None = None) -> tuple[tuple[Tensor, ...], Call]:
         values = batch.values
         assert isinstance(self.solver, Solver)
         call = Call(
-            node, self.solver, self._workspace, batch, on_failure or self.on_failure, self.tolerance, self.polish_steps
+            node,
+            self.solver,
+            self._workspace,
+            batch,
+            on_failure or self.on_failure,
+            self.tolerance,
+            self.polish_steps,
+            self.time_limit,
         )
         admissible = torch.ones(values[0].shape[0] if values else 1, dtype=torch.bool, device=batch.device)
         if node.has_conditions:

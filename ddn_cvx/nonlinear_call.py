@@ -22,7 +22,7 @@ from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.diagnose import condition_numbers
 from ddn_cvx.errors import DeclarationError, InputError
-from ddn_cvx.failure import raise_failures
+from ddn_cvx.failure import raise_failures, warn_of
 from ddn_cvx.inputs import Batch, gather, match
 from ddn_cvx.program.active_kkt import ActiveKKT, Factors, ProductKKT, polish, violated
 from ddn_cvx.program.base import ParameterSpec
@@ -30,6 +30,7 @@ from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State, judge
 from ddn_cvx.program.verification import descends, multipliers
 from ddn_cvx.solution import Regularity, Solution, Status
+from ddn_cvx.solvers.guard import guarded
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
 
@@ -45,6 +46,14 @@ class Report:
     primal: Tensor
     dual: Tensor
     gap: Tensor
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the user's own solver says."""
+
+    y: Tensor
+    status: Tensor
 
 
 class NonlinearCall:
@@ -66,6 +75,7 @@ class NonlinearCall:
         self.run, self.batch, self.specs, self.layout = run, batch, specs, layout
         self.report: Report | None = None
         self._kinks = self._failures = False
+        self._cause: BaseException | None = None
 
     @property
     def kinks(self) -> bool:
@@ -113,12 +123,30 @@ class NonlinearCall:
         node, program = self.run.node, self.program
         if not len(start):
             return NonlinearPoint.blank(program, start), None
+        seconds, solver = self.run.time_limit, self.run.solver
         if not (isinstance(node, TorchProblem) and _own_solver(node)):
-            return self.run.solver.solve(program, theta, start), None
-        y = node.solve(theta, self.layout, start)
+
+            def solve(rows: Tensor | None) -> NonlinearPoint:
+                some = (theta, start) if rows is None else (theta.take(rows), start[rows])
+                return solver.solve(program, *some)
+
+            nothing = NonlinearPoint.blank(program, torch.full_like(start, torch.nan))
+            point, self._cause = guarded(solve, nothing, solver.name, solver.minds_time, seconds)
+            return point, None
+
+        def answer(rows: Tensor | None) -> _Answer:
+            some = (theta, start) if rows is None else (theta.take(rows), start[rows])
+            y = node.solve(some[0], self.layout, some[1])
+            return _Answer(y, torch.full_like(blank.status, int(Status.SOLVED))[: len(y)])
+
+        codes = torch.full(start.shape[:1], int(Status.NUMERICAL_ERROR), device=start.device)
+        blank = _Answer(torch.full_like(start, torch.nan), codes)
+        found, self._cause = guarded(answer, blank, "solve", False, seconds)
+        y = found.y
         usable = torch.isfinite(y).all(-1)
         (_, lam, mu, z), first = multipliers(program, theta, torch.where(usable.unsqueeze(-1), y, start), usable)
-        status = torch.where(usable, int(Status.SOLVED), int(Status.NUMERICAL_ERROR))
+        status = torch.where(found.status == int(Status.TIME_LIMIT), found.status, int(Status.NUMERICAL_ERROR))
+        status = torch.where(usable, int(Status.SOLVED), status)
         return NonlinearPoint(y, lam, mu, z, status, torch.zeros_like(status)), first
 
     def _check(
@@ -167,7 +195,8 @@ class NonlinearCall:
         numbers = (spread(t) for t in (raw.iterations, point.primal, point.dual, point.gap))
         self.report = Report(solved, spread(run.node.sign * point.first.f), spread(-point.first.g), status, *numbers)
         if run.on_failure == "raise":
-            raise_failures(status, self.batch.shape, self.specs, self.batch.values)
+            raise_failures(status, self.batch.shape, self.specs, self.batch.values, self._cause)
+        warn_of(self._cause)
         return solved
 
     def perturbed(self, theta: Theta, push: Tensor, start: State) -> tuple[State, Tensor]:
@@ -223,6 +252,7 @@ class NonlinearRun:
     on_failure: str
     tolerance: float
     polish_steps: int
+    time_limit: float | None = None
 
     def outputs(self, args: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Tensor]:
         """The outputs ``(*batch, *shape)`` by name."""

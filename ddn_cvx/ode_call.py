@@ -21,14 +21,15 @@ from ddn_cvx.inputs import Batch, gather
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.solution import Solution, Status
+from ddn_cvx.solvers.deadline import limited
 from ddn_cvx.solvers.torchdiffeq import Broken, Torchdiffeq
 
 
 class OdeCall:
     """``y(0) -> y(1)`` between two times (``adjoint.ode.Flow``); the first two tensors of θ are the times."""
 
-    def __init__(self, node: ODE, solver: Torchdiffeq, layout: Any):
-        self.node, self.solver, self.layout = node, solver, layout
+    def __init__(self, node: ODE, solver: Torchdiffeq, layout: Any, time_limit: float | None = None):
+        self.node, self.solver, self.layout, self.time_limit = node, solver, layout, time_limit
         eps = 10 * torch.finfo(node.functions.dtype).eps
         self.solver = replace(solver, rtol=max(solver.rtol, eps), atol=max(solver.atol, eps))
         self.drift = drift(self.solver.rtol, self.solver.atol)
@@ -50,7 +51,7 @@ class OdeCall:
             self.status = torch.where(ok, int(Status.SOLVED), int(Status.INVALID_DATA))
         todo = torch.nonzero(ok).flatten()
         some = theta.take(todo)
-        with torch.no_grad():
+        with torch.no_grad(), limited(self.time_limit):
             found = self.solver.integrate_each(lambda s, y, rows: self.slope(s, y, some.take(rows)), y[todo])
         self.status = self.status.index_copy(0, todo, found.status)
         end = torch.zeros_like(y).index_copy(0, todo[found.rows], found.y)
@@ -111,6 +112,7 @@ class OdeRun:
     solver: Torchdiffeq
     adjoint: Adjoint
     on_failure: str
+    time_limit: float | None = None
 
     def outputs(self, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
         """The state ``(*batch, *shape)``, or with ``times`` ``(*batch, K, *shape)``: a tensor, or a dict."""
@@ -162,7 +164,7 @@ class OdeRun:
             batch = replace(batch, dtype=weights[0].dtype, device=weights[0].device)
         count = math.prod(batch.shape)
         theta = functions.theta(batch.values, batch.device)
-        call = OdeCall(self.node, self.solver, layout)
+        call = OdeCall(self.node, self.solver, layout, self.time_limit)
         if not count:
             times = 1 if self.node.only_last or callable(self.node.times) else len(torch.as_tensor(self.node.times))
             shape = (0, functions.n) if self.node.only_last else (0, times, functions.n)

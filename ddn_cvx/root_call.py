@@ -16,7 +16,7 @@ from ddn_cvx.adjoint.root import RootSolved, root_map
 from ddn_cvx.declare.fixed_point import FixedPoint, Root
 from ddn_cvx.diagnose import condition_numbers
 from ddn_cvx.errors import DeclarationError, InputError
-from ddn_cvx.failure import raise_failures
+from ddn_cvx.failure import raise_failures, warn_of
 from ddn_cvx.inputs import Batch, gather
 from ddn_cvx.linalg.general import GeneralFactor
 from ddn_cvx.linalg.gmres import gmres
@@ -24,7 +24,8 @@ from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
 from ddn_cvx.solution import Regularity, Solution, Status
-from ddn_cvx.solvers.root_base import RootSolver, probes, units
+from ddn_cvx.solvers.guard import guarded
+from ddn_cvx.solvers.root_base import RootPoint, RootSolver, probes, units
 
 _NEAR = 1e4  # points that are fewer roundings than this apart have the same Jacobian
 
@@ -80,11 +81,11 @@ class RootCall:
         y = torch.zeros(batch, functions.n, dtype=functions.dtype, device=device)
         error, scale = torch.full_like(y[:, 0], torch.nan), torch.ones_like(y)
         iterations, singular = torch.zeros_like(status), torch.zeros_like(finite)
-        self._kept = None
+        self._kept, cause = None, None
         if len(todo):
             start = functions.value(run.node.initial, "initial", some, self.layout, len(todo)).contiguous()
             self._require_followed(start, some)
-            raw = run.solver.solve(self.program, some, start)
+            raw, cause = self._solved(some, start)
             usable = raw.y.isfinite().all(-1)
             point = self._checked(torch.where(usable.unsqueeze(-1), raw.y, start), some, start)
             good = usable & self._accepted(point, start)
@@ -101,8 +102,18 @@ class RootCall:
         solved = RootSolved(y, scale, status == int(Status.SOLVED))
         self.report = _Report(solved, status, iterations, error, singular)
         if run.on_failure == "raise":
-            raise_failures(status, self.batch.shape, self.specs, self.batch.values)
+            raise_failures(status, self.batch.shape, self.specs, self.batch.values, cause)
+        warn_of(cause)
         return solved
+
+    def _solved(self, theta: Theta, start: Tensor) -> tuple[RootPoint, BaseException | None]:
+        def solve(rows: Tensor | None) -> RootPoint:
+            some = (theta, start) if rows is None else (theta.take(rows), start[rows])
+            return self.run.solver.solve(self.program, *some)
+
+        codes = torch.full(start.shape[:1], int(Status.NUMERICAL_ERROR), device=start.device)
+        blank = RootPoint(torch.full_like(start, torch.nan), codes, torch.zeros_like(codes))
+        return guarded(solve, blank, self.run.solver.name, self.run.solver.minds_time, self.run.time_limit)
 
     def _accepted(self, point: _Point, start: Tensor) -> Tensor:
         """A singular Jacobian makes a small residual meaningless; it then has to vanish to rounding, and not by escaping."""
@@ -191,6 +202,7 @@ class RootRun:
     on_failure: str
     tolerance: float
     polish_steps: int
+    time_limit: float | None = None
 
     def outputs(self, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
         """The variable ``(*batch, *shape)``: a tensor, or a dict if there is a dict of variables."""

@@ -80,6 +80,12 @@ LU = re.compile(
 # A loop over a range of the batch is for solvers that take one instance at a time.
 BATCH = re.compile(r"\b(B|batch|batch_size|n_batch|num_batch)\b")
 
+# Code that is made from text, unpickled or handed to a shell: whoever writes the text runs it.
+DANGEROUS = re.compile(
+    r"(builtins\.)?(eval|exec|compile|__import__)|os\.(system|popen|exec\w*|spawn\w*)|subprocess\.get(status)?output"
+    r"|(pickle|cloudpickle|dill|joblib|marshal|shelve)\.(loads?|open|Unpickler)|torch\.load|numpy\.load|yaml\.(unsafe_)?load"
+)
+
 MAX_LINES = 400  # a longer module says the reason at its top
 
 
@@ -201,13 +207,25 @@ def loop_over_batch(module: Module) -> Iterator[str]:
                 yield f"{module.path}:{node.iter.lineno}: Python loop over the batch: {over}"
 
 
+def runs_text(module: Module) -> Iterator[str]:
+    meaning = {one.local: one.meaning for one in module.imports}
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call):
+            head, dot, tail = ast.unparse(node.func).partition(".")
+            name = meaning.get(head, head) + dot + tail
+            options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+            safe = name == "torch.load" and options.get("weights_only") == "True"
+            if (DANGEROUS.fullmatch(name) and not safe) or options.get("shell", "False") != "False":
+                yield f"{module.path}:{node.lineno}: {name} runs what a text or a file says"
+
+
 def too_long(module: Module) -> Iterator[str]:
     lines = module.source.splitlines()
     if len(lines) > MAX_LINES and "reason" not in "\n".join(lines[:20]):
         yield f"{module.path}: {len(lines)} lines, and its top does not say the reason"
 
 
-RULES = [wrong_direction, misplaced_cvxpy, misplaced_solver, batched_lu, loop_over_batch, too_long]
+RULES = [wrong_direction, misplaced_cvxpy, misplaced_solver, batched_lu, loop_over_batch, runs_text, too_long]
 
 MODULES = [
     Module(path.relative_to(ROOT / PACKAGE).as_posix(), path.read_text(encoding="utf-8"))
@@ -244,6 +262,17 @@ EXAMPLES = [
     (batched_lu, "layer.py", "import torch\ntorch.inverse(a)", "import torch\ntorch.linalg.eigh(a)"),
     (loop_over_batch, "layer.py", "for i in range(batch): pass", "for i in range(len(batch_shape)): pass"),
     (loop_over_batch, "layer.py", "[f(i) for i in range(len(batch))]", "[f(i) for i in range(cones)]"),
+    (runs_text, "layer.py", "eval(text)", "model.eval()"),
+    (runs_text, "layer.py", "exec(text)", "import ast\nast.literal_eval(text)"),
+    (runs_text, "layer.py", "import pickle as p\np.loads(data)", "import pickle\npickle.dumps(data)"),
+    (runs_text, "layer.py", "from os import system\nsystem(text)", "import re\nre.compile(text)"),
+    (
+        runs_text,
+        "layer.py",
+        "import subprocess\nsubprocess.run(text, shell=True)",
+        "import subprocess\nsubprocess.run([text])",
+    ),
+    (runs_text, "layer.py", "import torch\ntorch.load(path)", "import torch\ntorch.load(path, weights_only=True)"),
     (too_long, "layer.py", "x = 1\n" * 401, '"""Long for a reason."""\n' + "x = 1\n" * 401),
 ]
 

@@ -48,6 +48,8 @@ SHARE = 40_000
 
 EVEN = 4_000_000
 """Batches with more work than this are cut into more parts than there are threads: elements differ, but parts cost, too."""
+PART = 20_000_000
+"""Operations after which a kernel comes back to Python, so that Ctrl-C and a time limit are noticed in large batches."""
 
 PATIENCE = 2.0
 """Seconds after which the user is told what takes so long."""
@@ -75,15 +77,25 @@ class Task(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def spread(kernel: Any, batch: int, work: float, *arguments: Any, threads: int | None = None) -> None:
+def spread(
+    kernel: Any,
+    batch: int,
+    work: float,
+    *arguments: Any,
+    threads: int | None = None,
+    over: Callable[[], bool] | None = None,
+) -> list[slice]:
     """``kernel(first, last, *arguments)`` over the whole batch; ``work`` is operations for one element."""
-    sweep(batch, [Task(kernel, work, arguments)], threads)
+    return sweep(batch, [Task(kernel, work, arguments)], threads, over)
 
 
-def sweep(batch: int, tasks: Sequence[Task], threads: int | None = None) -> None:
+def sweep(
+    batch: int, tasks: Sequence[Task], threads: int | None = None, over: Callable[[], bool] | None = None
+) -> list[slice]:
     """Do the tasks one after the other, for each part of the batch by itself: threads are woken once for all of them.
 
-    What a task computes for an element may be what later tasks need for that element.
+    What a task computes for an element may be what later tasks need for that element. Where ``over()`` becomes true no
+    further part is begun; returns the elements that are left.
     """
     for kernel, _, arguments in tasks:
         if not kernel.overloads:
@@ -91,15 +103,17 @@ def sweep(batch: int, tasks: Sequence[Task], threads: int | None = None) -> None
                 kernel(0, 0, *arguments)
     threads = processors() if threads is None else threads
     work = batch * sum(task.work for task in tasks)
-    if threads < 2 or batch < 2 or work < SHARE:
+    alone = threads < 2 or batch < 2 or work < SHARE
+    if alone and work < PART and over is None:
         for kernel, _, arguments in tasks:
             kernel(0, batch, *arguments)
-        return
-    key = os.getpid(), threads  # threads do not survive a fork
-    if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(threads - 1, thread_name_prefix="ddn_cvx")
-    parts = min(threads if work < EVEN else 2 * threads, batch)
+        return []
+    parts = 1 + int(work / PART)
+    if not alone:
+        parts = max(parts, threads if work < EVEN else 2 * threads)
+    parts = min(parts, batch)
     left = deque((batch * k // parts, batch * (k + 1) // parts) for k in range(parts))
+    late: list[slice] = []
 
     def help_out() -> None:
         while left:
@@ -107,14 +121,27 @@ def sweep(batch: int, tasks: Sequence[Task], threads: int | None = None) -> None
                 first, last = left.popleft()
             except IndexError:  # another thread took the last part
                 return
+            if over is not None and over():
+                late.append(slice(first, last))
+                continue
             for kernel, _, arguments in tasks:
                 kernel(first, last, *arguments)
 
+    if alone:
+        help_out()
+        return late
+    key = os.getpid(), threads  # threads do not survive a fork
+    if key not in _pools:
+        _pools[key] = ThreadPoolExecutor(threads - 1, thread_name_prefix="ddn_cvx")
     helpers = [_pools[key].submit(help_out) for _ in range(threads - 1)]
-    help_out()
-    for helper in helpers:  # one that has not begun is not waited for, so that a busy pool delays nobody
-        if not helper.cancel():
-            helper.result()
+    try:
+        help_out()
+        for helper in helpers:  # one that has not begun is not waited for, so that a busy pool delays nobody
+            if not helper.cancel():
+                helper.result()
+    finally:
+        left.clear()  # after an error or Ctrl-C nothing more is begun
+    return late
 
 
 @contextmanager

@@ -26,6 +26,7 @@ class ActiveSet(Compiled):
     """Options of the active-set methods."""
 
     name: ClassVar[str] = "active_set"
+    minds_time: ClassVar[bool] = True
     minds_units: ClassVar[bool] = False
 
     threads: int | None = None

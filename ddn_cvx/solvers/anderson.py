@@ -19,6 +19,7 @@ class Anderson(RootSolver):
     """Each iterate combines the last few so that their residuals nearly cancel. Evaluates a map and nothing else."""
 
     name: ClassVar[str] = "anderson"
+    minds_time: ClassVar[bool] = True
 
     memory: int = 6
     """Iterates that are combined, besides the current one (default 6)."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from ddn_cvx.linalg.iterative import MatrixFreeSaddle
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.newton import NewtonKrylov
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
@@ -70,7 +71,7 @@ class AugmentedLagrangian(NonlinearSolver):
         spent = torch.zeros_like(status)
         for _ in range(self.max_iterations):
             live = torch.nonzero(status == int(Status.ITERATION_LIMIT)).flatten()
-            if not len(live):
+            if not len(live) or expired():
                 break
             multipliers = (lam[live], mu[live], rho[live])
             found = self.inner.solve(form.unconstrained, form.extended(live, multipliers), y[live])

@@ -21,6 +21,7 @@ from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cost import Size, seconds
+from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.elementwise import require_positive
 from ddn_cvx.solvers.first_order import FirstOrder
 from ddn_cvx.solvers.interior_point import InteriorPoint
@@ -54,6 +55,7 @@ class Auto(Solver):
     """
 
     name: ClassVar[str] = "auto"
+    minds_time: ClassVar[bool] = True
     on_device: ClassVar[bool] = True  # it hands each solver tensors where that one works
     minds_units: ClassVar[bool] = False  # it takes them out for the solvers that do
 
@@ -111,7 +113,7 @@ class Auto(Solver):
         device = data.q.device.type
         solver = self.choose(program, workspace, device)
         raw = solve_in_units(solver, program, data, workspace)
-        if isinstance(solver, Clarabel) or not program.has_sparse_factor:
+        if isinstance(solver, Clarabel) or not program.has_sparse_factor or expired():
             return raw
         if not bool(raw.status.any()):  # SOLVED is zero
             return raw

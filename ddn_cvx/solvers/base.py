@@ -18,6 +18,7 @@ from torch import Tensor
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.units import Units
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.guard import guarded
 
 T = TypeVar("T")
 
@@ -81,6 +82,8 @@ class Solver(ABC):
     """Lower-case name under which ``solver="name"`` finds it."""
     on_device: ClassVar[bool] = False
     """Whether it works on tensors of any device; otherwise it is handed float64 CPU tensors."""
+    minds_time: ClassVar[bool] = False
+    """Whether it looks at the time limit itself (``solvers.deadline``); one that does not is left behind when it is over."""
     minds_units: ClassVar[bool] = True
     """Whether its tolerances know absolute sizes, so that small units have to be taken out of the numbers first."""
 
@@ -96,6 +99,19 @@ class Solver(ABC):
 
         Elements that are not to be solved hold NaN; they are ``INVALID_DATA``.
         """
+
+
+def solve_guarded(
+    solver: Solver, program: ConicProgram, data: ConicData, workspace: Workspace, seconds: float | None = None
+) -> tuple[RawSolution, BaseException | None]:
+    """``solve_in_units`` within a time limit, element by element where it raises; also the first error that it raised."""
+    blank = RawSolution.empty(program, data.q.shape[0], data.q)
+
+    def solve(rows: Tensor | None) -> RawSolution:
+        some = data if rows is None else ConicData(*(t[rows] for t in data))
+        return solve_in_units(solver, program, some, workspace)
+
+    return guarded(solve, blank, solver.name, solver.minds_time, seconds)
 
 
 def solve_in_units(solver: Solver, program: ConicProgram, data: ConicData, workspace: Workspace) -> RawSolution:

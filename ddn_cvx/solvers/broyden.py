@@ -24,6 +24,7 @@ class Broyden(RootSolver):
     """
 
     name: ClassVar[str] = "broyden"
+    minds_time: ClassVar[bool] = True
 
     memory: int = 30
     """Corrections that are kept; when there are as many, all are dropped (default 30)."""

@@ -21,6 +21,7 @@ from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.deadline import limit
 from ddn_cvx.solvers.elementwise import Answer, closed_form, options, require_positive, requires, solve_each
 from ddn_cvx.solvers.equilibrate import Equilibration
 
@@ -43,6 +44,7 @@ class Clarabel(Solver):
     """Options of Clarabel, under its own names; its tolerances apply to the equilibrated problem."""
 
     name: ClassVar[str] = "clarabel"
+    minds_time: ClassVar[bool] = True
 
     tol_feas: float = 1e-10
     """Relative primal and dual residual at which an element is solved (default 1e-10)."""
@@ -79,9 +81,10 @@ class Clarabel(Solver):
             return closed_form(program, data)
         equilibrate = workspace.get(("equilibration", program), lambda: Equilibration(program))
         P, q, A, b, D, E, c = equilibrate(data)
+        seconds = min(self.time_limit, limit())
 
         def worker() -> Callable[[int], Answer]:
-            kept = workspace.get((self, program), lambda: [self._solver(program)])
+            kept = workspace.get((self, program, seconds), lambda: [self._solver(program, seconds)])
 
             def one(i: int) -> Answer:
                 # Lists are read several times faster than arrays.
@@ -89,7 +92,7 @@ class Clarabel(Solver):
                 try:
                     found = kept[0].solve()
                 except BaseException:  # a failed assertion inside, which ruins the object
-                    kept[0] = self._solver(program)
+                    kept[0] = self._solver(program, seconds)
                     raise
                 return Answer(_STATUS[str(found.status)], found.iterations, found.x, found.z, found.s)
 
@@ -99,12 +102,13 @@ class Clarabel(Solver):
         x, y, s = raw.x * torch.as_tensor(D), raw.y * torch.as_tensor(E / c), raw.s / torch.as_tensor(E)
         return RawSolution(x, y, s, raw.status, raw.iterations)
 
-    def _solver(self, program: ConicProgram) -> Any:
+    def _solver(self, program: ConicProgram, seconds: float) -> Any:
         """Clarabel's own object for programs of this structure, holding zeros."""
         clarabel = _package()
         settings = clarabel.DefaultSettings()
         for option, value in options(self, "threads").items():
             setattr(settings, option, value)
+        settings.time_limit = seconds
         settings.direct_solve_method = "qdldl"
         settings.max_threads = 1
         settings.presolve_enable = settings.chordal_decomposition_enable = settings.equilibrate_enable = False

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from ddn_cvx.kernels.jit import Task, sweep
 from ddn_cvx.program.conic import COMPILED_LIMIT, ConicData, ConicProgram
+from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver
+from ddn_cvx.solvers.deadline import clock
 
 Array = NDArray[np.float64]
 
@@ -58,6 +60,12 @@ class Prepared(NamedTuple):
         arguments = (program.structure, *data, x, y, s, status, iterations)
         return Prepared(Task(kernel, work, arguments), x, y, s, status, iterations, threads)
 
+    def leave(self, rows: slice) -> None:
+        """There was no time for these."""
+        for answer in (self.x, self.y, self.s):
+            answer[rows] = np.nan
+        self.status[rows], self.iterations[rows] = int(Status.TIME_LIMIT), 0
+
     @property
     def raw(self) -> RawSolution:
         """The answer."""
@@ -69,6 +77,9 @@ def solve_batch(solver: Compiled, program: ConicProgram, data: ConicData) -> Raw
     arrays = [t.contiguous().numpy() for t in data]
     prepared = solver.prepare(program, arrays)
     assert prepared is not None
-    sweep(data.q.shape[0], [prepared.task], prepared.threads)
-    solver.complete(program, arrays, prepared)
+    late = sweep(data.q.shape[0], [prepared.task], prepared.threads, clock())
+    for rows in late:
+        prepared.leave(rows)
+    if not late:
+        solver.complete(program, arrays, prepared)
     return prepared.raw

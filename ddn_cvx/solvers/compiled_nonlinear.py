@@ -16,6 +16,8 @@ from ddn_cvx.kernels.nonlinear_lane import Layout
 from ddn_cvx.kernels.tape import Tape
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.tape import pack
+from ddn_cvx.solution import Status
+from ddn_cvx.solvers.deadline import clock
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
@@ -40,6 +42,7 @@ class CompiledInteriorPoint(NonlinearSolver):
     """
 
     name: ClassVar[str] = "compiled_interior_point"
+    minds_time: ClassVar[bool] = True
 
     max_iterations: int = 100
     """Newton steps after which an element gives up (default 100)."""
@@ -105,7 +108,9 @@ class CompiledInteriorPoint(NonlinearSolver):
         length = len(tape.values) + len(tape.first) + len(tape.second)
         work = 10.0 * (length + (n + p) ** 3 / 3 + 10 * (n + m))
         data = inputs[:, n + p + m :], inputs[:, :n], lower, upper, warm is not None
-        spread(solve_batch, batch, work, tape, Layout.of(tape), options, *data, *out, *codes, threads=self.threads)
+        known = tape, Layout.of(tape), options
+        for late in spread(solve_batch, batch, work, *known, *data, *out, *codes, threads=self.threads, over=clock()):
+            codes[0][late] = int(Status.TIME_LIMIT)
         y, lam, mu, z = (torch.from_numpy(t).to(start.dtype) for t in out)
         status, iterations = map(torch.from_numpy, codes)
         return NonlinearPoint(y, lam, mu, z, status, iterations)

@@ -19,6 +19,7 @@ from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.conic_cones import Cones
 from ddn_cvx.solvers.conic_embedding import Arithmetic, Problem, advance, errors, start
 from ddn_cvx.solvers.conic_scaling import equilibrate
+from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.elementwise import closed_form, require_positive
 
 _CHUNK = 2**25  # numbers in P and A that are solved at a time
@@ -49,6 +50,7 @@ class ConicInteriorPoint(Solver):
     """
 
     name: ClassVar[str] = "conic_interior_point"
+    minds_time: ClassVar[bool] = True
     on_device: ClassVar[bool] = True
 
     max_iterations: int = 100
@@ -136,7 +138,7 @@ class ConicInteriorPoint(Solver):
         every = self.check_every or (1 if problem.P.device.type == "cpu" else 4)
         state = result = _State.first(start(problem, warm, _WARM))
         for iteration in range(self.max_iterations + 1):
-            last = iteration == self.max_iterations
+            last = iteration == self.max_iterations or expired()
             if iteration % every == 0 or last:
                 state = state.judged(problem, limits, iteration)
                 left = state.live.flatten().nonzero().squeeze(1)  # the device waits here, and nowhere else

@@ -78,6 +78,7 @@ class CvxpySolver(Solver):
     """
 
     name: ClassVar[str] = "cvxpy"
+    minds_time: ClassVar[bool] = True
 
     solver: str = "OSQP"
     """cvxpy's name of the solver, in any case (default "OSQP")."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from ddn_cvx.errors import InputError
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint
 
 _ARMIJO, _WOLFE = 1e-4, 0.9
@@ -94,9 +95,10 @@ def descend(program: NonlinearProgram, theta: Theta, start: Tensor, directions: 
         point = _judge(point, goal, iteration)
         live = point.status == _LIVE
         left = torch.nonzero(live).flatten()
-        if not len(left) or iteration == goal.iterations or 4 * len(left) <= 3 * len(live):
+        last = iteration == goal.iterations or expired()
+        if not len(left) or last or 4 * len(left) <= 3 * len(live):
             record = _Point(*(t.index_copy(0, point.row, new) for t, new in zip(record, point, strict=True)))
-            if not len(left) or iteration == goal.iterations:
+            if not len(left) or last:
                 break
             point = _Point(*(t[left] for t in point))
             theta = theta.take(left)

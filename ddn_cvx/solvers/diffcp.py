@@ -38,6 +38,7 @@ class Diffcp(Solver):
     """diffcp's choice of solvers, one element after another."""
 
     name: ClassVar[str] = "diffcp"
+    minds_time: ClassVar[bool] = True
 
     solve_method: Literal["SCS", "ECOS", "Clarabel"] = "SCS"
     """The solver that diffcp calls (default "SCS")."""

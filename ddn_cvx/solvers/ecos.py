@@ -46,6 +46,7 @@ class ECOS(Solver):
     """Options of ECOS, under its own names."""
 
     name: ClassVar[str] = "ecos"
+    minds_time: ClassVar[bool] = True
 
     abstol: float = 1e-9
     """Absolute duality gap (default 1e-9)."""

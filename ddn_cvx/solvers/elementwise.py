@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
+from math import inf, nan
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +21,8 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.epigraph import Epigraph
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.deadline import GRACE, Hand, OutOfTime, limit
+from ddn_cvx.solvers.guard import is_breakdown
 
 WITHOUT_POINT = (Status.INFEASIBLE, Status.UNBOUNDED, Status.INVALID_DATA)
 """What a solver returns along with these is a certificate or nothing, not a solution: it stays NaN."""
@@ -49,7 +54,8 @@ def solve_each(
     """Call ``worker()(i)`` for every element ``i`` whose data are finite, and collect the answers.
 
     ``threads`` share the batch; ``None`` is as many as there are processors. Each thread has a worker of its
-    own, and its own store in the workspace.
+    own, and its own store in the workspace. Where there is a time limit it is for each element: a thread that
+    needs more is left behind, and another one goes on with the next element.
     """
     batch = data.q.shape[0]
     raw = RawSolution.empty(program, batch, data.q)
@@ -57,18 +63,25 @@ def solve_each(
     raw.status[~finite] = int(Status.INVALID_DATA)
     x, y, s, status, iterations = (t.numpy() for t in (raw.x, raw.y, raw.s, raw.status, raw.iterations))
 
+    seconds, stop = limit(), threading.Event()
+
     def run(elements: list[int]) -> None:
-        one = worker()
-        for i in elements:
-            try:
-                answer = one(i)
-            except BaseException as error:
-                if not _is_breakdown(error):
-                    raise
-                continue  # the element stays NUMERICAL_ERROR
-            status[i], iterations[i] = answer.status, answer.iterations
-            if answer.status not in WITHOUT_POINT:
-                x[i], y[i], s[i] = answer.x, answer.y, answer.s
+        with _timed(worker, seconds) as one:
+            for i in elements:
+                if stop.is_set():
+                    return
+                take(i, one)
+
+    def take(i: int, one: Callable[[int], Answer]) -> None:
+        try:
+            answer = one(i)
+        except BaseException as error:
+            if not is_breakdown(error):
+                raise
+            return  # the element stays NUMERICAL_ERROR
+        status[i], iterations[i] = answer.status, answer.iterations
+        if answer.status not in WITHOUT_POINT:
+            x[i], y[i], s[i] = answer.x, answer.y, answer.s
 
     todo = torch.nonzero(finite).flatten().tolist()
     threads = processors() if threads is None else threads
@@ -78,16 +91,40 @@ def solve_each(
     # Threads do not survive a fork, hence the process in the key. Four parts a thread even out the work.
     pool = workspace.get((os.getpid(), threads), lambda: ThreadPoolExecutor(threads))
     parts = min(4 * threads, len(todo))
-    list(pool.map(run, (todo[len(todo) * k // parts : len(todo) * (k + 1) // parts] for k in range(parts))))
+    try:
+        list(pool.map(run, (todo[len(todo) * k // parts : len(todo) * (k + 1) // parts] for k in range(parts))))
+    finally:
+        stop.set()  # after an error or Ctrl-C the others need not go on
     return raw
 
 
-def _is_breakdown(error: BaseException) -> bool:
-    """Whether hopeless numbers made a package raise this, rather than a mistake or the user's Ctrl-C."""
-    if isinstance(error, ValueError):
-        return "ScsWork" in str(error)  # SCS could not factorise its matrices
-    # Failed assertions in Rust are no Exception.
-    return isinstance(error, (RuntimeError, ArithmeticError)) or type(error).__name__ == "PanicException"
+@contextmanager
+def _timed(worker: Callable[[], Callable[[int], Answer]], seconds: float) -> Iterator[Callable[[int], Answer]]:
+    """The worker, in a thread that is left behind with an element that takes longer than ``seconds``."""
+    if seconds == inf:
+        yield worker()
+        return
+    hands: list[tuple[Hand, Callable[[int], Answer]]] = []
+
+    def one(i: int) -> Answer:
+        if not hands:
+            hand = Hand()
+            hands.append((hand, hand.do(worker, inf)))
+        hand, own = hands[0]
+        begin = time.monotonic()
+        try:
+            answer = hand.do(lambda: own(i), seconds + GRACE)
+        except OutOfTime:
+            hands.pop()[0].release()
+            return Answer(Status.TIME_LIMIT, 0, nan, nan, nan)
+        late = answer.status == Status.ITERATION_LIMIT and time.monotonic() - begin >= seconds
+        return answer._replace(status=Status.TIME_LIMIT) if late else answer
+
+    try:
+        yield one
+    finally:
+        for hand, _ in hands:
+            hand.release()
 
 
 def is_finite(data: ConicData) -> Tensor:

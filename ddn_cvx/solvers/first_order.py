@@ -31,6 +31,7 @@ from ddn_cvx.linalg.products import Products, symmetric
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.elementwise import closed_form, is_finite, require_positive
 from ddn_cvx.solvers.first_order_scaling import Scaled, precondition
 
@@ -48,6 +49,7 @@ class FirstOrder(Solver):
     """Options of the restarted primal-dual hybrid gradient method. Tolerances are relative."""
 
     name: ClassVar[str] = "first_order"
+    minds_time: ClassVar[bool] = True
     on_device: ClassVar[bool] = True
 
     tolerance: float = 1e-8
@@ -198,7 +200,7 @@ class _Run:
             status = torch.where(error <= self.options.tolerance, int(Status.SOLVED), -1)
             if check % _RAYS_EVERY == 0:
                 status = torch.where(status < 0, self._rays(step, moved), status)
-            if check * every >= self.options.max_iterations:
+            if check * every >= self.options.max_iterations or expired():
                 close = error <= self.options.inaccurate_tolerance
                 given_up = torch.where(close, int(Status.INACCURATE), int(Status.ITERATION_LIMIT))
                 status = torch.where(status < 0, given_up, status)

@@ -34,6 +34,7 @@ from torch.nn.functional import pad
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.elementwise import require_positive
 
 SOLVED, INACCURATE, INFEASIBLE, UNBOUNDED, ITERATION_LIMIT, NUMERICAL_ERROR = range(6)
@@ -59,6 +60,7 @@ class InteriorPoint(Solver):
     """Options of the interior-point method.  Tolerances are relative and apply to equilibrated data."""
 
     name: ClassVar[str] = "interior_point"
+    minds_time: ClassVar[bool] = True
     on_device: ClassVar[bool] = True
 
     max_iterations: int = 60
@@ -403,12 +405,13 @@ def _iterate(newton: _Newton, options: InteriorPoint) -> tuple[Tensor, Tensor, T
         residual[..., newton.inner :].add_(z.s)
         products = z.s * z.y
         gap = products.sum(2, keepdim=True)
-        if iteration in tests or iteration == last:
+        over = iteration == last or expired()
+        if iteration in tests or over:
             merit = _merit(newton, z, residual, gap)
-            if iteration == last or not float(torch.minimum(merit, record.best).amin()) >= limit:
+            if over or not float(torch.minimum(merit, record.best).amin()) >= limit:
                 record = _judge(record, z, merit, iteration, options)
                 left = record.live.flatten().nonzero().squeeze(1)
-                ended = iteration == last or not len(left)
+                ended = over or not len(left)
                 if ended or (shrinks and 2 * len(left) <= len(record.row)):
                     rows = record.row.flatten()
                     result = _Record(*(all_.index_copy(0, rows, some) for all_, some in zip(result, record, strict=True)))

@@ -20,6 +20,7 @@ class LBFGS(NonlinearSolver):
     """Options. Each step costs one gradient or a few; memory is ``2 memory`` vectors."""
 
     name: ClassVar[str] = "lbfgs"
+    minds_time: ClassVar[bool] = True
 
     max_iterations: int = 5000
     """Steps after which an element gives up (default 5000)."""

@@ -23,6 +23,7 @@ from ddn_cvx.errors import InputError
 from ddn_cvx.linalg.saddle_structured import Arrow
 from ddn_cvx.program.nonlinear import Loss, NonlinearProgram, Theta
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.descent import Goal, unconstrained_only
 from ddn_cvx.solvers.newton import Newton, NewtonKrylov
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
@@ -66,6 +67,7 @@ class LeastSquares(NonlinearSolver):
     """Levenberg and Marquardt's method; the program's objective must be a positive multiple of ``sum(rho(r))``."""
 
     name: ClassVar[str] = "least_squares"
+    minds_time: ClassVar[bool] = True
 
     residual: Callable[[Tensor, Theta], Tensor]
     """``y (B, n), theta -> r (B, k)``."""
@@ -96,6 +98,7 @@ class BundleAdjustment(NonlinearSolver):
     """
 
     name: ClassVar[str] = "bundle_adjustment"
+    minds_time: ClassVar[bool] = True
 
     residual: Callable[[Tensor, Tensor, Tensor], Tensor]
     """``camera (N, a), point (N, s), observation (N, ...) -> r (N, d)``, row by row."""
@@ -165,9 +168,10 @@ def _levenberg_marquardt(
         size = at.slope.abs().amax(-1)
         done = size <= limit
         over = done | (slow >= _PATIENCE) | (eta > _LARGEST_RIDGE) | ~at.cost.isfinite()
-        if iteration == goal.iterations:
+        last = iteration == goal.iterations or expired()
+        if last:
             over = torch.ones_like(over)
-        if iteration % _CHECK == 0 or iteration == goal.iterations:
+        if iteration % _CHECK == 0 or last:
             ended = torch.nonzero(over).flatten()
             result = result.index_copy(0, row[ended], y[ended])
             spent = spent.index_fill(0, row[ended], iteration)

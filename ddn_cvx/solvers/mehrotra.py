@@ -19,6 +19,7 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
 from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, solve_batch, unsupported
+from ddn_cvx.solvers.deadline import clock
 from ddn_cvx.solvers.elementwise import require_positive
 
 GOALS = (1e-5, 1e-12)
@@ -35,6 +36,7 @@ class Mehrotra(Compiled):
     are NUMERICAL_ERROR."""
 
     name: ClassVar[str] = "mehrotra"
+    minds_time: ClassVar[bool] = True
 
     threads: int | None = None
     """Threads that share a batch; None is one a processor (default None)."""
@@ -84,7 +86,9 @@ class Mehrotra(Compiled):
         points = [np.empty((batch, size)) for size in (n, m, m)]
         errors, status, iterations = np.empty(batch), np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         work = 20.0 * (n * n + m) * 10
-        threads = self.threads
-        spread(conic.solve, batch, work, program.curved, *arrays, *points, errors, status, iterations, goal, threads=threads)
+        threads, over = self.threads, clock()
+        outs = *points, errors, status, iterations
+        for late in spread(conic.solve, batch, work, program.curved, *arrays, *outs, goal, threads=threads, over=over):
+            errors[late], status[late] = np.nan, int(Status.TIME_LIMIT)
         spread(conic_newton.polish, batch, work, program.curved, *arrays, *points, errors, threads=threads)
         return points, errors, status, iterations

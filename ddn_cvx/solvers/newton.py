@@ -27,6 +27,7 @@ class Newton(NonlinearSolver):
     """
 
     name: ClassVar[str] = "newton"
+    minds_time: ClassVar[bool] = True
 
     max_iterations: int = 200
     """Steps after which an element gives up (default 200)."""
@@ -89,6 +90,7 @@ class NewtonKrylov(NonlinearSolver):
     """
 
     name: ClassVar[str] = "newton_krylov"
+    minds_time: ClassVar[bool] = True
 
     max_iterations: int = 200
     """Outer steps after which an element gives up (default 200)."""

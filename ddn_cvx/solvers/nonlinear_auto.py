@@ -29,6 +29,7 @@ class NonlinearAuto(NonlinearSolver):
     """
 
     name: ClassVar[str] = "nonlinear_auto"
+    minds_time: ClassVar[bool] = True
 
     dense: int = 1000
     """n + p + m up to which matrices are formed (default 1000)."""

@@ -60,6 +60,8 @@ class NonlinearSolver(ABC):
 
     name: ClassVar[str]
     """Lower-case name under which ``solver="name"`` finds it."""
+    minds_time: ClassVar[bool] = False
+    """Whether it looks at the time limit itself (``solvers.deadline``); one that does not is left behind when it is over."""
 
     @abstractmethod
     def unsupported(self, program: NonlinearProgram) -> str | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ddn_cvx.linalg.saddle import CondensedFactor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, choose, put, take
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
@@ -69,6 +70,7 @@ class NonlinearInteriorPoint(NonlinearSolver):
     """Options of the interior-point method. Tolerances apply to the scaled functions."""
 
     name: ClassVar[str] = "nonlinear_interior_point"
+    minds_time: ClassVar[bool] = True
 
     max_iterations: int = 200
     """Newton steps after which an element gives up (default 200)."""
@@ -161,9 +163,10 @@ class _Run:
             record = self._judge(record, iterate, at, error.at(zero), state.shift > 0, iteration)
             live = record.status == int(Status.ITERATION_LIMIT)
             left = torch.nonzero(live).flatten()
-            if not len(left) or iteration == last or 4 * len(left) <= 3 * len(live):
+            over = iteration == last or expired()
+            if not len(left) or over or 4 * len(left) <= 3 * len(live):
                 self.record = put(self.record, record.row, record)
-                if not len(left) or iteration == last:
+                if not len(left) or over:
                     break
                 form, iterate, at, record = form.take(left), take(iterate, left), take(at, left), take(record, left)
                 state, filter_, error = take(state, left), take(filter_, left), take(error, left)

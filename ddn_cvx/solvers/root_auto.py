@@ -21,6 +21,7 @@ class RootAuto(RootSolver):
     """``Anderson`` for a map, ``RootNewton`` for equations; elements that Anderson does not solve go to Newton."""
 
     name: ClassVar[str] = "auto"
+    minds_time: ClassVar[bool] = True
 
     def unsupported(self, program: RootProgram) -> str | None:
         return None if program.n else "it needs at least one unknown"

@@ -12,6 +12,7 @@ from torch import Tensor
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.deadline import expired
 
 _LIVE = -1  # a status: still going
 _CHECK = 4  # iterations between two questions to the device
@@ -35,6 +36,8 @@ class RootSolver(ABC):
 
     name: ClassVar[str]
     """Lower-case name under which ``solver="name"`` finds it."""
+    minds_time: ClassVar[bool] = False
+    """Whether it looks at the time limit itself (``solvers.deadline``); one that does not is left behind when it is over."""
 
     @abstractmethod
     def unsupported(self, program: RootProgram) -> str | None:
@@ -88,7 +91,7 @@ def iterate(
     for iteration in range(iterations + 1):
         best = _judge(best, y, _error(y, F, unit), tolerance, iteration, method.stuck())
         live = best.status == _LIVE
-        last = iteration == iterations
+        last = iteration == iterations or expired()
         if iteration % _CHECK == 0 or last:
             left = torch.nonzero(live).flatten()
             if last or not len(left) or 4 * len(left) <= 3 * len(live):

@@ -28,6 +28,7 @@ class RootNewton(RootSolver):
     """
 
     name: ClassVar[str] = "newton_krylov"
+    minds_time: ClassVar[bool] = True
 
     max_iterations: int = 100
     """Steps after which an element gives up (default 100)."""

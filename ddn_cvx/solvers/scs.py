@@ -3,6 +3,7 @@ cheap on large programs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.deadline import limit
 from ddn_cvx.solvers.elementwise import Answer, closed_form, options, require_positive, requires, solve_each
 
 Floats = NDArray[np.float64]
@@ -38,6 +40,7 @@ class SCS(Solver):
     """Options of SCS, under its own names."""
 
     name: ClassVar[str] = "scs"
+    minds_time: ClassVar[bool] = True
 
     eps_abs: float = 1e-9
     """Absolute feasibility and gap tolerance (default 1e-9)."""
@@ -94,15 +97,16 @@ class SCS(Solver):
         A, b = A[:, entries], b[:, rows]
         starts = None if warm is None else (warm.x.numpy(), warm.y.numpy()[:, rows], warm.s.numpy()[:, rows])
         back = np.argsort(rows)
+        seconds = min(self.time_limit_secs or math.inf, limit())
 
         def worker() -> Callable[[int], Answer]:
-            kept = workspace.get((self, program), _Kept)
+            kept = workspace.get((self, program, seconds), _Kept)
 
             def one(i: int) -> Answer:
                 if self.reuse and kept.holds(P[i], A[i]):
                     kept.solver.update(b=b[i], c=q[i])
                 else:
-                    kept.renew(P[i], A[i], self._solver(program, order, P[i], q[i], A[i], b[i]))
+                    kept.renew(P[i], A[i], self._solver(program, order, seconds, P[i], q[i], A[i], b[i]))
                 start = None if starts is None else [np.ascontiguousarray(t[i]) for t in starts]
                 if start is None or not all(np.isfinite(t).all() for t in start):
                     found = kept.solver.solve(warm_start=False)
@@ -117,12 +121,17 @@ class SCS(Solver):
 
         return solve_each(program, data, worker, workspace, self.threads)
 
-    def _solver(self, program: ConicProgram, order: RowOrder, P: Floats, q: Floats, A: Floats, b: Floats) -> Any:
+    def _solver(
+        self, program: ConicProgram, order: RowOrder, seconds: float, P: Floats, q: Floats, A: Floats, b: Floats
+    ) -> Any:
         def matrix(values: Floats, pattern: Any) -> sp.csc_matrix:
             return sp.csc_matrix((values, pattern.rows, pattern.indptr), shape=pattern.shape)
 
+        settings = options(self, "reuse", "threads", "time_limit_secs") | {
+            "time_limit_secs": 0.0 if seconds == math.inf else seconds
+        }
         problem = {"P": matrix(P, program.P), "A": matrix(A, order.pattern), "b": b, "c": q}
-        return _package().SCS(problem, scs_cones(program.cones), **options(self, "reuse", "threads"))
+        return _package().SCS(problem, scs_cones(program.cones), **settings)
 
 
 class _Kept:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddn_cvx.errors import InputError
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.descent import check_positive
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
@@ -70,6 +71,8 @@ class Torchdiffeq:
         far = _FAR * (1 + state[0].abs().amax(-1, keepdim=True))
 
         def checked(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if expired():
+                raise Broken(Status.TIME_LIMIT, torch.ones_like(far.squeeze(-1), dtype=torch.bool))
             slopes = field(s, state)
             bad = ~slopes[0].isfinite().all(-1) | ~(state[0].abs() <= far).all(-1)
             if bool(bad.any()):
