@@ -1,11 +1,11 @@
 """Cone programs with a million parameters, forward and backward, in memory that is linear in their number.
 
 Nonnegative least squares with a sparse matrix (50 entries a row, along a band), and a long-only portfolio with 50 factors of
-risk: after Agrawal, Barratt, Boyd, Busseti & Moursi (2019). Every size runs in a process of its own, whose peak memory,
-above that of the imported packages, is what the problem needs over all seeds. Baseline, for sizes that it can take: the same
-programs differentiated by diffcp, the code of that paper (if it is installed), with its dense matrix; its other modes are
-less accurate. Fails if a program with a million parameters needs more memory for each of them than one with 300 000, or if
-gradients are wrong, by central differences at a million parameters and by diffcp at 3000. Not for Windows.
+risk: after Agrawal, Barratt, Boyd, Busseti & Moursi (2019). Each of our sizes runs in a process of its own, whose peak
+memory, above that of the imported packages, is what the problem needs over all seeds. Baseline, for sizes that it can take:
+the same programs differentiated by diffcp, the code of that paper (if it is installed), with its dense matrix; its other
+modes are less accurate. Fails if a program with a million parameters needs more memory for each than one with 300 000,
+or if gradients are wrong, by central differences at a million parameters and by diffcp at 3000. Not for Windows.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def main() -> None:
     for name, count, mine in tqdm(todo, desc="sizes"):
         last = mine and count == SIZES[-1]
         task = (measure, name, count // shrink, arguments.seeds, last) if mine else (by_diffcp, name, count, arguments.seeds)
-        if arguments.quick:  # a process takes seconds to start
+        if arguments.quick or not mine:  # a process takes seconds to start
             row = task[0](*task[1:])
         else:
             with ProcessPoolExecutor(1, get_context("spawn")) as process:

@@ -1,12 +1,13 @@
 """Summaries of sets of handwritten digits, by a greedy choice that is trained through.
 
 A set holds 30 digits of 6 kinds, some kinds often and some once or twice. A summary is 6 of them that stand for all: the
-soft greedy maximum of facility location, for similarities of a learned linear embedding. The loss is how much of a kind is
-missing to one choice, in the mean over kinds (Tschiatschek, Sahin & Krause, IJCAI 2018, learn from summaries as well). On
-sets of unseen digits the choice is that at a low temperature. Its value is compared with the linear programming bound on the
-best of all summaries. Baselines: 6 digits at random, and the same greedy choice with similarities of pixels, at the best of
-several widths. Fails if the loss on unseen sets does not fall by training, or if a summary is below ``1 - 1/e`` of the
-bound.
+greedy maximum of facility location, for similarities of a learned embedding. It is learned from summaries, as by
+Tschiatschek, Sahin & Krause (IJCAI 2018): each soft step of the greedy choice follows steps that were right, and its loss is
+the share of it that goes to kinds which have been chosen already; the temperature falls meanwhile. On sets of unseen digits
+all steps are the model's own, at a low temperature. The value is compared with the linear programming bound on the best of
+all summaries. Baselines: 6 digits at random, the same embedding before training, and similarities of pixels, at the best of
+several widths. Rates and temperatures come from short trials on digits that the first seed neither trains on nor tests on.
+Fails if learned summaries do not miss 5 points fewer kinds than those by pixels, or one is below ``1 - 1/e`` of the bound.
 """
 
 from __future__ import annotations
@@ -23,19 +24,21 @@ from tqdm import tqdm
 from ddn_cvx.nodes import SoftGreedy
 from ddn_cvx.nodes.summaries import coverage
 
-DIGITS, KINDS, FEATURES, BATCH, STEPS, TEST = 30, 6, 12, 16, 140, 40
-SOFT, COLD = 0.004, 3e-4
+DIGITS, KINDS, HIDDEN, FEATURES, BATCH, STEPS, TEST = 30, 6, 64, 12, 16, 400, 40
+WARM, COOL, COLD, RATE = 0.05, 0.02, 3e-4, 0.01
 
 
 class Summary(nn.Module):
     """Pictures (B, DIGITS, 64) -> similarities (B, DIGITS, DIGITS) and choices (B, DIGITS)."""
 
-    def __init__(self) -> None:
+    def __init__(self, examples: Tensor) -> None:
         super().__init__()
-        self.embed = nn.Linear(64, FEATURES, bias=False).double()
+        last = nn.Linear(HIDDEN, FEATURES)
+        self.embed = nn.Sequential(nn.Linear(64, HIDDEN), nn.ReLU(), last).double()
         with torch.no_grad():
-            self.embed.weight.copy_(2 * torch.linalg.qr(torch.randn(64, FEATURES).double())[0].T)
-        self.choose = SoftGreedy(DIGITS, KINDS, temperature=SOFT)
+            features = self.embed(examples)
+            last.weight.mul_((3 / (2 * features.var(0).sum())) ** 0.5)  # squared distances of 3 in the mean
+        self.step = SoftGreedy(DIGITS, 1, temperature=WARM)
         self.exact = SoftGreedy(DIGITS, KINDS, temperature=COLD)
 
     def similarity(self, features: Tensor) -> Tensor:
@@ -43,7 +46,20 @@ class Summary(nn.Module):
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         s = self.similarity(self.embed(pictures))
-        return s, (self.choose if self.training else self.exact)(s)
+        return s, self.exact(s)
+
+    def loss(self, pictures: Tensor, kinds: Tensor) -> Tensor:
+        """The share of a step that goes to kinds chosen before, in the mean over steps that follow right ones."""
+        s, same = self.similarity(self.embed(pictures)), (kinds.unsqueeze(-1) == kinds.unsqueeze(-2)).to(pictures.dtype)
+        chosen, loss = torch.zeros_like(pictures[..., 0]), pictures.new_zeros(())
+        for _ in range(KINDS):
+            p = self.step(s, chosen) - chosen
+            old = (same @ chosen.unsqueeze(-1)).squeeze(-1).clamp(max=1)
+            loss = loss + (p * old).sum(-1).mean() / KINDS
+            likely = p.detach() + 1e-3 * torch.rand_like(p)
+            right = torch.where(old > 0, -1.0, likely).argmax(-1)  # the most likely element of a new kind
+            chosen = chosen + nn.functional.one_hot(right, DIGITS)
+        return loss
 
 
 def draw(x: Tensor, kind: Tensor, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -92,25 +108,23 @@ def main() -> None:
         rng = np.random.default_rng(seed)
         torch.manual_seed(seed)
         order = rng.permutation(len(x))
-        seen, unseen = order[:1000], order[1000:]
+        seen, unseen = order[:800], order[1100:]  # the others were for the trials
         sets, kinds = draw(x[unseen], kind[unseen], count, rng)
-        model = Summary()
-        optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-        model.eval()
+        model = Summary(x[seen])
+        optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
         with torch.no_grad():
-            before = missed(model(sets)[1], kinds)
+            before = missed(rounded(model(sets)[1]), kinds)
         losses = []
-        model.train()
-        for _ in tqdm(range(steps), desc="training", leave=False):
+        for step in tqdm(range(steps), desc="training", leave=False):
             some, theirs = draw(x[seen], kind[seen], BATCH, rng)
-            loss = missed(model(some)[1], theirs)
+            model.step.temperature = WARM * (COOL / WARM) ** (step / steps)
+            loss = model.loss(some, theirs)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             losses.append(loss.item())
         curves.append(losses)
-        model.eval()
         with torch.no_grad():
             s, y = model(sets)
             choices = [model.exact(model.similarity(width * sets)) for width in (0.5, 1.0, 2.0)]
@@ -121,10 +135,9 @@ def main() -> None:
         if seed == 0:
             shown.extend((sets[:3], rounded(y)[:3], rounded(pixels)[:3]))
         return {
-            "loss before training": 100 * before.item(),
-            "loss after training": 100 * missed(y, kinds).item(),
             "kinds missed, random": 100 * missed(rounded(chance), kinds).item(),
             "kinds missed, pixels": 100 * missed(rounded(pixels), kinds).item(),
+            "kinds missed, before training": 100 * before.item(),
             "kinds missed, learned": 100 * missed(rounded(y), kinds).item(),
             "least value, per cent of the bound": 100 * min(ratios),
         }
@@ -135,9 +148,10 @@ def main() -> None:
     plot(curves, shown, figures, arguments.plot)
     least = min(figures["least value, per cent of the bound"])
     require(f"every summary has {least:.1f} % of the bound or more", least >= 100 * (1 - np.exp(-1)), arguments.quick)
-    falls = [(a, b) for a, b in zip(figures["loss before training"], figures["loss after training"], strict=True)]
-    claim = ", ".join(f"{a:.1f} to {b:.1f}" for a, b in falls)
-    require(f"the loss on unseen sets falls by training ({claim})", all(b < a for a, b in falls), arguments.quick)
+    pairs = list(zip(figures["kinds missed, pixels"], figures["kinds missed, learned"], strict=True))
+    claim = ", ".join(f"{theirs:.1f} and {mine:.1f}" for theirs, mine in pairs)
+    fewer = all(mine <= theirs - 5 for theirs, mine in pairs)
+    require(f"learned summaries miss fewer kinds than those by pixels ({claim})", fewer, arguments.quick)
 
 
 def plot(curves: list[list[float]], shown: list[Tensor], figures: dict[str, list[float]], path: object) -> None:
@@ -154,7 +168,7 @@ def plot(curves: list[list[float]], shown: list[Tensor], figures: dict[str, list
         axes.plot(100 * np.convolve(losses, np.ones(width) / width, "valid"), alpha=0.8)
     axes.set(
         xlabel="step",
-        ylabel="missing to one choice of each kind, per cent",
+        ylabel="share of steps for kinds chosen before, per cent",
         title="training, one line a seed",
         ylim=(0, None),
     )

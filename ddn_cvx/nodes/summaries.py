@@ -20,9 +20,14 @@ from torch import Tensor, nn
 from ddn_cvx import DeclarationError, DeclarativeLayer, InputError
 from ddn_cvx.nodes.entry import Entry
 
+ROUNDING = 1e-6
+"""Of shares and their sums in float32."""
+
 
 class SoftGreedy(nn.Module):
     """``s (*batch, points, n)`` -> ``y (*batch, n)`` in [0, 1] with the sum k: how much of each element is chosen.
+
+    A second argument ``chosen (*batch, n)`` in [0, 1] is what has been chosen before; y is that with k more.
 
     Parameters
     ----------
@@ -38,7 +43,7 @@ class SoftGreedy(nn.Module):
     DeclarationError
         n, k or the temperature is out of range.
     InputError
-        s has another size, or a similarity is negative.
+        s or chosen has another size, a similarity is negative, or chosen is not in [0, 1] or leaves room for less than k.
 
     Notes
     -----
@@ -61,17 +66,25 @@ class SoftGreedy(nn.Module):
         step = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(p) - g @ p), [p >= 0, p <= room, cp.sum(p) == 1])
         self.layer = DeclarativeLayer(step, [g, room], p)
 
-    def forward(self, s: Tensor) -> Tensor:
+    def forward(self, s: Tensor, chosen: Tensor | None = None) -> Tensor:
         """y, in the dtype of s."""
         if s.ndim < 2 or s.shape[-1] != self.n or not s.shape[-2]:
             raise InputError(f"s must be (*batch, points, {self.n}) with a point at least, got {tuple(s.shape)}.")
         if bool((s < 0).any()):
             raise InputError("s must not be negative: a point that no element stands for counts zero.")
         similar = s.double()
-        y = torch.zeros_like(similar[..., 0, :])
+        y = torch.zeros_like(similar[..., 0, :]) if chosen is None else self._checked(chosen, s.shape[:-2]).double()
         for _ in range(self.k):
             y = y + self.layer(gains(similar, y) / self.temperature, 1 - y)
         return y.to(s.dtype)
+
+    def _checked(self, chosen: Tensor, batch: torch.Size) -> Tensor:
+        if chosen.shape != (*batch, self.n):
+            raise InputError(f"chosen must be {(*batch, self.n)}, got {tuple(chosen.shape)}.")
+        within = (chosen >= -ROUNDING) & (chosen <= 1 + ROUNDING)
+        if not bool(within.all() and ((1 - chosen).sum(-1) >= self.k - ROUNDING).all()):
+            raise InputError(f"chosen must be between 0 and 1, and leave room for {self.k} of the {self.n} elements.")
+        return chosen.clamp(0, 1)
 
 
 def _ranked(s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

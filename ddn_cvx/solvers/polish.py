@@ -39,6 +39,7 @@ def polish(instance: Instance, point: Point, ok: Tensor, steps: int) -> tuple[Po
         if not bool(waiting.any()):
             break
         if factor is None or factor_v is None or not _same_face(program, factor_v, point.v):
+            factor = None  # a large one goes before the next is made
             factor, factor_v = factorise(program, instance.data.P, instance.data.A, point.v, ok, instance.dense), point.v
         a, c = (step.squeeze(-1) for step in factor.forward(-point.top.unsqueeze(-1), -point.low.unsqueeze(-1)))
         start, missed, before = point, waiting, size
@@ -57,6 +58,7 @@ def polish(instance: Instance, point: Point, ok: Tensor, steps: int) -> tuple[Po
             break
     stuck = ok & (size > STUCK)
     if program.cones.is_polyhedral and bool(stuck.any()):
+        factor = None
         return _whole_steps(instance, point, stuck, steps), None
     return point, factor if factor_v is not None and _same_face(program, factor_v, point.v) else None
 
@@ -72,6 +74,7 @@ def _whole_steps(instance: Instance, point: Point, stuck: Tensor, steps: int) ->
         best = choose(step & (trial.residuals.of_equations < best.residuals.of_equations), trial, best)
         if bool((trial.residuals.of_equations[stuck] <= FAIR).all()):
             break
+        del factor
     return best
 
 

@@ -64,6 +64,14 @@ def test_choosing_all_batches_and_equal_elements() -> None:
     assert torch.allclose(node(torch.ones(4, 3)), torch.full((3,), 1 / 3), atol=1e-6)
 
 
+def test_steps_one_by_one_are_the_choice_of_many() -> None:
+    s = similarities(5, 7, 6)
+    one, chosen = SoftGreedy(6, 1, temperature=0.05), torch.zeros(5, 6, dtype=torch.float64)
+    for _ in range(3):
+        chosen = one(s, chosen)
+    assert torch.allclose(chosen, SoftGreedy(6, 3, temperature=0.05)(s), atol=1e-9)
+
+
 def test_bad_arguments_and_input_are_refused() -> None:
     for arguments, word in (((3, 0), "k must"), ((3, 4), "k must"), ((3, 1, 0.0), "temperature")):
         with pytest.raises(ddn.DeclarationError, match=word):
@@ -76,3 +84,11 @@ def test_bad_arguments_and_input_are_refused() -> None:
     ):
         with pytest.raises(ddn.InputError, match=word):
             SoftGreedy(3, 1)(s)
+    for chosen, word in (
+        (torch.zeros(2), "chosen must be"),
+        (torch.tensor([0.5, -0.5, 0.0]), "between"),
+        (torch.tensor([1.0, 1.0, 0.5]), "room"),
+        (torch.tensor([float("nan"), 0.0, 0.0]), "between"),
+    ):
+        with pytest.raises(ddn.InputError, match=word):
+            SoftGreedy(3, 1)(torch.ones(2, 3), chosen)

@@ -15,13 +15,20 @@ from ddn_cvx.program.instance import Instance
 from ddn_cvx.solvers.polish import polish
 
 
+@pytest.mark.parametrize("which", ["dense", "sparse", "krylov"])
 @pytest.mark.parametrize("seed", range(2))
-def test_between_two_active_sets_whole_steps_find_the_solution(seed: int) -> None:
+def test_between_two_active_sets_whole_steps_find_the_solution(
+    seed: int, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ill-conditioned least squares with x >= 0: a whole step changes the active set and raises the residual before the next
     one is exact, and shorter ones end at the boundary of the two."""
     rng = np.random.default_rng(seed)
-    n, batch = 12, 50
-    M = rng.normal(size=(batch, n, n)) * 10.0 ** rng.uniform(-2, 2, (batch, 1, n))
+    n, batch, decades = (12, 50, 2) if which != "krylov" else (12, 10, 1)
+    if which != "dense":
+        monkeypatch.setattr("ddn_cvx.program.conic.DENSE_LIMIT", 0)
+        monkeypatch.setattr("ddn_cvx.program.conic.has_sparse_factor", lambda *_: which == "sparse")
+        monkeypatch.setattr("ddn_cvx.program.conic.COMPILED_LIMIT", 0)
+    M = rng.normal(size=(batch, n, n)) * 10.0 ** rng.uniform(-decades, decades, (batch, 1, n))
     some = np.where(rng.uniform(size=(batch, n, 1)) < 0.5, 10.0 ** rng.uniform(-7, 0, (batch, n, 1)), 0.0)
     target = (M @ some)[..., 0] + 0.1 * rng.normal(size=(batch, n))
     exact = np.stack([nnls(*pair, maxiter=1000)[0] for pair in zip(M, target, strict=True)])
