@@ -134,6 +134,8 @@ class NonlinearProgram:
         Of what the objective is the sum, if it is one.
     visible : Tensor (n,) bool, optional
         The variables that somebody declared, all by default; the others are auxiliary (epigraphs), and need not be unique.
+    matrices : bool, optional
+        Whether Jacobians and Hessians are formed. Default: if there are at most ``DENSE_LIMIT`` variables and constraints.
     """
 
     def __init__(
@@ -145,17 +147,15 @@ class NonlinearProgram:
         box: Box | None = None,
         residuals: Residuals | None = None,
         visible: Tensor | None = None,
+        matrices: bool | None = None,
     ):
         self.n, self.p, self.m, self.residuals, self.visible = n, p, m, residuals, visible
+        self.is_dense = n + p + m <= DENSE_LIMIT if matrices is None else matrices
+        """Whether Jacobians and Hessians are formed."""
         self.has_bounds = box is not None
         self._evaluate, self._box = evaluate, box
         self._block: int | None = None
         self._tapes = Tapes()
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether Jacobians and Hessians are formed."""
-        return self.n + self.p + self.m <= DENSE_LIMIT
 
     def values(self, y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
         """``f (B,), h (B, p), g (B, m)``; plain torch, also inside ``torch.func`` transforms."""
@@ -316,6 +316,45 @@ class NonlinearProgram:
             pulled = _grad((stacked * w).sum(), point, create=True)
             pushed = _grad((pulled * v).sum(), w, keep)
         return pushed[:, : self.p], pushed[:, self.p :]
+
+
+class Products:
+    """Products with the Hessian of the Lagrangian and with the Jacobians at one point ``y (B, n)``, ``lam (B, p)``,
+    ``mu (B, m)``.
+
+    The graphs of the slopes are made once, and each product is one reverse pass through them; no gradients flow.
+    """
+
+    def __init__(self, program: NonlinearProgram, y: Tensor, theta: Theta, lam: Tensor, mu: Tensor):
+        with torch.enable_grad():
+            self._point = _leaf(y, False)
+            f, h, g = program.values(self._point, theta.detach())
+            self._constraints = torch.cat((h, g), -1)
+            lagrangian = f + (self._constraints * torch.cat((lam, mu), -1).detach()).sum(-1)
+            self._slope = _grad(lagrangian.sum(), self._point, create=True)
+            # <w, J v> is linear in w, so its gradient with respect to w is J v: two reverse passes, one of them here.
+            self._weights = torch.zeros_like(self._constraints).detach().requires_grad_()
+            self._pulled = _grad((self._constraints * self._weights).sum(), self._point, create=True)
+
+    def hessian(self, v: Tensor) -> Tensor:
+        """``H v``, ``(B, n)``."""
+        return _again(self._slope, self._point, v)
+
+    def jacobian(self, v: Tensor) -> Tensor:
+        """``J v``, equalities first, ``(B, p + m)``."""
+        return _again(self._pulled, self._weights, v)
+
+    def transposed(self, w: Tensor) -> Tensor:
+        """``J' w``, ``(B, n)``."""
+        return _again(self._constraints, self._point, w)
+
+
+def _again(out: Tensor, point: Tensor, weights: Tensor) -> Tensor:
+    """``weights`` times the Jacobian of ``out``, whose graph is kept for the next."""
+    if not out.requires_grad or not out.numel():
+        return torch.zeros_like(point)
+    (found,) = torch.autograd.grad(out, point, weights, retain_graph=True, materialize_grads=True)
+    return found
 
 
 def _wants_graph(y: Tensor, theta: Theta, *others: Tensor) -> bool:
