@@ -11,6 +11,7 @@ from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.robust_pooling import RobustPooling
+from ddn_cvx.nodes.satnet import MaxSatRelaxation, SATNet
 from ddn_cvx.nodes.training import LogisticRegression, RidgeRegression, SupportVectorMachine
 
 __all__ = [
@@ -27,12 +28,14 @@ __all__ = [
     "LogisticRegression",
     "LpBall",
     "LpSphere",
+    "MaxSatRelaxation",
     "NonlinearMPC",
     "PnP",
     "QuadraticProgram",
     "RidgeHead",
     "RidgeRegression",
     "RobustPooling",
+    "SATNet",
     "SVMHead",
     "SupportVectorMachine",
     "TotalVariation",

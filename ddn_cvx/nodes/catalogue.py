@@ -12,6 +12,7 @@ from ddn_cvx.nodes import (
     pose,
     projections,
     robust_pooling,
+    satnet,
     training,
 )
 from ddn_cvx.nodes.entry import Entry
@@ -21,6 +22,7 @@ ENTRIES: tuple[Entry, ...] = (
     *projections.ENTRIES,
     *training.ENTRIES,
     *optnet.ENTRIES,
+    *satnet.ENTRIES,
     *equilibrium.ENTRIES,
     *permutations.ENTRIES,
     *few_shot.ENTRIES,
