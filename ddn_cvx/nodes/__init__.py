@@ -6,6 +6,7 @@ from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.equilibrium import DeepEquilibrium, EquilibriumCell
 from ddn_cvx.nodes.few_shot import RidgeHead, SVMHead
 from ddn_cvx.nodes.hard_constraints import BoneLengths, HardConstraint
+from ddn_cvx.nodes.markov_fields import FieldOfExperts, PictureTotalVariation
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
 from ddn_cvx.nodes.permutations import DoublyStochastic
 from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
@@ -22,6 +23,7 @@ __all__ = [
     "DoublyStochastic",
     "Entry",
     "EquilibriumCell",
+    "FieldOfExperts",
     "HardConstraint",
     "LearnedConstraints",
     "LinearMPC",
@@ -30,6 +32,7 @@ __all__ = [
     "LpSphere",
     "MaxSatRelaxation",
     "NonlinearMPC",
+    "PictureTotalVariation",
     "PnP",
     "QuadraticProgram",
     "RidgeHead",

@@ -7,6 +7,7 @@ from ddn_cvx.nodes import (
     equilibrium,
     few_shot,
     hard_constraints,
+    markov_fields,
     optnet,
     permutations,
     pose,
@@ -28,6 +29,7 @@ ENTRIES: tuple[Entry, ...] = (
     *few_shot.ENTRIES,
     *control.ENTRIES,
     *hard_constraints.ENTRIES,
+    *markov_fields.ENTRIES,
     *pose.ENTRIES,
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
