@@ -20,8 +20,9 @@ from ddn_cvx.linalg.blocks import add_to_diagonal, keep, per_element, row_sizes,
 from ddn_cvx.linalg.iterative import minres
 from ddn_cvx.linalg.kkt import NullSpace
 from ddn_cvx.linalg.saddle import SaddleKKT
-from ddn_cvx.program.nonlinear import NonlinearProgram, Products, Theta
+from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, Judged, State, curvature, judge, largest
+from ddn_cvx.program.products import Products
 
 GOAL = 1e-14
 """Relative residual at which nothing is left to gain."""

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ddn_cvx.linalg.blocks import keep, row_sizes, to_dense
 from ddn_cvx.program.active_kkt import NEARLY_FLAT, ActiveKKT, ProductKKT
-from ddn_cvx.program.nonlinear import First, NonlinearProgram, Products, Theta
+from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, Judged, State, judge, largest, probe
+from ddn_cvx.program.products import Products
 
 NEAR = 1e-5
 """Relative distance at which a constraint of a point without multipliers may be active."""
