@@ -10,10 +10,11 @@ over seeds; solved means that all 16 cells are right.
 
 from __future__ import annotations
 
-from itertools import permutations, product
+from itertools import product
 
 import torch
 from figure import options, require, spread
+from sudoku import all_boards, puzzles, share_solved
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -38,40 +39,6 @@ class Program(LearnedConstraints):
 
     def forward(self, puzzles: Tensor) -> Tensor:
         return super().forward(-puzzles)
-
-
-def all_boards() -> Tensor:
-    """The 288 boards, digits 0 to 3, ``(288, 16)``."""
-    found = []
-    for rows in product(permutations(range(4)), repeat=4):
-        columns = zip(*rows, strict=True)
-        boxes = ((*rows[r][c : c + 2], *rows[r + 1][c : c + 2]) for r in (0, 2) for c in (0, 2))
-        if all(len(set(part)) == 4 for part in (*columns, *boxes)):
-            found.append([digit for row in rows for digit in row])
-    return torch.tensor(found)
-
-
-def puzzles(boards: Tensor, solutions: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``count`` puzzles with one solution each, which is in ``solutions``: clues and boards, ``(count, 64)``."""
-    clues, solved = [], []
-    for _ in range(count):
-        board = solutions[torch.randint(len(solutions), (), generator=generator)]
-        known = torch.ones(16, dtype=torch.bool)
-        for cell in torch.randperm(16, generator=generator)[: torch.randint(6, 13, (), generator=generator)]:
-            known[cell] = False
-            if (boards[:, known] == board[known]).all(1).sum() > 1:  # another board fits, too
-                known[cell] = True
-        digits = nn.functional.one_hot(board, 4).float()
-        clues.append((digits * known.unsqueeze(1)).flatten())
-        solved.append(digits.flatten())
-    return torch.stack(clues), torch.stack(solved)
-
-
-def share_solved(model: nn.Module, clues: Tensor, solved: Tensor) -> float:
-    """Per cent of the puzzles of which every cell is right."""
-    with torch.no_grad():
-        right = model(clues).view(-1, 16, 4).argmax(-1) == solved.view(-1, 16, 4).argmax(-1)
-    return 100 * right.all(1).double().mean().item()
 
 
 def train(name: str, boards: Tensor, seed: int, steps: int) -> tuple[nn.Module, list[float], Tensor]:

@@ -133,3 +133,28 @@ def test_a_lying_solver_is_put_right_or_found_out(problem: Problem) -> None:
         solved = solution.status == int(Status.SOLVED)
         assert bool(solved.all()) or kind == "lie"
         assert torch.allclose(solution.outputs[0][solved], y[solved], rtol=1e-4, atol=1e-4)
+
+
+def test_products_and_matrices_give_the_same_derivatives() -> None:
+    """``matrices=`` says which of them are used, whatever the size; with equalities, active and inactive inequalities."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 5, generator=generator, dtype=f64).requires_grad_()
+    found = []
+    for matrices in (True, False):
+        node = TorchProblem(
+            (5,),
+            lambda y, x: (y - x).square().sum() + 0.1 * (y**4).sum(),
+            lambda y, x: y[:3].square().sum() - 1,
+            lambda y, x: torch.stack((y[4] - 0.1, -y[3] - 9)),
+            parameters=[(5,)],
+            initial=lambda x: x,
+            matrices=matrices,
+        )
+        layer = DeclarativeLayer(node)
+        assert ("products" in str(layer.explain(x))) != matrices
+        y = layer(x)
+        (slope,) = torch.autograd.grad((y * torch.arange(5.0, dtype=f64)).sum(), x, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.square().sum(), x)
+        found.append((y, slope, bend))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)

@@ -189,7 +189,9 @@ def _inside(value: object, name: str) -> Iterator[tuple[object, str]]:
     elif isinstance(value, list | tuple | set | frozenset):
         yield from ((v, f"{name}_{k}") for k, v in enumerate(value))
     elif not _foreign(type(value)):
-        yield from ((v, k) for k, v in getattr(value, "__dict__", {}).items())
+        held = getattr(value, "__dict__", None)
+        if isinstance(held, dict):  # objects of foreign languages answer to every name
+            yield from ((v, k) for k, v in held.items())
         yield from ((getattr(value, k, None), k) for k in getattr(type(value), "__slots__", ()))
         yield type(value).__dict__.get("__call__"), name
 

@@ -66,6 +66,9 @@ class TorchProblem:
     smooth : float, optional
         Width over which kinks (abs, relu, clamp, maximum, amax, norm ...) of the objective and the constraints are rounded
         off; the problem that is solved is the smooth one.
+    matrices : bool, optional
+        Whether Hessians and Jacobians are formed; else derivatives come from products with them, which suits many variables
+        with a cheap objective. Default: up to 1000 variables and constraints.
 
     Raises
     ------
@@ -100,6 +103,7 @@ class TorchProblem:
         maximise: bool = False,
         stationary: bool = False,
         smooth: float | None = None,
+        matrices: bool | None = None,
     ):
         functions = {
             "objective": objective,
@@ -126,7 +130,7 @@ class TorchProblem:
         self.arguments = Arguments(parameters, getattr(leading, "forward", leading))
         self.loss, self.batched, self.sign, self.stationary = loss, batched, -1.0 if maximise else 1.0, stationary
         self.functions: dict[str, Function] = {k: v for k, v in functions.items() if v is not None}
-        self.smooth = smooth
+        self.smooth, self.matrices = smooth, matrices
         self.fields = {"lower": lower, "upper": upper, "initial": initial}
         self.captured = Captured({**functions, "lower": lower, "upper": upper})
         self._programs: dict[Any, NonlinearProgram] = {}
@@ -215,7 +219,8 @@ class TorchProblem:
         h, g = probe(evaluate, some, self.start(some, layout, like), self.batched)
         bounded = self.fields["lower"] is not None or self.fields["upper"] is not None
         residuals = Residuals(residual, self.loss) if "residual" in self.functions else None
-        return NonlinearProgram(self.n, h.shape[1], g.shape[1], evaluate, box if bounded else None, residuals)
+        p, m, bounds = h.shape[1], g.shape[1], box if bounded else None
+        return NonlinearProgram(self.n, p, m, evaluate, bounds, residuals, matrices=self.matrices)
 
     def _over_batch(self, function: Function, tensors: Sequence[Tensor], own: Sequence[bool]) -> Any:
         return over_batch(function, tensors, own, self.captured, self.batched)

@@ -11,6 +11,7 @@ from ddn_cvx.nodes.few_shot import RidgeHead, SVMHead
 from ddn_cvx.nodes.hard_constraints import BoneLengths, HardConstraint
 from ddn_cvx.nodes.large import Portfolio, SparseLeastSquares
 from ddn_cvx.nodes.linear import AnalyticCentre, Tridiagonal
+from ddn_cvx.nodes.markov_fields import FieldOfExperts, PictureTotalVariation
 from ddn_cvx.nodes.mixtures import GaussianMixture
 from ddn_cvx.nodes.neural_ode import LinearODE, NeuralODE, VectorField
 from ddn_cvx.nodes.optnet import LearnedConstraints, QuadraticProgram, TotalVariation
@@ -19,6 +20,7 @@ from ddn_cvx.nodes.pose import Bundle, PnP, WeightedProcrustes
 from ddn_cvx.nodes.projections import LpBall, LpSphere
 from ddn_cvx.nodes.rank_pooling import RankPooling, SubspacePooling
 from ddn_cvx.nodes.robust_pooling import RobustPooling
+from ddn_cvx.nodes.satnet import MaxSatRelaxation, SATNet
 from ddn_cvx.nodes.spectral import Eigenvectors
 from ddn_cvx.nodes.structured import MatchingSVM
 from ddn_cvx.nodes.submodular import CutRelaxation, MinNormPoint
@@ -42,6 +44,7 @@ __all__ = [
     "Entmax",
     "Entry",
     "EquilibriumCell",
+    "FieldOfExperts",
     "GaussianMixture",
     "HardConstraint",
     "HomographyFit",
@@ -53,10 +56,12 @@ __all__ = [
     "LpBall",
     "LpSphere",
     "MatchingSVM",
+    "MaxSatRelaxation",
     "MinNormPoint",
     "NeuralODE",
     "NonlinearMPC",
     "OptimalTransport",
+    "PictureTotalVariation",
     "PnP",
     "Portfolio",
     "QuadraticProgram",
@@ -64,6 +69,7 @@ __all__ = [
     "RidgeHead",
     "RidgeRegression",
     "RobustPooling",
+    "SATNet",
     "SVMHead",
     "SoftGreedy",
     "SparseLeastSquares",

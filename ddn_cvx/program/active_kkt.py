@@ -22,6 +22,7 @@ from ddn_cvx.linalg.kkt import NullSpace
 from ddn_cvx.linalg.saddle import SaddleKKT
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, Judged, State, curvature, judge, largest
+from ddn_cvx.program.products import Products
 
 GOAL = 1e-14
 """Relative residual at which nothing is left to gain."""
@@ -148,13 +149,15 @@ class ProductKKT:
         ok = self.ok.repeat(columns).unsqueeze(-1)
         fixed = box.abs()
         free, n, p = 1.0 - fixed, program.n, program.p
-        slope = program.gradient(y, theta, torch.zeros_like(lam), torch.zeros_like(mu))
+        products, constrained = Products(program, y, theta, lam, mu), program.p + program.m > 0
 
         def K(u: Tensor, t_h: Tensor, t_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            bent = u if self.unit else program.hvp(y, theta, lam, mu, u)
-            bent = bent + program.gradient(y, theta, t_h, t_g * on) - slope
-            pushed_h, pushed_g = program.jvp(y, theta, u)
-            return bent, pushed_h, pushed_g * on - t_g * (1.0 - on)
+            bent = u if self.unit else products.hessian(u)
+            if not constrained:
+                return bent, t_h, t_g
+            pushed = products.jacobian(u)
+            bent = bent + products.transposed(torch.cat((t_h, t_g * on), 1))
+            return bent, pushed[:, :p], pushed[:, p:] * on - t_g * (1.0 - on)
 
         def masked(x: Tensor) -> Tensor:
             u, t_h, t_g = x[:, :n], x[:, n : n + p], x[:, n + p :]

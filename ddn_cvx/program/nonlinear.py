@@ -134,6 +134,8 @@ class NonlinearProgram:
         Of what the objective is the sum, if it is one.
     visible : Tensor (n,) bool, optional
         The variables that somebody declared, all by default; the others are auxiliary (epigraphs), and need not be unique.
+    matrices : bool, optional
+        Whether Jacobians and Hessians are formed. Default: if there are at most ``DENSE_LIMIT`` variables and constraints.
     """
 
     def __init__(
@@ -145,17 +147,15 @@ class NonlinearProgram:
         box: Box | None = None,
         residuals: Residuals | None = None,
         visible: Tensor | None = None,
+        matrices: bool | None = None,
     ):
         self.n, self.p, self.m, self.residuals, self.visible = n, p, m, residuals, visible
+        self.is_dense = n + p + m <= DENSE_LIMIT if matrices is None else matrices
+        """Whether Jacobians and Hessians are formed."""
         self.has_bounds = box is not None
         self._evaluate, self._box = evaluate, box
         self._block: int | None = None
         self._tapes = Tapes()
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether Jacobians and Hessians are formed."""
-        return self.n + self.p + self.m <= DENSE_LIMIT
 
     def values(self, y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
         """``f (B,), h (B, p), g (B, m)``; plain torch, also inside ``torch.func`` transforms."""

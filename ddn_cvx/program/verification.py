@@ -13,6 +13,7 @@ from ddn_cvx.linalg.blocks import keep, row_sizes, to_dense
 from ddn_cvx.program.active_kkt import NEARLY_FLAT, ActiveKKT, ProductKKT
 from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, Judged, State, judge, largest, probe
+from ddn_cvx.program.products import Products
 
 NEAR = 1e-5
 """Relative distance at which a constraint of a point without multipliers may be active."""
@@ -120,6 +121,7 @@ def _lowest_curvature(program: NonlinearProgram, theta: Theta, point: Judged) ->
     y, lam, mu, _ = point.state
     active = point.active.all
     kkt = ProductKKT(program, theta, point.state, active, torch.ones_like(point.primal, dtype=torch.bool), unit=True)
+    products = Products(program, y, theta, lam, mu)
     none = [t.new_zeros(*t.shape, 1) for t in (lam, mu, y)]
     free = 1.0 - active.box.abs()
 
@@ -134,7 +136,7 @@ def _lowest_curvature(program: NonlinearProgram, theta: Theta, point: Judged) ->
     v = torch.where(length > LANCZOS_ROUNDING * program.n**0.5, start / length, 0.0)
     for k in range(steps):
         basis[:, k] = v
-        w = tangent(program.hvp(y, theta, lam, mu, v))
+        w = tangent(products.hessian(v))
         T[:, k, k] = (w * v).sum(-1)
         for _ in range(2):
             w = w - (basis.mT @ (basis @ w.unsqueeze(-1))).squeeze(-1)

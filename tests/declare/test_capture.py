@@ -261,3 +261,19 @@ def test_without_inputs_the_weights_say_what_comes_out() -> None:
         w = torch.tensor([1.0, 2.0], dtype=dtype, requires_grad=True)
         out = DeclarativeLayer(TorchProblem(2, lambda y, w=w: quadratic(y, w)))()
         assert out.dtype == dtype and torch.allclose(out, w)
+
+
+class Answering:
+    """Stands for a function of a compiled library, which has an attribute of every name, and no tensors."""
+
+    @property
+    def __dict__(self) -> object:
+        return object()
+
+    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
+        return quadratic(y, x)
+
+
+def test_an_object_that_answers_to_every_name_is_passed_by() -> None:
+    layer = DeclarativeLayer(TorchProblem(2, Answering()))
+    assert torch.allclose(layer(torch.ones(1, 2)), torch.ones(1, 2))
