@@ -90,7 +90,9 @@ def dotsort(node: Node, x: Tensor, w: Tensor) -> Tensor:
 
 
 def _mean_weights(atom: Any) -> dict[str, Any]:
-    read = {"axis": atom.axis, "keepdims": atom.keepdims, "weights": np.array([float(w) for w in atom.w])}
+    # cvxpy 1.9.0 has means of all entries only.
+    axis, keepdims = getattr(atom, "axis", None), getattr(atom, "keepdims", False)
+    read = {"axis": axis, "keepdims": keepdims, "weights": np.array([float(w) for w in atom.w])}
     return read if atom._keep.all() else {**read, "taken": np.flatnonzero(atom._keep).astype(np.int64)}
 
 
