@@ -90,8 +90,11 @@ def dotsort(node: Node, x: Tensor, w: Tensor) -> Tensor:
 
 
 def _mean_weights(atom: Any) -> dict[str, Any]:
-    read = {"axis": atom.axis, "keepdims": atom.keepdims, "weights": np.array([float(w) for w in atom.w])}
-    return read if atom._keep.all() else {**read, "taken": np.flatnonzero(atom._keep).astype(np.int64)}
+    # cvxpy 1.9.0 has means of all entries only, and takes those of weight zero out of the argument itself.
+    axis, keepdims = getattr(atom, "axis", None), getattr(atom, "keepdims", False)
+    read = {"axis": axis, "keepdims": keepdims, "weights": np.array([float(w) for w in atom.w])}
+    taken = np.asarray(getattr(atom, "_keep", True))
+    return read if taken.all() else {**read, "taken": np.flatnonzero(taken).astype(np.int64)}
 
 
 @rule("GeoMean", "GeoMeanApprox", reads=_mean_weights)
