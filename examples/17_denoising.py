@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ddn_cvx.nodes import FieldOfExperts
 
 PICTURES, OTHERS = ("brick", "camera", "coins", "grass", "gravel"), ("astronaut", "chelsea", "coffee")
-NOISE, SIDE, PATCH, EACH, MARGIN, TRIALS, SIZE, SCALE = 25 / 255, 128, 64, 2, 5, 20, 5, 20.0
+NOISE, SIDE, PATCH, MARGIN, TRIALS, SIZE, SCALE = 25 / 255, 128, 80, 5, 16, 5, 20.0
 
 
 def picture(name: str) -> Tensor:
@@ -110,7 +110,7 @@ def main() -> None:
     bar = tqdm(total=arguments.seeds * trials, desc="trials", disable=None)
     for seed in range(arguments.seeds):
         generator = torch.Generator().manual_seed(seed)
-        patches = torch.stack([cut(left, PATCH, generator) for left, _ in halves for _ in range(EACH)])
+        patches = torch.stack([cut(left, PATCH, generator) for left, _ in halves])
         node = learn(patches, with_noise(patches, generator), trials, bar.update)
         for names, right in ((PICTURES, clean), (OTHERS, other)):
             noisy = with_noise(right, generator)
