@@ -24,7 +24,6 @@ from ddn_cvx.call import Call
 from ddn_cvx.custom_op import call_operator, register
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Problem, Variable, declare
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
-from ddn_cvx.declare.fixed_point import FixedPoint, Root
 from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.diagnose import Diagnosis, diagnose
@@ -36,18 +35,13 @@ from ddn_cvx.ode_call import OdeRun
 from ddn_cvx.root_call import RootRun
 from ddn_cvx.signature import Signature
 from ddn_cvx.solution import Solution
+from ddn_cvx.solver_for import AnySolver, Declared, solver_for
 from ddn_cvx.solvers.base import Solver, Workspace
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
-from ddn_cvx.solvers.nonlinear_registry import resolve_nonlinear
-from ddn_cvx.solvers.registry import resolve
 from ddn_cvx.solvers.root_base import RootSolver
-from ddn_cvx.solvers.root_registry import resolve_root
-from ddn_cvx.solvers.torchdiffeq import Torchdiffeq, resolve_integrator
+from ddn_cvx.solvers.torchdiffeq import Torchdiffeq
 
-Declared = TorchProblem | FixedPoint | Root | ODE
-"""Problems in torch functions, which say themselves what their parameters and variables are."""
 Result = TypeVar("Result")
-AnySolver = Solver | NonlinearSolver | RootSolver | Torchdiffeq
 
 
 class DeclarativeLayer(nn.Module):
@@ -144,7 +138,7 @@ class DeclarativeLayer(nn.Module):
             bare = False
         else:
             self.node, bare = declare(problem, parameters, variables, gp)
-        self.solver = _resolve(solver, solver_options, self.node)
+        self.solver = solver_for(solver, solver_options, self.node)
         self._workspace = Workspace()
         self._signature = Signature.of(self.node, bare)
         self._number = register(self)
@@ -326,7 +320,7 @@ class DeclarativeLayer(nn.Module):
             An unknown solver or option.
         """
         other = copy.copy(self)
-        other.solver = _resolve(solver, options, self.node)
+        other.solver = solver_for(solver, options, self.node)
         return other
 
     def _declared(self, node: NonconvexProblem | Declared, on_failure: str) -> NonlinearRun | RootRun | OdeRun:
@@ -381,31 +375,6 @@ class DeclarativeLayer(nn.Module):
 def _outside(function: Callable[..., Result], params: Sequence[Any], named: Mapping[str, Any]) -> Result:
     """Call a function that the compiler is not to look into."""
     return function(params, named)
-
-
-def _resolve(
-    solver: str | AnySolver | None,
-    options: Mapping[str, Any] | None,
-    node: ConvexProblem | NonconvexProblem | Declared,
-) -> AnySolver:
-    if isinstance(node, TorchProblem):
-        return resolve_nonlinear(solver, options)
-    if isinstance(node, NonconvexProblem):
-        try:
-            return resolve_nonlinear(solver, options)
-        except InputError as error:
-            raise InputError(f"{error}. The problem needs a solver of nonlinear problems. {node.reason}") from error
-    if isinstance(node, FixedPoint | Root):
-        return resolve_root(solver, options)
-    if isinstance(node, ODE):
-        return resolve_integrator(solver, options)
-    if isinstance(solver, NonlinearSolver | RootSolver | Torchdiffeq):
-        raise InputError(f"{type(solver).__name__} is for nonlinear problems; this one is a cone program.")
-    found = resolve(solver, options)
-    reason = found.unsupported(node.program)
-    if reason is not None:
-        raise DeclarationError(f"Solver {found.name!r} cannot take this problem: {reason}")
-    return found
 
 
 def _nan_where_failed(ok: Tensor, tensor: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
 CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
 # What the compiler of torch sees of a layer.
 TRACED = {"signature", "custom_op"}
-LAYER = CORE | CALLS | TRACED | {"declare", "solvers", "adjoint", "inputs", "failure", "explain", "diagnose", "layer"}
+LAYER = CORE | CALLS | TRACED | {"declare", "solvers", "adjoint", "inputs", "failure", "explain", "diagnose", "solver_for", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint", "diagnose"},
     "diagnose": GROUND,
     "explain": CORE | {"declare", "solvers", "adjoint", "inputs"},
+    "solver_for": CORE | {"declare", "solvers"},
     "signature": GROUND | {"declare"},
     "custom_op": GROUND | {"signature"},
     "layer": LAYER - {"layer"},
