@@ -31,7 +31,8 @@ CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
 CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
 # What the compiler of torch sees of a layer.
 TRACED = {"signature", "custom_op"}
-LAYER = CORE | CALLS | TRACED | {"declare", "solvers", "adjoint", "inputs", "failure", "explain", "diagnose", "solver_for", "layer"}
+CHOICES = {"inputs", "failure", "explain", "diagnose", "solver_for"}
+LAYER = CORE | CALLS | TRACED | CHOICES | {"declare", "solvers", "adjoint", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
