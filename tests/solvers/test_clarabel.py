@@ -117,5 +117,6 @@ def test_options_reach_clarabel():
         Clarabel(tol_feas=t, tol_gap_abs=t, tol_gap_rel=t).solve(program, data, Workspace()) for t in (1e-10, 1e-3)
     )
     assert (loose.iterations < tight.iterations).all()
-    settings = Clarabel(max_iter=7)._solver(program).get_settings()
-    assert settings.max_iter == 7 and not settings.equilibrate_enable and not settings.presolve_enable
+    settings = Clarabel(max_iter=7)._solver(program, 60.0).get_settings()
+    assert (settings.max_iter, settings.time_limit) == (7, 60.0)
+    assert not settings.equilibrate_enable and not settings.presolve_enable
