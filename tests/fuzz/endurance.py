@@ -66,6 +66,8 @@ def readings(layer: ddn.DeclarativeLayer, steps: int, device: str = "cpu", every
     model = nn.Linear(6, 6, dtype=torch.float64, device=device)
     optimiser = torch.optim.Adam(model.parameters(), 1e-3)
     seen: list[tuple[int, int]] = []
+    gc.collect()
+    gc.freeze()  # collections on the way need not look at what is there already
     for step in range(steps):
         x = torch.randn(8, 6, dtype=torch.float64, generator=generator).to(device)
         answer: Any = layer(model(x))
@@ -77,6 +79,7 @@ def readings(layer: ddn.DeclarativeLayer, steps: int, device: str = "cpu", every
             gc.collect()
             used = resident() if device == "cpu" else torch.cuda.memory_allocated()
             seen.append((step, used))
+    gc.unfreeze()
     return np.array(seen, dtype=float).T
 
 
