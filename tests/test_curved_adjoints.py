@@ -63,7 +63,7 @@ def test_newton_steps_have_the_derivatives_of_the_solution(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_narrow_path_is_the_solution(name: str) -> None:
-    (exact, value), (node, _) = layer(name, Implicit()), layer(name, Smoothed(3e-7))
+    (exact, value), (node, _) = layer(name, Implicit()), layer(name, Smoothed(1e-6))
     batch = torch.stack((value, 1.1 * value))
     assert torch.equal(node(batch), exact(batch))
     slope, expected = (torch.func.grad(loss(f))(batch) for f in (node, exact))

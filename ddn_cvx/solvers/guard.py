@@ -8,8 +8,8 @@ checked by the layer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -55,36 +55,49 @@ def guarded(
     InputError
         An answer of a wrong shape, type or device.
     """
-    errors: list[BaseException] = []
+    attempts = _Attempts(solve, blank, name, seconds is not None and not minds_time, seconds is not None, [])
+    with limited(seconds):
+        found = attempts.answers(None)
+        if seconds is not None and expired():  # limits are alike to what iterates
+            late = found.status == int(Status.ITERATION_LIMIT)
+            found = replace(found, status=torch.where(late, int(Status.TIME_LIMIT), found.status))
+    return found, attempts.errors[0] if attempts.errors else None
 
-    def answers(rows: Tensor | None) -> A:
-        empty = blank if rows is None else taken(blank, rows)
+
+@dataclass(frozen=True)
+class _Attempts(Generic[A]):
+    """A solver, tried on a batch, its halves, and so on. (No recursive closure: these are freed by the garbage collector
+    only, and all that the solver knows with them.)"""
+
+    solve: Callable[[Tensor | None], A]
+    blank: A
+    name: str
+    alone: bool
+    """Whether the solver has to be left behind when its time is over."""
+    timed: bool
+    errors: list[BaseException]
+
+    def answers(self, rows: Tensor | None) -> A:
+        """Those of some elements, None of all."""
+        empty = self.blank if rows is None else taken(self.blank, rows)
         size = len(empty.status)
-        if rows is not None and expired():
+        if rows is not None and self.timed and expired():
             return with_status(empty, Status.TIME_LIMIT)
         try:
-            alone = seconds is not None and not minds_time
-            found = in_time(lambda: solve(rows), remaining() + GRACE) if alone else solve(rows)
+            found = in_time(lambda: self.solve(rows), remaining() + GRACE) if self.alone else self.solve(rows)
         except OutOfTime:
             return with_status(empty, Status.TIME_LIMIT)
         except BaseException as error:
             if not is_breakdown(error):
                 raise
-            errors.append(error)
+            self.errors.append(error)
         else:
-            _require_form(found, empty, name)
+            _require_form(found, empty, self.name)
             return found
         if size < 2:
             return empty
         rows = torch.arange(size, device=empty.status.device) if rows is None else rows
-        return _joined(answers(rows[: size // 2]), answers(rows[size // 2 :]))
-
-    with limited(seconds):
-        found = answers(None)
-        if seconds is not None and expired():  # limits are alike to what iterates
-            late = found.status == int(Status.ITERATION_LIMIT)
-            found = replace(found, status=torch.where(late, int(Status.TIME_LIMIT), found.status))
-    return found, errors[0] if errors else None
+        return _joined(self.answers(rows[: size // 2]), self.answers(rows[size // 2 :]))
 
 
 def is_breakdown(error: BaseException) -> bool:
