@@ -49,7 +49,15 @@ def linear() -> tuple[ddn.DeclarativeLayer, list[Tensor]]:
     return ddn.DeclarativeLayer(problem, [c, G, h], x), [randn(7, 8), randn(7, 6, 8, seed=1), randn(7, 6, seed=2).abs()]
 
 
-PROBLEMS = [quadratic, simplex, linear]
+def maximised() -> tuple[ddn.DeclarativeLayer, list[Tensor]]:
+    """With a part of the objective that has no variable in it."""
+    x, p = cp.Variable(9), cp.Parameter(9)
+    return ddn.DeclarativeLayer(cp.Problem(cp.Maximize(-cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0]), [p], x), [
+        randn(7, 9)
+    ]
+
+
+PROBLEMS = [quadratic, simplex, linear, maximised]
 
 
 def gradients(layer: ddn.DeclarativeLayer, values: list[Tensor]) -> list[Tensor]:

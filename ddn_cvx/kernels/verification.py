@@ -30,9 +30,9 @@ class Plan(NamedTuple):
     objective: int
     """The place of the declared objective."""
     sign: float
-    """Times the value of the program ..."""
+    """Times the sum of the value of the program ..."""
     constant: int
-    """... plus what is here should be the same."""
+    """... and what is here should be the same."""
     left: Integers
     """Places of what should be equal, for the first ``equalities``, and of what should be at most ``right``."""
     right: Integers
@@ -66,7 +66,7 @@ def _verify(first: int, last: int, plan: Any, u: Any, x: Any, measures: Any, fou
                 total += factors[run] * _product(z, runs[run, 0], runs[run, 1], runs[run, 2], runs[run, 3], runs[run, 4])
             z[rows + row] = total
         found[k, 0] = z[plan.objective]
-        worst = _violation(z[plan.objective], plan.sign * measures[k, 5] + z[plan.constant], True)
+        worst = _violation(z[plan.objective], plan.sign * (measures[k, 5] + z[plan.constant]), True)
         for i in range(len(left)):
             excess = _violation(z[left[i]], z[right[i]], i < plan.equalities)
             worst = excess if excess > worst or excess != excess else worst

@@ -136,7 +136,8 @@ def _compare(
     d.x.value = x
     scale = 1 + max(np.abs(x).max(), abs(value))
     violation = max([float(np.max(c.violation())) for c in problem.constraints], default=0.0)
-    if not violation <= allowed * scale:
+    at_the_edge = case.dtype == "float32" and violation == np.inf  # of a domain, which rounding to float32 leaves
+    if not at_the_edge and not violation <= allowed * scale:
         verdict.wrong.append(f"SOLVED but a constraint is violated by {violation:.1e}")
     if right.status == cp.OPTIMAL:
         error = (value - right.value) / (1 + abs(right.value)) / max(1, case.scale) ** 0.5
@@ -177,7 +178,8 @@ def _differentiate(
             verdict.wrong.append("an element without a solution has a gradient")
     regular = [i for i, r in enumerate(solution.regularities) if solved[i] and r == Regularity.REGULAR]
     regular = [i for i in regular if references[i].status == cp.OPTIMAL]
-    if not regular or case.adjoint == "approximate" or case.dtype == "float32":
+    blunt = case.adjoint == "smoothed" and case.scale < 1  # its width is in units of the objective
+    if not regular or case.adjoint == "approximate" or case.dtype == "float32" or blunt:
         verdict.counts["gradient finite, not compared"] += 1
         return
     i = regular[0]
