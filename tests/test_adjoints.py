@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -91,6 +93,14 @@ def test_smoothed_tends_to_exact(kind: str) -> None:
         found = gradients(regression(kind, adjoint=Smoothed(width)), *data())
         errors.append(max(float((a - b).abs().max()) for a, b in zip(found, exact, strict=True)))
     assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-5
+
+
+def test_a_point_off_the_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The residual alone says too little of small slacks; here it is not asked."""
+    monkeypatch.setattr("ddn_cvx.adjoint.smoothed.STEPS", 0)
+    monkeypatch.setattr("ddn_cvx.adjoint.smoothed.REACHED", math.inf)
+    with pytest.raises(DifferentiationError, match="not reached"):
+        jacrev(assignment("conic", adjoint=Smoothed(0.5)))(COSTS)
 
 
 def test_smoothed_kink_is_in_between() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 import ddn_cvx as ddn
+from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.solution import Status
+from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 
 F64 = torch.float64
 P, X = cp.Parameter(3), cp.Variable(3)
@@ -76,3 +80,30 @@ def test_all_modes_agree_and_regular_elements_are_left_alone(rule: Any, slope: f
     (first,) = torch.autograd.grad(cube.sum(), given, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), given)
     torch.testing.assert_close(second, 6 * layer(at) * expected**2, rtol=0.0, atol=1e-8)
+
+
+class _Blurred(Solver):
+    """Answers ``min |x - p|² / 2, x >= 0`` with x and its multiplier both above zero where x is 6e-5."""
+
+    name = "blurred"
+
+    def unsupported(self, program: ConicProgram) -> str | None:
+        return None
+
+    def solve(
+        self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
+    ) -> RawSolution:
+        raw = RawSolution.empty(program, len(data.q), data.q)
+        x = torch.clamp(-data.q, min=6e-5)
+        y = data.P * x + data.q
+        return replace(raw, x=x, y=y, s=x.clone(), status=torch.zeros_like(raw.status))
+
+
+def test_an_active_set_that_stays_open_is_flagged() -> None:
+    """Without polishing nothing tells whether the constraint is active."""
+    x, p = cp.Variable(2), cp.Parameter(2)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p) / 2), [x >= 0])
+    value = torch.tensor([2e-5, 1.0], dtype=torch.float64)
+    open_ = ddn.DeclarativeLayer(problem, [p], x, solver=_Blurred(), polish_steps=0).solve(value)
+    assert open_.statuses == [Status.SOLVED] and ddn.Regularity.WEAKLY_ACTIVE in open_.regularities[0]
+    assert ddn.DeclarativeLayer(problem, [p], x, solver=_Blurred()).solve(value).regularities == [ddn.Regularity.REGULAR]

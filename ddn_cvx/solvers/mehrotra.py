@@ -90,5 +90,7 @@ class Mehrotra(Compiled):
         outs = *points, errors, status, iterations
         for late in spread(conic.solve, batch, work, program.curved, *arrays, *outs, goal, threads=threads, over=over):
             errors[late], status[late] = np.nan, int(Status.TIME_LIMIT)
+            for point in points:  # what memory holds by chance is no point to polish
+                point[late] = np.nan
         spread(conic_newton.polish, batch, work, program.curved, *arrays, *points, errors, threads=threads)
         return points, errors, status, iterations

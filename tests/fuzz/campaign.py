@@ -1,7 +1,7 @@
 """A long run: ``python tests/fuzz/campaign.py --minutes 60 --seed 1`` draws cases until the time is up.
 
-Prints every disagreement as a line that builds the case again, and at the end the counts; ``--write`` keeps these beside
-this file, where the documentation finds them. Exits with 1 if anything disagreed.
+Prints every disagreement as a line that builds the case again, and at the end the counts; ``--write`` keeps these in
+``campaign.json`` beside this file. Exits with 1 if anything disagreed.
 """
 
 from __future__ import annotations
