@@ -16,6 +16,7 @@ from ddn_cvx.failure import raise_failures, warn_of
 from ddn_cvx.inputs import Batch
 from ddn_cvx.kernels import spectrum
 from ddn_cvx.kernels.jit import Task, sweep
+from ddn_cvx.kernels.lanes import LANES
 from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import KKT, Factors
@@ -214,7 +215,7 @@ class Call:
         point, answer = (prepared.x, v, y, s), (prepared.y, prepared.s)
         checks, found = [], None
         if curved is not None:
-            checks.append(Task(spectrum.split, 100 * program.m, (curved, *answer, v, y, s)))
+            checks.append(Task(spectrum.split, 100 * program.m, (curved, *answer, v, y, s), LANES))
         measured = Measurement.of(program.structure, data, point, curved is None, answer if curved is None else None)
         checks.append(measured.task)
         if plan is not None:

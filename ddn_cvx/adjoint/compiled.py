@@ -22,6 +22,7 @@ from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.kernels import conic_newton, kkt_once, separable, spectrum, substitution
 from ddn_cvx.kernels.jit import Task, sweep
+from ddn_cvx.kernels.lanes import LANES
 from ddn_cvx.kernels.memory import empty
 from ddn_cvx.program.base import Binding
 from ddn_cvx.program.conic import ConicData
@@ -138,7 +139,7 @@ def _pull_back(ctx: Any, x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tenso
     projection = []
     if curved is not None:  # the way back is handed y in place of v, and nothing to project
         y, s = np.empty_like(y), np.empty_like(y)
-        projection = [Task(spectrum.project, 100 * structure.m, (curved, values[2], y, s))]
+        projection = [Task(spectrum.project, 100 * structure.m, (curved, values[2], y, s), LANES)]
     out, ends = empty(ctx.u.size), np.array(ctx.ends, np.int64)
     rows = structure if curved is None else structure._replace(zero=structure.m)
     arrays = ctx.u, x.numpy(), y, values[3], g, h, ends, out
@@ -149,8 +150,8 @@ def _pull_back(ctx: Any, x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tenso
         size = structure.n + structure.m
         work = 20 * size if structure.separable else structure.n**3 / 3 + 10 * size**2
         reverse = separable.reverse if structure.separable else kkt_once.reverse
-        kernel, known = (reverse, structure) if curved is None else (conic_newton.reverse_once, curved)
-        sweep(batch, [*projection, Task(kernel, work, (known, *values, *cotangent, g, h, healthy)), back])
+        kernel, known, grain = (reverse, structure, 1) if curved is None else (conic_newton.reverse_once, curved, LANES)
+        sweep(batch, [*projection, Task(kernel, work, (known, *values, *cotangent, g, h, healthy), grain), back])
         if healthy.all():
             return out
     found = ctx.solve.factors.at(*key).reverse(gx.unsqueeze(-1), gv.unsqueeze(-1))

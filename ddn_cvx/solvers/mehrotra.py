@@ -14,6 +14,7 @@ import numpy as np
 
 from ddn_cvx.kernels import conic, conic_newton, interior_point
 from ddn_cvx.kernels.jit import Task
+from ddn_cvx.kernels.lanes import LANES
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
@@ -62,8 +63,8 @@ class Mehrotra(Compiled):
         points = [np.empty((batch, size)) for size in (n, m, m)]
         errors, status, iterations = np.full(batch, np.inf), np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         program_and_data, work = (program.curved, *data), 100.0 * (n * n + m)
-        solve = Task(conic.solve, work, (*program_and_data, *points, errors, status, iterations, goal))
-        polish = Task(conic_newton.polish, work, (*program_and_data, *points, errors))
+        solve = Task(conic.solve, work, (*program_and_data, *points, errors, status, iterations, goal), LANES)
+        polish = Task(conic_newton.polish, work, (*program_and_data, *points, errors), LANES)
         x, y, s = points
         return Prepared((solve, polish), x, y, s, status, iterations, self.threads, errors)
 
