@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddn_cvx.kernels.jit import Task, sweep
-from ddn_cvx.program.conic import COMPILED_LIMIT, ConicData, ConicProgram
+from ddn_cvx.program.conic import COMPILED_LIMIT, CURVED_LIMIT, ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver
 from ddn_cvx.solvers.deadline import clock
@@ -27,7 +27,8 @@ def unsupported(program: ConicProgram) -> str | None:
     if program.cones.power:
         return "there is no compiled code for power cones"
     if program.structure is None:
-        return f"it needs a variable, and takes n + m up to {COMPILED_LIMIT}"
+        limit = COMPILED_LIMIT if program.cones.is_polyhedral else CURVED_LIMIT
+        return f"it needs a variable, and takes n + m up to {limit}"
     return None
 
 
