@@ -217,6 +217,7 @@ def _rows(cones: Product) -> str:
         *(f"{name} of size {', '.join(map(str, sizes))}" if sizes else "" for name, sizes in _blocks(cones)),
         f"{cones.exp} exponential cones" if cones.exp else "",
         f"{len(cones.power)} power cones" if cones.power else "",
+        *(f"a {type(cone).__name__} cone of {cone.dim} rows" for cone in cones.others),
     ]
     return ", ".join(part for part in parts if part) or "no constraints"
 

@@ -52,7 +52,7 @@ def solver_for(
     if isinstance(solver, NonlinearSolver | RootSolver | Torchdiffeq):
         raise InputError(f"{type(solver).__name__} is for nonlinear problems; this one is a cone program.")
     found = resolve(solver, options)
-    reason = found.unsupported(node.program)
+    reason = found.refusal(node.program)
     if reason is not None:
         raise DeclarationError(f"Solver {found.name!r} cannot take this problem: {reason}")
     return found

@@ -178,7 +178,7 @@ def check_solver(solver: Solver, tolerance: float = 1e-6) -> None:
     """
     workspace = Workspace()
     for name, program, data in _programs():
-        if solver.unsupported(program) is not None:
+        if solver.refusal(program) is not None:
             continue
         raw = solver.solve(program, data, workspace)
         assert bool((raw.status == int(Status.SOLVED)).all()), f"{name}: {[Status(int(s)).name for s in raw.status]}"

@@ -33,7 +33,7 @@ CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
 TRACED = {"signature", "custom_op"}
 CHOICES = {"inputs", "failure", "explain", "diagnose", "solver_for"}
 LAYER = CORE | CALLS | TRACED | CHOICES | {"declare", "solvers", "adjoint", "layer"}
-OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
+OUTSIDE = LAYER | {"nodes", "compat", "testing", "extend", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "solution": {"errors"},
@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gallery": {"nodes", "errors"},
     "compat": LAYER,
     "testing": LAYER,
+    "extend": CORE | {"solvers", "adjoint"},
     "__init__": OUTSIDE - {"__init__"},
     "__main__": OUTSIDE | {"demo", "gallery", "doctor"},
     "doctor": OUTSIDE,

@@ -16,9 +16,9 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.adjoint.base import Solve
 from ddn_cvx.adjoint.implicit import Implicit
-from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Solved, require_dense
+from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Solved, require_dense
 from ddn_cvx.adjoint.nonlinear import solution_map
 from ddn_cvx.errors import DeclarationError, DifferentiationError, InputError
 from ddn_cvx.linalg.kkt import DenseKKT
@@ -33,7 +33,7 @@ Mode = Literal["ignore_constraints", "identity_hessian"]
 
 
 @dataclass(frozen=True)
-class Approximate(Adjoint):
+class Approximate(NonlinearAdjoint):
     """Approximate derivatives of first order, in reverse and forward mode."""
 
     mode: Mode = "ignore_constraints"

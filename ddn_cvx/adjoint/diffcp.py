@@ -63,10 +63,11 @@ class DiffcpAdjoint(Adjoint):
         Raises
         ------
         DifferentiationError
-            The program has power cones, or diffcp cannot solve an element.
+            The program has power cones or cones that are not of this package, or diffcp cannot solve an element.
         """
-        if program.cones.power:
-            raise DifferentiationError("diffcp has no power cones; use adjoint=Implicit()")
+        if program.cones.power or program.cones.others:
+            other = type(program.cones.others[0]).__name__ if program.cones.others else "power"
+            raise DifferentiationError(f"diffcp has no {other} cones; use adjoint=Implicit()")
         gs = torch.zeros_like(gy) if gs is None else gs
         data = ConicData(*(t.detach().cpu() for t in data))
         point, cotangent = ([t.detach().cpu() for t in ts] for ts in ((x, y, s), (gx, gy, gs)))

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from ddn_cvx.adjoint.base import Adjoint, Solve
-from ddn_cvx.adjoint.kkt_solve import Flags, NonlinearSolve, Solved, apply, merge, unflatten
+from ddn_cvx.adjoint.base import Solve
+from ddn_cvx.adjoint.kkt_solve import Flags, NonlinearAdjoint, NonlinearSolve, Solved, apply, merge, unflatten
 from ddn_cvx.errors import DifferentiationError, InputError
 from ddn_cvx.program.conic import ConicData
 from ddn_cvx.program.nonlinear import Theta
@@ -27,7 +27,7 @@ from ddn_cvx.program.optimality import Active, State
 
 
 @dataclass(frozen=True)
-class LPGD(Adjoint):
+class LPGD(NonlinearAdjoint):
     """Reverse mode of first order, for the variables (not the multipliers), of conic and nonlinear programs."""
 
     tau: float = 1e-2

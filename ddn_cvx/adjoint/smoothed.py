@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.adjoint.barrier import attach_barrier
-from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.adjoint.base import Solve
 from ddn_cvx.adjoint.conic_rows import attach_rows
-from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Solved, require_dense
+from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Solved, require_dense
 from ddn_cvx.adjoint.nonlinear import solution_map
 from ddn_cvx.errors import DifferentiationError, InputError
 from ddn_cvx.linalg.saddle import SaddleKKT
@@ -42,7 +42,7 @@ OFF = 0.05
 
 
 @dataclass(frozen=True)
-class Smoothed(Adjoint):
+class Smoothed(NonlinearAdjoint):
     """The exact solution with the derivative of the central path."""
 
     width: float = 1e-2

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.adjoint.base import Solve
 from ddn_cvx.adjoint.conic_rows import attach_rows
 from ddn_cvx.adjoint.implicit import implicit_map, linear_solve
-from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Parts, Rule, Solved
+from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Parts, Rule, Solved
 from ddn_cvx.adjoint.nonlinear import At, columns, solution_map, squeezed
 from ddn_cvx.errors import InputError
 from ddn_cvx.program.conic import ConicData
@@ -28,7 +28,7 @@ from ddn_cvx.program.optimality import State
 
 
 @dataclass(frozen=True)
-class Unrolled(Adjoint):
+class Unrolled(NonlinearAdjoint):
     """Newton steps differentiated as they are."""
 
     steps: int = 2

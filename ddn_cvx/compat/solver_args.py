@@ -123,7 +123,7 @@ class WarmStarted(Solver):
     """The solver and its options."""
 
     def unsupported(self, program: ConicProgram) -> str | None:
-        return self.solver.unsupported(program)
+        return self.solver.refusal(program)
 
     def solve(
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None

@@ -97,6 +97,21 @@ class Cone(ABC):
 
     dim: int
 
+    @property
+    @abstractmethod
+    def degree(self) -> int:
+        """What s'y is divided by to measure a duality gap: the parameter of ``barrier``, or any number of its size."""
+
+    @property
+    @abstractmethod
+    def centre(self) -> Tensor:
+        """A point inside K and K*, ``(dim,)`` float64 on the CPU; zero if K has no interior."""
+
+    @abstractmethod
+    def barrier(self, s: Tensor) -> Tensor:
+        """A self-concordant barrier of K, ``(*batch,)`` for s ``(*batch, dim)``; NaN or infinite outside of the interior.
+        Twice differentiable by autograd and ``torch.func``."""
+
     @abstractmethod
     def project(self, v: Tensor) -> Tensor:
         """The point of K nearest to v, ``(*batch, dim)``; twice differentiable by autograd and ``torch.func``."""

@@ -69,6 +69,21 @@ class Power(Curved):
         # A single cone needs no dimension for the stack.
         object.__setattr__(self, "_exponents", exponents[0] if len(self.alphas) == 1 else exponents)
 
+    @property
+    def degree(self) -> int:
+        return self.dim
+
+    @property
+    def centre(self) -> Tensor:
+        """(1, …, 1, 0)."""
+        return torch.ones(self.dim, dtype=torch.float64).index_fill(0, torch.tensor(self.dim - 1), 0.0)
+
+    def barrier(self, s: Tensor) -> Tensor:
+        """-log(∏ x_i^2α_i - z²) - Σ (1 - α_i) log x_i."""
+        x, z = s[..., :-1], s[..., -1]
+        alpha = self._exponents.to(s)
+        return -((2 * alpha * x.log()).sum(-1).exp() - z * z).log() - ((1 - alpha) * x.log()).sum(-1)
+
     def factor(self, v: Tensor) -> tuple[Tensor, ...]:
         """The logit u of r/|z|, and in which of the three regions v lies."""
         alpha, x, z = self._split(v)

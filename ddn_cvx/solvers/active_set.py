@@ -17,10 +17,12 @@ from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
 
+@register
 @dataclass(frozen=True)
 class ActiveSet(Compiled):
     """Options of the active-set methods."""

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.root_base import Method, RootPoint, RootSolver, iterate, units
 
 
+@register
 @dataclass(frozen=True)
 class Anderson(RootSolver):
     """Each iterate combines the last few so that their residuals nearly cancel. Evaluates a map and nothing else."""

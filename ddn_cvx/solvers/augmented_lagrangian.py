@@ -20,6 +20,7 @@ from torch import Tensor
 from ddn_cvx.linalg.iterative import MatrixFreeSaddle
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.newton import NewtonKrylov
@@ -31,6 +32,7 @@ _LARGEST = 1e9
 _LARGEST_MULTIPLIER = 1e9
 
 
+@register
 @dataclass(frozen=True)
 class AugmentedLagrangian(NonlinearSolver):
     """Options; memory is some tens of vectors."""

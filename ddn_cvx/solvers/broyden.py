@@ -11,10 +11,12 @@ from torch import Tensor
 from ddn_cvx.linalg.general import GeneralFactor
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.root_base import Method, RootPoint, RootSolver, iterate, units
 
 
+@register
 @dataclass(frozen=True)
 class Broyden(RootSolver):
     """The good method of Broyden (1965): the inverse Jacobian is corrected by one rank an iteration.

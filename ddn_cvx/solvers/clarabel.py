@@ -21,6 +21,7 @@ from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import limit
 from ddn_cvx.solvers.elementwise import Answer, closed_form, options, require_positive, requires, solve_each
 from ddn_cvx.solvers.equilibrate import Equilibration
@@ -39,6 +40,7 @@ _STATUS = {
 }
 
 
+@register
 @dataclass(frozen=True)
 class Clarabel(Solver):
     """Options of Clarabel, under its own names; its tolerances apply to the equilibrated problem."""

@@ -17,6 +17,7 @@ from ddn_cvx.kernels.tape import Tape
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.tape import pack
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import clock
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
@@ -33,6 +34,7 @@ class _Options(NamedTuple):
     warm_barrier: float
 
 
+@register
 @dataclass(frozen=True)
 class CompiledInteriorPoint(NonlinearSolver):
     """Options of the compiled interior-point method, for programs with a tape (``NonlinearProgram.tape``) on the CPU.

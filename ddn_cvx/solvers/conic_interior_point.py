@@ -16,6 +16,7 @@ from torch import Tensor
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.conic_cones import Cones
 from ddn_cvx.solvers.conic_embedding import Arithmetic, Problem, advance, errors, start
 from ddn_cvx.solvers.conic_scaling import equilibrate
@@ -41,6 +42,7 @@ _SINGLE = _Limits(1e-6, 1e-5, 1e-3, 1e-5, 1e-6)
 """The least that make sense in single precision."""
 
 
+@register
 @dataclass(frozen=True)
 class ConicInteriorPoint(Solver):
     """Options of the batched conic interior-point method.

@@ -16,6 +16,7 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.elementwise import (
     Answer,
     closed_form,
@@ -33,6 +34,7 @@ _OPTIONS = {
 }
 
 
+@register
 @dataclass(frozen=True)
 class Diffcp(Solver):
     """diffcp's choice of solvers, one element after another."""

@@ -19,6 +19,7 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.elementwise import (
     Answer,
     closed_form,
@@ -41,6 +42,7 @@ _STATUS = {
 }
 
 
+@register
 @dataclass(frozen=True)
 class ECOS(Solver):
     """Options of ECOS, under its own names."""

@@ -31,6 +31,7 @@ from ddn_cvx.linalg.products import Products, symmetric
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.elementwise import closed_form, is_finite, require_positive
 from ddn_cvx.solvers.first_order_scaling import Scaled, precondition
@@ -44,6 +45,7 @@ _CURVED = 0.1  # the least primal weight next to |P|/|A|
 _RAYS_EVERY = 5  # checks between two looks for certificates
 
 
+@register
 @dataclass(frozen=True)
 class FirstOrder(Solver):
     """Options of the restarted primal-dual hybrid gradient method. Tolerances are relative."""
@@ -51,6 +53,7 @@ class FirstOrder(Solver):
     name: ClassVar[str] = "first_order"
     minds_time: ClassVar[bool] = True
     on_device: ClassVar[bool] = True
+    any_cone: ClassVar[bool] = True
 
     tolerance: float = 1e-8
     """Residuals and gap at which an element is solved; the layer polishes what it gets (default 1e-8)."""

@@ -34,6 +34,7 @@ from torch.nn.functional import pad
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.elementwise import require_positive
 
@@ -55,6 +56,7 @@ _ROUNDING = 1e-14  # relative increase of a diagonal that outweighs the rounding
 _CHUNK = 2**26  # numbers in P and A that are solved at a time (half a gigabyte)
 
 
+@register
 @dataclass(frozen=True)
 class InteriorPoint(Solver):
     """Options of the interior-point method.  Tolerances are relative and apply to equilibrated data."""

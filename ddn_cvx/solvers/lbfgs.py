@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.descent import Directions, Goal, check_positive, descend, unconstrained_only
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
 _CURVED = 1e-12
 
 
+@register
 @dataclass(frozen=True)
 class LBFGS(NonlinearSolver):
     """Options. Each step costs one gradient or a few; memory is ``2 memory`` vectors."""

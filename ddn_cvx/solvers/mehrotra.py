@@ -18,6 +18,7 @@ from ddn_cvx.kernels.jit import spread
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, solve_batch, unsupported
 from ddn_cvx.solvers.deadline import clock
 from ddn_cvx.solvers.elementwise import require_positive
@@ -30,6 +31,7 @@ ACCEPTED = 1e-7
 """Relative residual of a point that is a solution."""
 
 
+@register
 @dataclass(frozen=True)
 class Mehrotra(Compiled):
     """Options of the compiled predictor-corrector methods. They recognise neither infeasible nor unbounded elements: these

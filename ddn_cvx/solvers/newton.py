@@ -11,6 +11,7 @@ from torch.linalg import cholesky_ex
 
 from ddn_cvx.linalg.iterative import cg
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.descent import Directions, Goal, check_positive, descend, unconstrained_only
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
@@ -18,6 +19,7 @@ _LEAST_CURVATURE = 1e-8
 _FORCING = 1e-2  # looser systems are cheaper, but crawl along curved valleys
 
 
+@register
 @dataclass(frozen=True)
 class Newton(NonlinearSolver):
     """Damped Newton's method.
@@ -82,6 +84,7 @@ class _Dense(Directions):
         self.theta, self.none = self.theta.take(rows), self.none[rows]
 
 
+@register
 @dataclass(frozen=True)
 class NewtonKrylov(NonlinearSolver):
     """Newton's method by truncated conjugate gradients: no Hessian is formed, for n up to 10^6 and more.

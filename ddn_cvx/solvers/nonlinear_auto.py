@@ -11,6 +11,7 @@ from torch import Tensor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.compiled_nonlinear import CompiledInteriorPoint
 from ddn_cvx.solvers.descent import check_positive, unconstrained_only
 from ddn_cvx.solvers.lbfgs import LBFGS
@@ -20,6 +21,7 @@ from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 
 
+@register
 @dataclass(frozen=True)
 class NonlinearAuto(NonlinearSolver):
     """``Newton`` without constraints, ``NonlinearInteriorPoint`` with; for many variables their matrix-free kin.
@@ -28,7 +30,7 @@ class NonlinearAuto(NonlinearSolver):
     choice does not solve get a second chance with another method.
     """
 
-    name: ClassVar[str] = "nonlinear_auto"
+    name: ClassVar[str] = "auto"
     minds_time: ClassVar[bool] = True
 
     dense: int = 1000

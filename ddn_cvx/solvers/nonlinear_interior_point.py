@@ -20,6 +20,7 @@ from torch import Tensor
 from ddn_cvx.linalg.saddle import CondensedFactor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, choose, put, take
@@ -65,6 +66,7 @@ class _State(NamedTuple):
     crawled: Tensor
 
 
+@register
 @dataclass(frozen=True)
 class NonlinearInteriorPoint(NonlinearSolver):
     """Options of the interior-point method. Tolerances apply to the scaled functions."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ddn_cvx.linalg.gmres import gmres
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import Linearised, RootProgram
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.root_base import Method, RootPoint, RootSolver, iterate, units
 
@@ -20,6 +21,7 @@ _FORCING = 1e-2
 _STATIONARY = 1e-9  # of |J'F| relative to |F|, with rows of J of size one: a least distance to a solution
 
 
+@register
 @dataclass(frozen=True)
 class RootNewton(RootSolver):
     """Newton–Krylov with a line search on the norm of F; small systems are solved by QR, damped where that leads nowhere.

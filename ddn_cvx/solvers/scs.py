@@ -16,6 +16,7 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import limit
 from ddn_cvx.solvers.elementwise import Answer, closed_form, options, require_positive, requires, solve_each
 
@@ -35,6 +36,7 @@ _STATUS = {
 }
 
 
+@register
 @dataclass(frozen=True)
 class SCS(Solver):
     """Options of SCS, under its own names."""

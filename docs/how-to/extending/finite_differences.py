@@ -1,0 +1,80 @@
+"""An adjoint that knows nothing of the mathematics: it solves again at parameters a little larger and a little smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ddn_cvx.extend import ConicData, NonlinearAdjoint, NonlinearSolve, Solve, Solved, State, Theta
+
+Solution = tuple[Tensor, ...]
+Again = Callable[[tuple[Tensor, ...]], Solution]
+
+
+@dataclass(frozen=True)
+class FiniteDifferences(NonlinearAdjoint):
+    """Reverse mode of first order: two solves of the batch for each number that an element is made of."""
+
+    step: float = 1e-5
+    """Added to and subtracted from each number (default 1e-5)."""
+
+    def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        *found, ok = solve(ConicData(*(t.detach() for t in data)), *(t.detach() for t in extra))
+
+        def again(tensors: tuple[Tensor, ...]) -> Solution:
+            return solve.again(ConicData(*tensors))[:2]
+
+        x, v = _Differences.apply(again, self.step, (True,) * 4, ok, tuple(found), *data)  # type: ignore[no-untyped-call]
+        return x, v, ok
+
+    def attach_nonlinear(self, solve: NonlinearSolve, theta: Theta, batch: int) -> Solved:
+        solved = solve(theta.detach(), batch)
+
+        def again(tensors: tuple[Tensor, ...]) -> Solution:
+            there = Theta(tensors, theta.batched)
+            return tuple(solve.perturbed(there, torch.zeros_like(solved.answer.y), solved.answer)[0])
+
+        found = tuple(solved.answer)
+        outputs = _Differences.apply(again, self.step, theta.batched, solved.ok, found, *theta.tensors)  # type: ignore[no-untyped-call]
+        return solved._replace(state=State(*outputs), answer=State(*outputs))
+
+
+class _Differences(torch.autograd.Function):
+    """What has been found, with the derivatives of ``again`` with respect to tensors that belong to an element each
+    (``batched``) or to all of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, again: Again, step: float, batched: tuple[bool, ...], ok: Tensor, found: Solution, *tensors: Tensor
+    ) -> Solution:
+        ctx.again, ctx.step, ctx.batched = again, step, batched
+        ctx.save_for_backward(ok, *tensors)
+        return tuple(t.clone() for t in found)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        ok, *tensors = ctx.saved_tensors
+        gradients: list[Tensor | None] = []
+        for i, (tensor, own) in enumerate(zip(tensors, ctx.batched, strict=True)):
+            if not ctx.needs_input_grad[5 + i]:
+                gradients.append(None)
+                continue
+            flat = tensor.reshape(len(tensor), -1) if own else tensor.reshape(1, -1)
+            slopes = torch.zeros_like(flat)
+            for k in range(flat.shape[1]):
+                shift = torch.zeros_like(flat).index_fill(1, torch.tensor(k), ctx.step)
+                up, down = (
+                    ctx.again((*tensors[:i], (flat + sign * shift).reshape(tensor.shape), *tensors[i + 1 :]))
+                    for sign in (1, -1)
+                )
+                terms = [(g * (a - b)).sum(-1) / (2 * ctx.step) for g, a, b in zip(cotangents, up, down, strict=True)]
+                slope = torch.where(ok, sum(terms), 0.0)
+                slopes[:, k] = slope if own else slope.sum()
+            gradients.append(slopes.reshape(tensor.shape))
+        return (None, None, None, None, None, *gradients)
