@@ -89,10 +89,10 @@ class DeclarativeLayer(nn.Module):
 
     Examples
     --------
-    >>> import cvxpy as cp, torch
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
     >>> x, p = cp.Variable(3), cp.Parameter(3)
     >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
-    >>> layer = DeclarativeLayer(problem, [p], x)
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x)
     >>> layer(torch.tensor([[1.0, 0.5, -1.0], [0.0, 0.0, 0.0]]))
     tensor([[0.7500, 0.2500, 0.0000],
             [0.3333, 0.3333, 0.3333]])

@@ -34,7 +34,7 @@ TOLERANCE = 1e-5
 # With limits that keep hopeless solves short; all else is as users get it.
 SOLVERS: dict[str, dict[str, Any]] = {
     "auto": {}, "interior_point": {}, "conic_interior_point": {}, "clarabel": {}, "scs": {"max_iters": 4000}, "ecos": {},
-    "diffcp": {"max_iters": 4000},
+    "diffcp": {"max_iterations": 4000},
     "osqp": {"max_iter": 4000}, "piqp": {}, "daqp": {}, "highs": {}, "qoco": {}, "cvxopt": {},
 }  # fmt: skip
 

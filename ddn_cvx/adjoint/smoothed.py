@@ -43,7 +43,30 @@ OFF = 0.05
 
 @dataclass(frozen=True)
 class Smoothed(NonlinearAdjoint):
-    """The exact solution with the derivative of the central path."""
+    """The exact solution with the derivative of the central path: kinks and vertices have a declared width.
+
+    Conic and nonlinear programs, first derivatives in reverse and forward mode. A linear program, whose exact derivative
+    is zero almost everywhere, becomes informative. Boyd & Vandenberghe, "Convex optimization", section 11.2, is about
+    the path.
+
+    Raises
+    ------
+    InputError
+        A width that is not positive.
+    DifferentiationError
+        From the backward pass: the path is not reached, or a second derivative is asked for.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, c = cp.Variable(2), cp.Parameter(2)
+    >>> cheapest = cp.Problem(cp.Minimize(c @ x), [cp.sum(x) == 1, x >= 0])
+    >>> costs = torch.tensor([1.0, 1.1], requires_grad=True)
+    >>> layer = ddn.DeclarativeLayer(cheapest, [c], x, adjoint=ddn.Smoothed(width=0.1))
+    >>> layer(costs)[0].backward()
+    >>> bool(costs.grad[0] < -0.1), bool(costs.grad[1] > 0.1)  # dearer means less of it
+    (True, True)
+    """
 
     width: float = 1e-2
     """How far from the solution the derivative is taken: ``μ s = width``, in units of the objective (default 0.01)."""

@@ -29,7 +29,25 @@ from ddn_cvx.program.optimality import State
 
 @dataclass(frozen=True)
 class Unrolled(NonlinearAdjoint):
-    """Newton steps differentiated as they are."""
+    """Newton steps from the solution, differentiated as they are (Bolte, Pauwels & Vaiter, "One-step differentiation of
+    iterative algorithms", 2023). For an ``ODE`` the steps are those of the integration.
+
+    All modes and orders that the steps have: of torch operations, so also derivatives of third order.
+
+    Raises
+    ------
+    InputError
+        Not a positive whole number of steps.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> node = ddn.TorchProblem((), lambda y, x: 0.25 * y**4 - x * y, initial=1.0, parameters=[()])  # y = cbrt(x)
+    >>> layer = ddn.DeclarativeLayer(node, adjoint=ddn.Unrolled(steps=2))
+    >>> x = torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
+    >>> torch.autograd.grad(layer(x), x)[0]  # 1 / (3 y^2)
+    tensor(0.0833, dtype=torch.float64)
+    """
 
     steps: int = 2
     """Newton steps; derivatives up to order ``2**steps - 1`` are exact, and higher ones are not (default 2). With

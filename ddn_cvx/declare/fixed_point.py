@@ -71,12 +71,12 @@ class FixedPoint(_Equations):
         dict, and so does the layer.
     map : callable
         Returns the variable, ``(*shape)`` (batched: ``(B, *shape)``).
+    initial : number, tensor, dict, or callable of the inputs, optional
+        Where the iteration starts. Default: zero.
     parameters : list or dict of shapes, optional
         Shapes of one instance of each input, as for ``TorchProblem``. Default: dimension 0 of every input is the batch.
     batched : bool
         The map takes and returns a batch. Each element may only depend on its own row.
-    initial : number, tensor, dict, or callable of the inputs, optional
-        Where the iteration starts. Default: zero.
     dtype : torch.dtype
         In which the map is evaluated; ``torch.float32`` halves the cost of a large network, and its answers have five
         digits. Default: ``torch.float64``.
@@ -101,9 +101,9 @@ class FixedPoint(_Equations):
         variable: int | Shape | Mapping[str, Shape],
         map: Function,
         *,
+        initial: Value | None = None,
         parameters: Sequence[Any] | Mapping[str, Any] | None = None,
         batched: bool = False,
-        initial: Value | None = None,
         dtype: torch.dtype = torch.float64,
     ):
         super().__init__(variable, "map", map, parameters, batched, initial, dtype)
@@ -119,7 +119,7 @@ class Root(_Equations):
     function : callable
         ``function(y, *inputs)`` returns a tensor, or a list or dict of tensors, with as many numbers in all (batched:
         leading dimension B). May be an ``nn.Module`` and may capture tensors.
-    parameters, batched, initial, dtype
+    initial, parameters, batched, dtype
         As for ``FixedPoint``.
 
     Raises
@@ -142,9 +142,9 @@ class Root(_Equations):
         variable: int | Shape | Mapping[str, Shape],
         function: Function,
         *,
+        initial: Value | None = None,
         parameters: Sequence[Any] | Mapping[str, Any] | None = None,
         batched: bool = False,
-        initial: Value | None = None,
         dtype: torch.dtype = torch.float64,
     ):
         super().__init__(variable, "function", function, parameters, batched, initial, dtype)

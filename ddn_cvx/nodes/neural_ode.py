@@ -24,8 +24,14 @@ class VectorField(nn.Module):
     Parameters
     ----------
     features, hidden : int
+        Size of y and of the hidden layer.
     dtype : torch.dtype
         Of the weights.
+
+    Examples
+    --------
+    >>> VectorField(3, 8)(torch.zeros(5), torch.ones(5, 3).double()).shape
+    torch.Size([5, 3])
     """
 
     def __init__(self, features: int, hidden: int, dtype: torch.dtype = torch.float64):

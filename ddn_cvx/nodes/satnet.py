@@ -140,7 +140,7 @@ class SATNet(nn.Module):
     --------
     >>> node = SATNet(2, 1, rank=2, tilt=0.0)
     >>> _ = node.S.data.copy_(torch.tensor([[0.0], [1.0], [1.0]]))  # the two differ
-    >>> node(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])).round()
+    >>> node(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])).detach().round()
     tensor([[1., 0.]])
     """
 

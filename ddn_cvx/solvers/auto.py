@@ -52,8 +52,23 @@ class Choice:
 @register
 @dataclass(frozen=True)
 class Auto(Solver):
-    """Picks among ``ActiveSet``, ``Mehrotra``, ``InteriorPoint``, ``ConicInteriorPoint``, ``FirstOrder`` and ``Clarabel`` by
-    estimated time. ``Clarabel`` gives elements that another one does not solve a second chance.
+    """The default for conic programs: picks among ``ActiveSet``, ``Mehrotra``, ``InteriorPoint``,
+    ``ConicInteriorPoint``, ``FirstOrder`` and ``Clarabel`` by estimated time, from the structure of the program and the
+    device alone. ``Clarabel`` gives elements that another one does not solve a second chance.
+
+    Raises
+    ------
+    InputError
+        A limit that is not positive, or ``batches`` that is no tuple of positive integers.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, solver=ddn.Auto(batches=(1,), threads=1))
+    >>> layer.explain().solver
+    'ActiveSet'
     """
 
     name: ClassVar[str] = "auto"
@@ -64,13 +79,13 @@ class Auto(Solver):
 
     batches: tuple[int, ...] = (1, 64)
     """Sizes of the batches that the choice is made for, whatever comes (default 1 and 64)."""
-    most: int = 1200
-    """n + m above which dense matrices, some for each element, take too much memory (default 1200)."""
+    dense_limit: int = 1200
+    """n + m up to which dense matrices, some for each element, are formed (default 1200)."""
     threads: int | None = None
     """Threads that share a batch; None is one a processor (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "most", *([] if self.threads is None else ["threads"]))
+        require_positive(self, "dense_limit", *([] if self.threads is None else ["threads"]))
         sizes = self.batches
         if not (isinstance(sizes, tuple) and sizes and all(isinstance(b, int) and b > 0 for b in sizes)):
             raise InputError(f"batches must be a tuple of positive integers such as (1, 64), got {sizes!r}.")
@@ -144,9 +159,9 @@ class Auto(Solver):
 
     def _refusal(self, solver: Solver, program: ConicProgram, device: str) -> str | None:
         size = program.n + program.m
-        if isinstance(solver, InteriorPoint | ConicInteriorPoint) and size > self.most:
-            return f"n + m = {size} is above {self.most}, too much memory for dense matrices of each instance"
-        small = program.has_sparse_factor and (device == "cpu" or size <= self.most)
+        if isinstance(solver, InteriorPoint | ConicInteriorPoint) and size > self.dense_limit:
+            return f"n + m = {size} is above {self.dense_limit}, too much memory for dense matrices of each instance"
+        small = program.has_sparse_factor and (device == "cpu" or size <= self.dense_limit)
         if isinstance(solver, FirstOrder) and small and not program.cones.others:
             return "it is for programs too large for a factorisation on the device"
         if isinstance(solver, Clarabel) and not program.has_sparse_factor:

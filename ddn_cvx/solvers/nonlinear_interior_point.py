@@ -69,7 +69,24 @@ class _State(NamedTuple):
 @register
 @dataclass(frozen=True)
 class NonlinearInteriorPoint(NonlinearSolver):
-    """Options of the interior-point method. Tolerances apply to the scaled functions."""
+    """The batched interior-point method for nonlinear programs in torch, with a filter line search, inertia correction
+    and restoration (Wächter & Biegler, Math. Programming 106, 2006). Tolerances apply to the scaled functions.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> node = ddn.TorchProblem(
+    ...     variable=(2,), objective=lambda y, x: ((y - x) ** 2).sum(), equality=lambda y, x: (y * y).sum() - 1
+    ... )
+    >>> layer = ddn.DeclarativeLayer(node, solver=ddn.NonlinearInteriorPoint(tolerance=1e-9))
+    >>> layer(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
 
     name: ClassVar[str] = "nonlinear_interior_point"
     minds_time: ClassVar[bool] = True

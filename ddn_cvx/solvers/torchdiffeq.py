@@ -41,7 +41,22 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Torchdiffeq:
-    """How an initial value problem is integrated. The steps are common to the batch, and small enough for each element."""
+    """How an ``ODE`` is integrated, by the adaptive Runge–Kutta methods of the package torchdiffeq (Chen, Rubanova,
+    Bettencourt & Duvenaud 2018). The steps are common to the batch, and small enough for each element.
+
+    Raises
+    ------
+    InputError
+        An unknown method, or an option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> decay = ddn.ODE((), lambda t, y, rate: -rate * y, span=(0.0, 1.0))
+    >>> layer = ddn.DeclarativeLayer(decay, solver=ddn.Torchdiffeq("dopri8"))
+    >>> layer(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.5]))
+    tensor([1.0000, 1.2131])
+    """
 
     method: str = "dopri5"
     """"dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun" (default "dopri5")."""
