@@ -31,7 +31,7 @@ CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
 CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
 # What the compiler of torch sees of a layer.
 TRACED = {"signature", "custom_op"}
-CHOICES = {"inputs", "failure", "explain", "diagnose", "solver_for"}
+CHOICES = {"inputs", "failure", "explain", "diagnose", "solver_for", "options"}
 LAYER = CORE | CALLS | TRACED | CHOICES | {"declare", "solvers", "adjoint", "layer"}
 OUTSIDE = LAYER | {"nodes", "compat", "testing", "extend", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diagnose": GROUND,
     "explain": CORE | {"declare", "solvers", "adjoint", "inputs"},
     "solver_for": CORE | {"declare", "solvers"},
+    "options": CORE | {"declare", "adjoint", "solver_for"},
     "signature": GROUND | {"declare"},
     "custom_op": GROUND | {"signature"},
     "layer": LAYER - {"layer"},

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -120,3 +121,24 @@ def test_what_extensions_are_written_against_is_documented(name: str) -> None:
     for method, function in vars(thing).items() if inspect.isclass(thing) else ():
         if inspect.isfunction(function) and not method.startswith("_"):
             assert inspect.getdoc(getattr(thing, method)), f"{name}.{method}"
+
+
+def test_the_table_of_the_api_page_names_everything() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    table = page[: page.index("**One grammar.**")]
+    listed = re.findall(r"\[`(\w+)`\]", table)
+    assert sorted(listed) == sorted(set(ddn_cvx.__all__) - {"__version__"})
+    assert all(f"autoclass:: ddn_cvx.{name}" in page for name in listed if not name.endswith(("Error", "Warning")))
+    assert all(f":: ddn_cvx.extend.{name.rsplit('.', 1)[1]}" in page for name in EXTEND)
+
+
+def test_options_are_in_one_order() -> None:
+    """``max_iterations``, then tolerances, then what is peculiar to the method; ``threads`` last."""
+    first = ["max_iterations", "tolerance", "solved_tolerance", "inaccurate_tolerance", "certificate_tolerance"]
+    for name, kind in public(ddn_cvx).items():
+        if dataclasses.is_dataclass(kind) and "max_iterations" in (options := [f.name for f in dataclasses.fields(kind)]):
+            common = [option for option in options if option in first]
+            assert common == [option for option in first if option in options], name
+            start = options.index("max_iterations")
+            assert options[start : start + len(common)] == common, name
+            assert "threads" not in options[:-1], name

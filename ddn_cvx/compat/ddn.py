@@ -4,13 +4,15 @@ A node is a class that says what is minimised and how it is solved. Names, signa
 every input and the output have one leading batch dimension, functions take the inputs first and the output as ``y=``.
 What the solver returns is polished, checked and differentiated as in a ``TorchProblem``, so that the gradient is right for
 linear and nonlinear constraints, active and inactive ones in one batch, redundant ones, and in single precision.
+
+The module is long for one reason: each class is shown by an example.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -372,7 +374,7 @@ class DeclarativeLayer(nn.Module):
     tensor([[3.]])
     """
 
-    def __init__(self, problem: AbstractNode, on_failure: str = "raise", stationary: bool = False):
+    def __init__(self, problem: AbstractNode, on_failure: Literal["raise", "nan"] = "raise", stationary: bool = False):
         super().__init__()
         self.problem = problem
         self._respond: _Response | None = None
@@ -391,7 +393,7 @@ class DeclarativeLayer(nn.Module):
 class _Response:
     """``(xs, y) -> y`` with the derivative of the node's optimality conditions."""
 
-    def __init__(self, node: AbstractDeclarativeNode, on_failure: str, stationary: bool):
+    def __init__(self, node: AbstractDeclarativeNode, on_failure: Literal["raise", "nan"], stationary: bool):
         self.node, self.on_failure, self.stationary = node, on_failure, stationary
         self.layers: dict[Any, Layer] = {}
 
@@ -416,7 +418,7 @@ class _Response:
         key = (tuple(y.shape[1:]), tuple(own), gamma)
         if others or whole or key not in self.layers:
             problem = _problem(self.node, tuple(y.shape[1:]), own, others, whole, gamma, self.stationary)
-            layer = Layer(problem, on_failure=self.on_failure, tolerance=max(TOLERANCE, getattr(self.node, "eps", 0.0)))  # type: ignore[arg-type]  # checked there
+            layer = Layer(problem, on_failure=self.on_failure, tolerance=max(TOLERANCE, getattr(self.node, "eps", 0.0)))
             if others or whole:  # they may be others next time
                 return layer
             self.layers[key] = layer

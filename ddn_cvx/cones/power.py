@@ -39,7 +39,7 @@ INSIDE, POLAR, CURVED = range(3)
 
 @dataclass(frozen=True)
 class Power(Curved):
-    """{(x, z) : ∏ x_i^α_i ≥ |z|, x ≥ 0}.
+    """``{(x, z) : ∏ x_i^α_i ≥ |z|, x ≥ 0}``.
 
     ``alphas`` holds tuples of one length d, each positive and of sum 1. With one tuple, v is ``(*batch, d + 1)``; with
     several, one for each of the cones stacked in the dimension before the last, ``(*batch, count, d + 1)``.

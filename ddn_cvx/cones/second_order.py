@@ -23,7 +23,7 @@ HALF_ROOT = sqrt(0.5)
 
 @dataclass(frozen=True)
 class SecondOrder(Curved):
-    """{(t, z) ∈ R × R^(dim−1) : ‖z‖ ≤ t}; kinks where ‖z‖ = |t|."""
+    """{(t, z) ∈ R × R^(dim−1) : ‖z‖ ≤ t}; kinks where ``‖z‖ = |t|``."""
 
     smooth_factor: ClassVar[bool] = True
 

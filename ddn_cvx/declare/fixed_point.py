@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor
 
-from ddn_cvx.declare.arguments import Shape
+from ddn_cvx.declare.arguments import V_co
 from ddn_cvx.declare.functions import Function, Functions, Value
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
 
 
-class _Equations:
+class _Equations(Generic[V_co]):
     """What a fixed point and a root have alike: one function of the unknown, and equations made of it."""
 
     is_map: ClassVar[bool]
 
     def __init__(
         self,
-        variable: int | Shape | Mapping[str, Shape],
+        variable: V_co,
         name: str,
         function: Function,
         parameters: Sequence[Any] | Mapping[str, Any] | None,
@@ -56,7 +56,7 @@ class _Equations:
         return RootProgram(functions.n, equations, is_map=is_map)
 
 
-class FixedPoint(_Equations):
+class FixedPoint(_Equations[V_co]):
     """``y = map(y, *inputs)``: the output of the layer is a fixed point of the map.
 
     The map takes the variable first, then the inputs of the layer. It is written for one instance and vmapped, or with
@@ -98,7 +98,7 @@ class FixedPoint(_Equations):
 
     def __init__(
         self,
-        variable: int | Shape | Mapping[str, Shape],
+        variable: V_co,
         map: Function,
         *,
         initial: Value | None = None,
@@ -109,7 +109,7 @@ class FixedPoint(_Equations):
         super().__init__(variable, "map", map, parameters, batched, initial, dtype)
 
 
-class Root(_Equations):
+class Root(_Equations[V_co]):
     """``function(y, *inputs) = 0``: the output of the layer is a root of as many equations as there are unknowns.
 
     Parameters
@@ -139,7 +139,7 @@ class Root(_Equations):
 
     def __init__(
         self,
-        variable: int | Shape | Mapping[str, Shape],
+        variable: V_co,
         function: Function,
         *,
         initial: Value | None = None,

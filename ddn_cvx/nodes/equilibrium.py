@@ -51,7 +51,7 @@ class EquilibriumCell(nn.Module):
         return torch.tanh(y @ self.weight.mT + self.outer(x))
 
 
-class DeepEquilibrium(DeclarativeLayer):
+class DeepEquilibrium(DeclarativeLayer[Tensor]):
     """``x (*batch, inputs) -> y (*batch, features)``, the equilibrium.
 
     Parameters

@@ -80,7 +80,7 @@ def _eliminate(diagonal: Tensor, lower: Tensor, upper: Tensor, right: Tensor) ->
     return torch.where(found.isfinite().all(-1, keepdim=True), found, 0.0)
 
 
-class AnalyticCentre(DeclarativeLayer):
+class AnalyticCentre(DeclarativeLayer[Tensor]):
     """``(A (*batch, m, n), b (*batch, m))`` -> ``y (*batch, n)``, which maximises the product of the slacks.
 
     Parameters

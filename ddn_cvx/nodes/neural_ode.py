@@ -43,7 +43,7 @@ class VectorField(nn.Module):
         return self.second(torch.tanh(self.first(y)))
 
 
-class NeuralODE(DeclarativeLayer):
+class NeuralODE(DeclarativeLayer[Tensor]):
     """``(y0 (*batch, n), T (*batch)) -> y(T) (*batch, n)``; T may be negative, which goes back in time.
 
     Needs torchdiffeq (``pip install "ddn_cvx[ode]"``).
@@ -97,7 +97,7 @@ class NeuralODE(DeclarativeLayer):
         self.field = field
 
 
-class LinearODE(DeclarativeLayer):
+class LinearODE(DeclarativeLayer[Tensor]):
     """``(y0 (*batch, n), A (*batch, n, n), T (*batch)) -> exp(A T) y0 (*batch, n)``.
 
     Needs torchdiffeq (``pip install "ddn_cvx[ode]"``).

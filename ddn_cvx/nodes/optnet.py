@@ -19,7 +19,7 @@ from ddn_cvx import DeclarationError, DeclarativeLayer, InputError
 from ddn_cvx.nodes.entry import Entry
 
 
-class QuadraticProgram(DeclarativeLayer):
+class QuadraticProgram(DeclarativeLayer[Tensor]):
     """``(Q, p, A, b, G, h) -> y (*batch, n)``, without A and b or G and h if there are no such constraints.
 
     The inputs are ``Q (*batch, n, n)``, positive semidefinite, ``p (*batch, n)``, ``A (*batch, equalities, n)``,
@@ -115,7 +115,7 @@ class LearnedConstraints(nn.Module):
         return y.to(p.dtype)
 
 
-class TotalVariation(DeclarativeLayer):
+class TotalVariation(DeclarativeLayer[Tensor]):
     """``(signal (*batch, n), weights (*batch, n - 1)) -> y (*batch, n)``, the denoised signal.
 
         y = argmin_u  1/2 |u - signal|^2 + sum_i weights_i |u_{i+1} - u_i|

@@ -20,7 +20,7 @@ from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
 from ddn_cvx.nodes.entry import Entry
 
 
-class RidgeRegression(DeclarativeLayer):
+class RidgeRegression(DeclarativeLayer[Tensor]):
     """``(A (*batch, N, n), b (*batch, N), penalty (*batch, n)) -> w (*batch, n)``, the weights of a linear model.
 
     Parameters
@@ -55,7 +55,7 @@ class RidgeRegression(DeclarativeLayer):
         )
 
 
-class LogisticRegression(DeclarativeLayer):
+class LogisticRegression(DeclarativeLayer[Tensor]):
     """``(A (*batch, N, n), b (*batch, N), penalty (*batch, n)) -> w (*batch, n)``, the weights of a log-linear model.
 
     Parameters

@@ -29,7 +29,7 @@ class FiniteDifferences(NonlinearAdjoint):
         def again(tensors: tuple[Tensor, ...]) -> Solution:
             return solve.again(ConicData(*tensors))[:2]
 
-        x, v = _Differences.apply(again, self.step, (True,) * 4, ok, tuple(found), *data)  # type: ignore[no-untyped-call]
+        x, v = _Differences.apply(again, self.step, (True,) * 4, ok, tuple(found), *data)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return x, v, ok
 
     def attach_nonlinear(self, solve: NonlinearSolve, theta: Theta, batch: int) -> Solved:
@@ -40,7 +40,7 @@ class FiniteDifferences(NonlinearAdjoint):
             return tuple(solve.perturbed(there, torch.zeros_like(solved.answer.y), solved.answer)[0])
 
         found = tuple(solved.answer)
-        outputs = _Differences.apply(again, self.step, theta.batched, solved.ok, found, *theta.tensors)  # type: ignore[no-untyped-call]
+        outputs = _Differences.apply(again, self.step, theta.batched, solved.ok, found, *theta.tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return solved._replace(state=State(*outputs), answer=State(*outputs))
 
 
@@ -57,7 +57,7 @@ class _Differences(torch.autograd.Function):
         return tuple(t.clone() for t in found)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         ok, *tensors = ctx.saved_tensors
         gradients: list[Tensor | None] = []
