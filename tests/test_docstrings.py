@@ -124,12 +124,15 @@ def test_what_extensions_are_written_against_is_documented(name: str) -> None:
 
 
 def test_the_table_of_the_api_page_names_everything() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    docs = Path(__file__).parents[1] / "docs"
+    page = (docs / "api.md").read_text(encoding="utf-8")
     table = page[: page.index("**One grammar.**")]
-    listed = re.findall(r"\[`(\w+)`\]", table)
+    listed = re.findall(r"\[`([A-Z]\w+)`\]", table)
     assert sorted(listed) == sorted(set(ddn_cvx.__all__) - {"__version__"})
     assert all(f"autoclass:: ddn_cvx.{name}" in page for name in listed if not name.endswith(("Error", "Warning")))
     assert all(f":: ddn_cvx.extend.{name.rsplit('.', 1)[1]}" in page for name in EXTEND)
+    of_nodes = re.findall(r"autoclass:: (\S+)", (docs / "api-nodes.md").read_text(encoding="utf-8"))
+    assert sorted(of_nodes) == sorted(public(nodes))
 
 
 def test_options_are_in_one_order() -> None:

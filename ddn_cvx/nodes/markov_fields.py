@@ -130,7 +130,7 @@ class FieldOfExperts(nn.Module):
 
 
 class PictureTotalVariation(DeclarativeLayer[Tensor]):
-    """``(x (*batch, h, w), weights (*batch, h - 1, w - 1)) -> y (*batch, h, w)``, the denoised picture.
+    """``(x (*batch, h, w), weights (*batch, h - 1, w - 1)) -> y (*batch, h, w)``, the denoised picture::
 
         y = argmin_u  1/2 |u - x|^2 + sum_ij weights_ij |(u_{i+1,j} - u_ij, u_{i,j+1} - u_ij)|
 

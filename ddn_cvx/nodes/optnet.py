@@ -61,7 +61,7 @@ class QuadraticProgram(DeclarativeLayer[Tensor]):
 
 
 class LearnedConstraints(nn.Module):
-    """``p (*batch, n) -> y (*batch, n)``: the nonnegative y that follows -p as far as learned equalities allow.
+    """``p (*batch, n) -> y (*batch, n)``: the nonnegative y that follows -p as far as learned equalities allow::
 
         y = argmin_u  curvature/2 |u|^2 + p'u   subject to   A u = A z,  u >= 0
 
@@ -116,7 +116,7 @@ class LearnedConstraints(nn.Module):
 
 
 class TotalVariation(DeclarativeLayer[Tensor]):
-    """``(signal (*batch, n), weights (*batch, n - 1)) -> y (*batch, n)``, the denoised signal.
+    """``(signal (*batch, n), weights (*batch, n - 1)) -> y (*batch, n)``, the denoised signal::
 
         y = argmin_u  1/2 |u - signal|^2 + sum_i weights_i |u_{i+1} - u_i|
 

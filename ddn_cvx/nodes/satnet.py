@@ -31,7 +31,7 @@ EDGE = 1e-6
 
 
 class MaxSatRelaxation(DeclarativeLayer[Tensor]):
-    """``(C (*batch, n + 1, n + 1), V (*batch, n, k), known (*batch, n)) -> U (*batch, n, k)``, the unit vectors.
+    """``(C (*batch, n + 1, n + 1), V (*batch, n, k), known (*batch, n)) -> U (*batch, n, k)``, the unit vectors::
 
         U = argmin  1/2 <C, U U'> - tilt <R, U>    with    u_0 = (1, 0, ..., 0)
 
