@@ -21,7 +21,7 @@ import ddn_cvx
 import ddn_cvx.compat.ddn
 from ddn_cvx import compat, extend, nodes, testing
 
-OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
+OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 NUMBER = re.compile(r"-?\b\d+\.\d*(?:e[-+]?\d+)?")
 
 

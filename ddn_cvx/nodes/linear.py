@@ -16,7 +16,7 @@ from ddn_cvx.nodes.entry import Entry, Inputs
 
 
 class Tridiagonal(nn.Module):
-    """``(diagonal (*batch, n), lower (*batch, n - 1), upper (*batch, n - 1), right (*batch, n))`` -> ``x (*batch, n)`` with::
+    """``(diagonal (*batch, n), lower (*batch, n - 1), upper (*batch, n - 1), right (*batch, n))`` -> ``x (*batch, n)``::
 
         lower_{i-1} x_{i-1} + diagonal_i x_i + upper_i x_{i+1} = right_i.
 
