@@ -9,15 +9,27 @@ import torch
 from scipy.optimize import linprog
 
 from ddn_cvx import Status
-from ddn_cvx.extend import ConicData, ConicProgram, RawSolution, Solver, Workspace, register
+from ddn_cvx.extend import (
+    ConicData,
+    ConicProgram,
+    RawSolution,
+    Solver,
+    Workspace,
+    register,
+)
 
-STATUS = {0: Status.SOLVED, 1: Status.ITERATION_LIMIT, 2: Status.INFEASIBLE, 3: Status.UNBOUNDED}
+STATUS = {
+    0: Status.SOLVED,
+    1: Status.ITERATION_LIMIT,
+    2: Status.INFEASIBLE,
+    3: Status.UNBOUNDED,
+}
 
 
 @register
 @dataclass(frozen=True)
 class Linprog(Solver):
-    """``min q'x  s.t.  Ax + s = b``, s zero in the first rows and nonnegative in the others."""
+    """``min q'x  s.t.  Ax + s = b``, s zero in the first rows, nonnegative in the others."""
 
     name: ClassVar[str] = "linprog"
 
@@ -32,7 +44,11 @@ class Linprog(Solver):
         return None
 
     def solve(
-        self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
+        self,
+        program: ConicProgram,
+        data: ConicData,
+        workspace: Workspace,
+        warm: RawSolution | None = None,
     ) -> RawSolution:
         raw, zero = RawSolution.empty(program, len(data.q), data.q), program.cones.zero
         _, A = program.dense(data)
@@ -41,13 +57,23 @@ class Linprog(Solver):
             "primal_feasibility_tolerance": self.tolerance,
             "dual_feasibility_tolerance": self.tolerance,
         }
-        for i, (q, rows, b) in enumerate(zip(data.q.numpy(), A.numpy(), data.b.numpy(), strict=True)):
-            found = linprog(q, rows[zero:], b[zero:], rows[:zero], b[:zero], bounds=(None, None), options=options)
+        for i, (q, rows, b) in enumerate(
+            zip(data.q.numpy(), A.numpy(), data.b.numpy(), strict=True)
+        ):
+            found = linprog(
+                q,
+                rows[zero:],
+                b[zero:],
+                rows[:zero],
+                b[:zero],
+                bounds=(None, None),
+                options=options,
+            )
             raw.status[i] = int(STATUS.get(found.status, Status.NUMERICAL_ERROR))
             raw.iterations[i] = found.nit
             if found.success:
                 raw.x[i] = torch.from_numpy(found.x)
-                # scipy's marginals are the derivatives of the minimum, ours have the sign of q + A'y = 0.
+                # scipy has the derivatives of the minimum, we the sign of q + A'y = 0.
                 raw.y[i, :zero] = -torch.from_numpy(found.eqlin.marginals)
                 raw.y[i, zero:] = -torch.from_numpy(found.ineqlin.marginals)
                 raw.s[i] = data.b[i] - A[i] @ raw.x[i]

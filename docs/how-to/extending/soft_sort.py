@@ -1,13 +1,14 @@
 """Soft sorting: numbers in descending order, as a function that has useful derivatives.
 
-The sorted vector is the vertex of the permutahedron of x (the hull of all permutations of x) where ρ = (n, ..., 1) is
-largest. With a quadratic regulariser it becomes the projection of ρ/ε onto the permutahedron,
+The sorted vector is the vertex of the permutahedron of x (the hull of all permutations of
+x) where ρ = (n, ..., 1) is largest. With a quadratic regulariser it becomes the projection
+of ρ/ε onto the permutahedron,
 
     y = argmin 1/2 |y - ρ/ε|²   subject to   y in the hull of all permutations of x,
 
-which is ρ/ε - v with the nonincreasing vector v that is nearest to ρ/ε - sort(x) (Blondel, Teboul, Berthet & Djolonga, "Fast
-differentiable sorting and ranking", ICML 2020). For small ε it is the sorted vector itself, for large ε all entries tend to
-the mean.
+which is ρ/ε - v with the nonincreasing vector v that is nearest to ρ/ε - sort(x) (Blondel,
+Teboul, Berthet & Djolonga, "Fast differentiable sorting and ranking", ICML 2020). For small
+ε it is the sorted vector itself, for large ε all entries tend to the mean.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from ddn_cvx.nodes import Entry
 
 
 class SoftSort(nn.Module):
-    """``x (*batch, n) -> y (*batch, n)``, the entries of x in softly descending order; their sum is that of x.
+    """``x (*batch, n) -> y (*batch, n)``, the entries of x in softly descending order.
+
+    Their sum is that of x.
 
     Parameters
     ----------
@@ -51,7 +54,11 @@ class SoftSort(nn.Module):
         self.register_buffer("rank", torch.arange(n, 0, -1, dtype=torch.float64) / width)
         v, target = cp.Variable(n), cp.Parameter(n)
         decreasing = [v[:-1] >= v[1:]] if n > 1 else []
-        self.nearest = DeclarativeLayer(cp.Problem(cp.Minimize(0.5 * cp.sum_squares(v - target)), decreasing), [target], v)
+        self.nearest = DeclarativeLayer(
+            cp.Problem(cp.Minimize(0.5 * cp.sum_squares(v - target)), decreasing),
+            [target],
+            v,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """The softly sorted entries, in the dtype of x."""
@@ -63,7 +70,7 @@ class SoftSort(nn.Module):
 
 
 def pool_adjacent_violators(x: Tensor) -> Tensor:
-    """Soft sorting with ε = 1 by means of isotonic regression: blocks that are in the wrong order share their mean."""
+    """Soft sorting with ε = 1: blocks that are in the wrong order share their mean."""
     n = x.shape[-1]
     rank, rows = np.arange(n, 0, -1.0), []
     for row in np.sort(x.numpy(), -1)[:, ::-1]:
@@ -75,7 +82,9 @@ def pool_adjacent_violators(x: Tensor) -> Tensor:
                 last = blocks[-1]
                 last[0] = (last[0] * last[1] + mean * number) / (last[1] + number)
                 last[1] += number
-        rows.append(rank - np.concatenate([np.full(int(number), mean) for mean, number in blocks]))
+        rows.append(
+            rank - np.concatenate([np.full(int(number), mean) for mean, number in blocks])
+        )
     return torch.from_numpy(np.stack(rows))
 
 
