@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 import importlib.util
+import pickle
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,15 @@ def test_a_cone_that_cvxpy_knows_gives_the_same_answer_as_its_own_constraint() -
     p = torch.tensor([[3.0, 4.0], [0.3, 0.4]], dtype=torch.float64)
     x, _ = clipped(SecondOrder(3), 2)(p)
     assert torch.allclose(x, torch.tensor([[0.6, 0.8], [0.3, 0.4]], dtype=torch.float64))
+
+
+def test_curved_cone_has_second_derivatives_and_its_layer_is_copied() -> None:
+    layer, p = clipped(SecondOrder(3), 2), torch.tensor([[2.0, 1.0]], dtype=torch.float64)
+    found = torch.func.hessian(lambda q: layer(q)[0].sum())(p[0])
+    right = torch.func.hessian(lambda q: (q / q.norm()).sum())(p[0])
+    assert torch.allclose(found, right, atol=1e-6)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.compile(layer, backend="eager")):
+        assert torch.equal(other(p)[0], layer(p)[0])
 
 
 def test_what_does_not_take_the_cone_says_so() -> None:
