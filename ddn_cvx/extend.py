@@ -27,5 +27,8 @@ from ddn_cvx.solvers.base import Workspace as Workspace
 from ddn_cvx.solvers.by_name import register as register
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint as NonlinearPoint
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver as NonlinearSolver
+from ddn_cvx.solvers.ode_base import Broken as Broken
+from ddn_cvx.solvers.ode_base import Field as Field
+from ddn_cvx.solvers.ode_base import Integrator as Integrator
 from ddn_cvx.solvers.root_base import RootPoint as RootPoint
 from ddn_cvx.solvers.root_base import RootSolver as RootSolver

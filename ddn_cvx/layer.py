@@ -40,8 +40,8 @@ from ddn_cvx.solution import Solution
 from ddn_cvx.solver_for import AnySolver, Declared, solver_for
 from ddn_cvx.solvers.base import Solver, Workspace
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
+from ddn_cvx.solvers.ode_base import Integrator
 from ddn_cvx.solvers.root_base import RootSolver
-from ddn_cvx.solvers.torchdiffeq import Torchdiffeq
 
 Result = TypeVar("Result")
 
@@ -436,7 +436,7 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
                 node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps, self.time_limit
             )
         if isinstance(node, ODE):
-            assert isinstance(self.solver, Torchdiffeq)
+            assert isinstance(self.solver, Integrator)
             return OdeRun(node, self.solver, self.adjoint, on_failure, self.time_limit)
         assert isinstance(self.solver, RootSolver)
         return RootRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps, self.time_limit)

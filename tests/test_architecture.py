@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "signature": GROUND | {"declare"},
     "custom_op": GROUND | {"signature"},
     "layer": LAYER - {"layer"},
-    "nodes": {"__init__"},  # ready-made nodes use what users use
+    "nodes": {"__init__", "extend"},  # ready-made nodes use what users use
     "gallery": {"nodes", "errors"},
     "compat": LAYER,
     "testing": LAYER,

@@ -21,7 +21,7 @@ from torch import Tensor
 import ddn_cvx as ddn
 from ddn_cvx.cones import Product, SecondOrder
 from ddn_cvx.declare import canonical
-from ddn_cvx.extend import Solver, register
+from ddn_cvx.extend import Field, Integrator, Solver, register
 from ddn_cvx.testing import check_cone, check_layer, check_node, check_solver
 
 FILES = sorted((Path(__file__).parents[1] / "docs" / "how-to" / "extending").glob("*.py"))
@@ -257,6 +257,47 @@ def test_slsqp_finds_the_sphere_and_passes_check_layer() -> None:
         ddn.Status.ITERATION_LIMIT,
         ddn.Status.SOLVED,  # by polishing
     )
+
+
+@dataclass(frozen=True)
+class RungeKutta(Integrator):
+    """The classical method of fourth order with equal steps."""
+
+    steps: int = 50
+    """From one time to the next (default 50)."""
+
+    def error(self, dtype: torch.dtype) -> float:
+        return self.steps**-4.0
+
+    def integrate(self, field: Field, state: tuple[Tensor, ...], backwards: bool = False) -> tuple[Tensor, ...]:
+        h = -1.0 / self.steps if backwards else 1.0 / self.steps
+
+        def moved(by: float, slopes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(y + by * k for y, k in zip(state, slopes, strict=True))
+
+        for i in range(self.steps):
+            s = torch.as_tensor(float(backwards) + i * h, dtype=state[0].dtype)
+            a = field(s, state)
+            b = field(s + h / 2, moved(h / 2, a))
+            c = field(s + h / 2, moved(h / 2, b))
+            d = field(s + h, moved(h, c))
+            state = moved(h / 6, tuple(a + 2 * b + 2 * c + d for a, b, c, d in zip(a, b, c, d, strict=True)))
+        return state
+
+
+def test_integrator_of_ones_own_solves_and_differentiates() -> None:
+    decay = ddn.ODE((), lambda t, y, rate: -rate * y, span=(0.0, 2.0), parameters=[()])
+    layer = ddn.DeclarativeLayer(decay, solver=RungeKutta())
+    y0, rate = torch.tensor([1.0, 3.0], dtype=torch.float64), torch.tensor([0.5, 0.2], dtype=torch.float64)
+    rate.requires_grad_()
+    assert torch.allclose(layer(y0, rate), y0 * torch.exp(-2 * rate), rtol=1e-7)
+    (found,) = torch.autograd.grad(layer(y0, rate).sum(), rate)
+    assert torch.allclose(found, -2 * y0 * torch.exp(-2 * rate), rtol=1e-6)
+    assert layer.explain(batch=2).solver == "RungeKutta" and "steps=50" in str(layer.explain(batch=2))
+    with pytest.raises(ddn.InputError, match="belong into the solver object"):
+        ddn.DeclarativeLayer(decay, solver=RungeKutta(), solver_options={"rtol": 1e-3})
+    with pytest.raises(ddn.InputError, match="cone program"):
+        ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.square(cp.Variable()))), solver=RungeKutta())
 
 
 def test_names_are_registered_once() -> None:

@@ -21,10 +21,10 @@ Times = Sequence[float] | Tensor | Function
 class ODE(Generic[V_co]):
     """``dy/dt = dynamics(t, y, *inputs)``: the output of the layer is the state at the end, or at given times.
 
-    Needs the package torchdiffeq (``pip install "ddn_cvx[ode]"``). The backward pass integrates the adjoint equation (Chen,
-    Rubanova, Bettencourt & Duvenaud 2018), so its memory does not depend on the number of steps; with
-    ``adjoint=Unrolled()`` it differentiates the steps, for dynamics that forget their past. Steps are common to the
-    batch, and small enough for the element that needs the smallest.
+    Needs the package torchdiffeq (``pip install "ddn_cvx[ode]"``), or an ``extend.Integrator`` of your own. The backward
+    pass integrates the adjoint equation (Chen, Rubanova, Bettencourt & Duvenaud 2018), so its memory does not depend on the
+    number of steps; with ``adjoint=Unrolled()`` it differentiates the steps, for dynamics that forget their past. Steps are
+    common to the batch, and small enough for the element that needs the smallest.
 
     Parameters
     ----------

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import ODE, DeclarationError, DeclarativeLayer, Implicit, Torchdiffeq, Unrolled
+from ddn_cvx import ODE, DeclarationError, DeclarativeLayer, Implicit, Unrolled
+from ddn_cvx.extend import Integrator
 from ddn_cvx.nodes.entry import Entry
 
 
@@ -54,7 +55,7 @@ class NeuralODE(DeclarativeLayer[Tensor]):
         n.
     field : torch.nn.Module
         ``field(t (B,), y (B, n)) -> (B, n)``, the derivative of the state, smooth. Its weights are those of the node.
-    solver : Torchdiffeq, optional
+    solver : Integrator, optional
         Method and tolerances.
     adjoint : Implicit or Unrolled, optional
         ``Unrolled()`` keeps the steps and differentiates them, for dynamics that cannot be followed back in time.
@@ -84,7 +85,7 @@ class NeuralODE(DeclarativeLayer[Tensor]):
         self,
         features: int,
         field: nn.Module,
-        solver: Torchdiffeq | None = None,
+        solver: Integrator | None = None,
         adjoint: Implicit | Unrolled | None = None,
         dtype: torch.dtype = torch.float64,
     ):
@@ -106,7 +107,7 @@ class LinearODE(DeclarativeLayer[Tensor]):
     ----------
     features : int
         n.
-    solver : Torchdiffeq, optional
+    solver : Integrator, optional
         Method and tolerances.
 
     Raises
@@ -121,7 +122,7 @@ class LinearODE(DeclarativeLayer[Tensor]):
     tensor([[1., 0.]])
     """
 
-    def __init__(self, features: int, solver: Torchdiffeq | None = None):
+    def __init__(self, features: int, solver: Integrator | None = None):
         _check(features)
 
         def dynamics(t: Tensor, y: Tensor, A: Tensor, T: Tensor) -> Tensor:
