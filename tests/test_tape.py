@@ -9,8 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hock_schittkowski import PROBLEMS
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 import ddn_cvx as ddn

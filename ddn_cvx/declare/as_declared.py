@@ -7,6 +7,7 @@ constraint that was lost or distorted between the declaration and the solver sho
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ddn_cvx.declare.atoms import compile_expressions, is_compact
 from ddn_cvx.declare.atoms_base import two_norm
+from ddn_cvx.declare.in_cone import InCone
 
 Values = Mapping[int, Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -213,7 +215,14 @@ def _power(args: list[Tensor], alpha: object, tolerance: float) -> Tensor:
     return torch.maximum((z.abs() - mean).clamp(min=0), (-low).clamp(min=0)) / scale
 
 
-_VIOLATION: dict[str, Callable[[list[Tensor], object, float], Tensor]] = {
+def _other_cone(args: list[Tensor], cone: Any, tolerance: float) -> Tensor:
+    """The distance of each column from the cone."""
+    columns = args[0].unsqueeze(-1) if args[0].ndim == 2 else args[0]
+    s = columns.mT
+    return torch.linalg.vector_norm(s - cone.project(s), dim=-1) / (1 + s.abs().amax(-1))
+
+
+_VIOLATION: dict[str, Callable[[list[Tensor], Any, float], Tensor]] = {
     "Equality": _equality,
     "Zero": _equality,
     "Inequality": _inequality,
@@ -223,6 +232,7 @@ _VIOLATION: dict[str, Callable[[list[Tensor], object, float], Tensor]] = {
     "ExpCone": _exponential,
     "PowCone3D": _power,
     "PowConeND": _power,
+    "InCone": _other_cone,
 }
 
 CONSTRAINTS = frozenset({*_VIOLATION, "SOC"})
@@ -230,7 +240,9 @@ CONSTRAINTS = frozenset({*_VIOLATION, "SOC"})
 
 
 def _extra(constraint: Constraint) -> object:
-    """What the check needs beside the arguments: the axis of an SOC, the exponents of a power cone."""
+    """What the check needs beside the arguments: the axis of an SOC, the exponents of a power cone, any other cone."""
+    if isinstance(constraint, InCone):
+        return constraint.cone
     if hasattr(constraint, "alpha"):
         alpha = constraint.alpha.value
         return alpha if getattr(constraint, "axis", 0) == 0 else alpha.T

@@ -18,6 +18,7 @@ from ddn_cvx.kernels.lanes import LANES
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.compiled import FINISHED, Array, Compiled, Prepared, run, solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
@@ -28,10 +29,27 @@ ACCEPTED = 1e-7
 """Relative residual of a point that is a solution."""
 
 
+@register
 @dataclass(frozen=True)
 class Mehrotra(Compiled):
-    """Options of the compiled predictor-corrector methods. They recognise neither infeasible nor unbounded elements: these
-    are NUMERICAL_ERROR."""
+    """The compiled predictor-corrector methods (Mehrotra, SIAM J. Optim. 2, 1992), for small programs without power
+    cones.
+
+    They recognise neither infeasible nor unbounded elements: these are ``NUMERICAL_ERROR``.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> ball = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.norm(x) <= 1])
+    >>> ddn.DeclarativeLayer(ball, [p], x, solver=ddn.Mehrotra(threads=1))(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
+    """
 
     name: ClassVar[str] = "mehrotra"
     minds_time: ClassVar[bool] = True
