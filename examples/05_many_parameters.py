@@ -116,8 +116,8 @@ def main() -> None:
     theirs: dict[str, list[dict[str, Any]]] = {}
     small = SMALL[: 1 if arguments.quick else None] if importlib.util.find_spec("diffcp") else ()
     todo = [(name, count, True) for name in NAMES for count in SIZES] + [(n, c, False) for n in NAMES for c in small]
-    titles = ("forward s", "backward s")
-    print(f"{'problem':14} {'parameters':>10}  build s  {titles[0]:20} {titles[1]:20} bytes a parameter  error of the gradient")
+    print(f"{'problem':14} {'parameters':>10}  build s  {'forward s':20} {'backward s':20} bytes a parameter", end="")
+    print("  error of the gradient")
     for name, count, mine in tqdm(todo, desc="sizes"):
         last = mine and count == SIZES[-1]
         task = (measure, name, count // shrink, arguments.seeds, last) if mine else (by_diffcp, name, count, arguments.seeds)
