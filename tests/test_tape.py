@@ -43,6 +43,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "truth": lambda y, q: torch.where((y > 0.3) & (y <= q) | ~(y != 0.5), y**2, y) + ((y >= q) ^ (y < 0.5)) * y,
     "masks": lambda y, q: y.square().masked_fill(y < 0.5, 2.0) + (y.floor() + 1) * y**2,
     "xlogy": lambda y, q: torch.xlogy(y, q + 1) + torch.xlogy(y, y) + torch.special.entr(y),
+    "logaddexp": lambda y, q: torch.logaddexp(9 * y, q) ** 2 + torch.logaddexp(y, torch.zeros_like(y)) * y,
     "fused": lambda y, q: torch.addcmul(y, y, q, value=2.0) + torch.addcdiv(q, q, y, value=0.5) + torch.lerp(y, q, y),
     "sums": lambda y, q: torch.stack((y.sum(-1), y.mean(-1), y.prod(-1), (y * q).sum(-1)), -1) ** 2,
     "running": lambda y, q: y.cumsum(-1) ** 2 + y.cumprod(-1),

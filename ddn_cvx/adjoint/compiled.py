@@ -7,6 +7,7 @@ derivative is asked from the map in torch, at the solution that is known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Protocol, cast
@@ -81,11 +82,12 @@ class _CompiledMap(torch.autograd.Function):
     def forward(
         ctx: Any, solve: SolveParameters, binding: Binding, adjoint: Adjoint, extra: tuple[Tensor, ...], *pieces: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [piece.detach().numpy().reshape(piece.shape[0], piece.shape[1:].numel()) for piece in pieces]
+        parts = [_rows(piece.detach().numpy()) for piece in pieces]
+        ctx.ends = ends = [*accumulate(part.shape[1] for part in parts)]
         if len(parts) == 1:
             u = np.ascontiguousarray(parts[0])
         else:
-            u = np.concatenate(parts, axis=1, out=empty(len(parts[0]), sum(part.shape[1] for part in parts)))
+            u = np.concatenate(parts, axis=1, out=empty(len(parts[0]), ends[-1]))
         data, (x, v, ok) = solve.from_parameters(u, *extra)
         ctx.binding, ctx.solve, ctx.adjoint, ctx.u, ctx.data = binding, solve, adjoint, u, data
         ctx.save_for_backward(x, v, ok, *pieces)
@@ -106,8 +108,7 @@ class _CompiledMap(torch.autograd.Function):
                 found = iter(torch.autograd.grad(again[:2], wanted, grads[:2], create_graph=True))
             gradients = [next(found) if need else None for need in needed]
         else:
-            sizes, whole_wanted = [piece.shape[1:].numel() for piece in pieces], all(needed)
-            whole, start, gradients = _pull_back(ctx, sizes, x, v, ok, *grads[:2]), 0, []
+            whole, start, gradients, whole_wanted = _pull_back(ctx, x, v, ok, *grads[:2]), 0, [], all(needed)
             for piece, need in zip(pieces, needed, strict=True):
                 stop = start + piece.numel()
                 # A part of the whole keeps all of its memory: a copy, unless all of it is wanted.
@@ -117,7 +118,12 @@ class _CompiledMap(torch.autograd.Function):
         return (None, None, None, None, *gradients)
 
 
-def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
+def _rows(array: Array) -> Array:
+    """``(B, size)``."""
+    return array if array.ndim == 2 else array.reshape(len(array), math.prod(array.shape[1:]))
+
+
+def _pull_back(ctx: Any, x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
     """The gradient with respect to the parameters, piece after piece: ``J'(g, h) = (gx, gv)``, and from there back.
 
     The system is solved with factors that are not kept, unless there are some or this is not the first time. With curved
@@ -133,7 +139,7 @@ def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor,
     if curved is not None:  # the way back is handed y in place of v, and nothing to project
         y, s = np.empty_like(y), np.empty_like(y)
         projection = [Task(spectrum.project, 100 * structure.m, (curved, values[2], y, s))]
-    out, ends = empty(ctx.u.size), np.array([*accumulate(sizes)], np.int64)
+    out, ends = empty(ctx.u.size), np.array(ctx.ends, np.int64)
     rows = structure if curved is None else structure._replace(zero=structure.m)
     arrays = ctx.u, x.numpy(), y, values[3], g, h, ends, out
     back = Task(substitution.pull_back, 10 * len(substituted.offset), (substituted, rows, *arrays))

@@ -101,9 +101,12 @@ def sweep(
         if not kernel.overloads:
             with _compiling():
                 kernel(0, 0, *arguments)
-    threads = processors() if threads is None else threads
     work = batch * sum(task.work for task in tasks)
-    alone = threads < 2 or batch < 2 or work < SHARE
+    if batch < 2 or work < SHARE:  # to ask how many there are takes as long as a small kernel
+        threads = 1
+    elif threads is None:
+        threads = processors()
+    alone = threads < 2
     if alone and work < PART and over is None:
         for kernel, _, arguments in tasks:
             kernel(0, batch, *arguments)

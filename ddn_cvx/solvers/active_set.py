@@ -13,11 +13,10 @@ from typing import ClassVar
 import numpy as np
 
 from ddn_cvx.kernels import active_set, separable
-from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
-from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, solve_batch, unsupported
+from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, run, solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
 
@@ -64,6 +63,6 @@ class ActiveSet(Compiled):
         left = np.flatnonzero(prepared.status == int(Status.ITERATION_LIMIT))
         if program.structure is not None and program.structure.separable and len(left):
             rest = self._dual(program, [t[left] for t in data])
-            sweep(len(left), [rest.task], self.threads)
+            run(rest)
             for whole, part in zip(prepared[1:6], rest[1:6], strict=True):
                 whole[left] = part
