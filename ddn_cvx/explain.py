@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.cones import Product
-from ddn_cvx.declare.arguments import Arguments
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.fixed_point import FixedPoint, Root
+from ddn_cvx.declare.node import Declared, Node
 from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.inputs import Batch, gather, match
@@ -29,7 +29,6 @@ from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
 from ddn_cvx.solvers.ode_base import Integrator
 from ddn_cvx.solvers.root_auto import RootAuto
 
-Node = ConvexProblem | NonconvexProblem | TorchProblem | FixedPoint | Root | ODE
 GIVEN = "it was given"
 
 
@@ -101,7 +100,7 @@ def explain(
         call = gather(node.parameters, match(node.parameters, args, named), {})
     elif given:
         assert not isinstance(node, ConvexProblem | NonconvexProblem)
-        specs, tensors, layout = _arguments(node).match(args, named)
+        specs, tensors, layout = node.arguments.match(args, named)
         call = gather(specs, tensors, {})
     count = batch if batch is not None else 64 if call is None else math.prod(call.shape)
     where = torch.device(device).type if device is not None else "cpu" if call is None else call.device.type
@@ -266,15 +265,10 @@ def _root(node: FixedPoint | Root, settings: Settings, batch: int, device: str, 
     )
 
 
-def _arguments(node: TorchProblem | FixedPoint | Root | ODE) -> Arguments:
-    return node.arguments if isinstance(node, TorchProblem | ODE) else node.functions.arguments
-
-
-def _captured(node: NonconvexProblem | TorchProblem | FixedPoint | Root | ODE) -> str:
+def _captured(node: NonconvexProblem | Declared) -> str:
     if isinstance(node, NonconvexProblem):
         return f"{len(node.parameters)} parameters, read by the compiled expressions as they are"
-    captured = node.captured if isinstance(node, TorchProblem) else node.functions.captured
-    count = len(captured.current())
+    count = len(node.captured.current())
     return "inputs as the functions get them" + (f", and {count} captured tensors" if count else "")
 
 

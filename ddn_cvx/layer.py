@@ -25,6 +25,7 @@ from ddn_cvx.call import Call
 from ddn_cvx.custom_op import call_operator, register
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Variable, declare
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
+from ddn_cvx.declare.node import Declared, Node
 from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.diagnose import Diagnosis, diagnose
@@ -37,7 +38,7 @@ from ddn_cvx.options import CvxpyProblem, DeclaredSeveral, DeclaredSingle, Optio
 from ddn_cvx.root_call import RootRun
 from ddn_cvx.signature import Signature
 from ddn_cvx.solution import Solution
-from ddn_cvx.solver_for import AnySolver, Declared, solver_for
+from ddn_cvx.solver_for import AnySolver, solver_for
 from ddn_cvx.solvers.base import Solver, Workspace
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
 from ddn_cvx.solvers.ode_base import Integrator
@@ -158,14 +159,14 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
         self.time_limit = time_limit
         self.adjoint: Adjoint = Implicit() if adjoint is None else adjoint
         self.on_failure, self.tolerance, self.polish_steps = on_failure, float(tolerance), int(polish_steps)
-        self.node: ConvexProblem | NonconvexProblem | Declared
+        self.node: Node
         self.solver: AnySolver
         if isinstance(problem, Declared):
             if parameters is not None or variables is not None or gp:
                 name = type(problem).__name__
                 raise DeclarationError(f"A {name} declares its own parameters and variables; pass it alone.")
             self.node = problem
-            self.captured = problem.captured if isinstance(problem, TorchProblem) else problem.functions.captured
+            self.captured = problem.captured
             bare = False
         else:
             self.node, bare = declare(problem, parameters, variables, gp)
@@ -378,8 +379,7 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
             specs: Sequence[Any] = self.node.parameters
             params, named = tuple(match(self.node.parameters, params, named)), {}
         else:
-            arguments = self.node.arguments if isinstance(self.node, TorchProblem | ODE) else self.node.functions.arguments
-            specs, _, _ = arguments.match(params, named)
+            specs, _, _ = self.node.arguments.match(params, named)
         return diagnose(other, other.solve, other._conditioning, [len(spec.shape) for spec in specs], params, named, seed)
 
     def _conditioning(self, params: Sequence[Any], named: Mapping[str, Any], solution: Solution) -> tuple[Tensor, Tensor]:
@@ -471,8 +471,7 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
         if isinstance(self.node, NonconvexProblem):
             return f"not convex, n={self.node.n}, solver={self.solver}"
         if isinstance(self.node, Declared):
-            shapes = self.node.shapes if isinstance(self.node, TorchProblem) else self.node.functions.shapes
-            return f"{shapes}, solver={self.solver}"
+            return f"{self.node.shapes}, solver={self.solver}"
         program = self.node.program
         return f"n={program.n}, m={program.m}, cones={program.cones}, solver={self.solver}"
 

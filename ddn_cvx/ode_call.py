@@ -116,7 +116,7 @@ class OdeRun:
         """The state ``(*batch, *shape)``, or with ``times`` ``(*batch, K, *shape)``: a tensor, or a dict."""
         y, _, batch = self._run(args, named)
         found = {name: batch.restore(value) for name, value in self.node.functions.unpack(y).items()}
-        return next(iter(found.values())) if self.node.functions.bare else found
+        return next(iter(found.values())) if self.node.bare else found
 
     def solution(self, args: Sequence[Any], named: Mapping[str, Any]) -> Solution:
         """The same with a status for each element; ``iterations`` are evaluations of the dynamics."""

@@ -208,7 +208,7 @@ class RootRun:
         """The variable ``(*batch, *shape)``: a tensor, or a dict if there is a dict of variables."""
         y, _, batch, _ = self._run(args, named)
         found = {name: batch.restore(value) for name, value in self.node.functions.unpack(y).items()}
-        return next(iter(found.values())) if self.node.functions.bare else found
+        return next(iter(found.values())) if self.node.bare else found
 
     def solution(self, args: Sequence[Any], named: Mapping[str, Any]) -> Solution:
         """The same with everything that is known about it."""
@@ -254,7 +254,7 @@ class RootRun:
         return none, condition_numbers(call.program.linearise(y, theta.detach()).matrix(), ok)
 
     def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, RootCall, Batch, Theta]:
-        specs, tensors, layout = self.node.functions.arguments.match(args, named)
+        specs, tensors, layout = self.node.arguments.match(args, named)
         if torch.is_inference_mode_enabled():
             # Solving takes derivatives, which inference mode has not.
             with torch.inference_mode(False), torch.no_grad():

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 
 from ddn_cvx.declare.arguments import Arguments
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
-from ddn_cvx.declare.fixed_point import FixedPoint, Root
+from ddn_cvx.declare.node import Node
 from ddn_cvx.declare.ode import ODE
-from ddn_cvx.declare.torch_problem import TorchProblem
 
-Node: TypeAlias = ConvexProblem | NonconvexProblem | TorchProblem | FixedPoint | Root | ODE
 Shape = tuple[int, ...]
 
 
@@ -49,20 +47,15 @@ class Signature(NamedTuple):
                 bare,
                 False,
             )
-        if isinstance(node, TorchProblem):
-            arguments, captured, bare, variables = node.arguments, node.captured, node.bare, node.shapes
-        else:
-            functions = node.functions
-            arguments, captured, bare, variables = functions.arguments, functions.captured, functions.bare, functions.shapes
         before = _times(node) if isinstance(node, ODE) else ()
         return Signature(
-            tuple(arguments.names),
-            _shapes(arguments),
-            (False,) * len(arguments.names),
-            None if before is None else repr([((*before, *shape), False) for shape in variables.values()]),
-            None if bare else tuple(variables),
-            bare,
-            bool(captured.current()),
+            tuple(node.arguments.names),
+            _shapes(node.arguments),
+            (False,) * len(node.arguments.names),
+            None if before is None else repr([((*before, *shape), False) for shape in node.shapes.values()]),
+            None if node.bare else tuple(node.shapes),
+            node.bare,
+            bool(node.captured.current()),
         )
 
 

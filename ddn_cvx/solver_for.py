@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ddn_cvx.declare.cvxpy_convex import ConvexProblem
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.fixed_point import FixedPoint, Root
+from ddn_cvx.declare.node import Node
 from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError, InputError
@@ -20,16 +20,10 @@ from ddn_cvx.solvers.root_base import RootSolver
 from ddn_cvx.solvers.root_registry import resolve_root
 from ddn_cvx.solvers.torchdiffeq import resolve_integrator
 
-Declared = TorchProblem | FixedPoint | Root | ODE
-"""Problems in torch functions, which say themselves what their parameters and variables are."""
 AnySolver = Solver | NonlinearSolver | RootSolver | Integrator
 
 
-def solver_for(
-    solver: str | AnySolver | None,
-    options: Mapping[str, Any] | None,
-    node: ConvexProblem | NonconvexProblem | Declared,
-) -> AnySolver:
+def solver_for(solver: str | AnySolver | None, options: Mapping[str, Any] | None, node: Node) -> AnySolver:
     """The solver for a name, an object or None, with the options of a name.
 
     Raises

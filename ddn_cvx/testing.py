@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ddn_cvx.cones import Cone, Product
+from ddn_cvx.declare.node import Declared
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.instance import Instance
 from ddn_cvx.solution import Status
-from ddn_cvx.solver_for import Declared
 from ddn_cvx.solvers.base import Solver, Workspace
 
 

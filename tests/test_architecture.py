@@ -229,7 +229,57 @@ def too_long(module: Module) -> Iterator[str]:
         yield f"{module.path}: {len(lines)} lines, and its top does not say the reason"
 
 
-RULES = [wrong_direction, misplaced_cvxpy, misplaced_solver, batched_lu, loop_over_batch, runs_text, too_long]
+def foreign_private(module: Module) -> Iterator[str]:
+    """A name with an underscore belongs to the module that it stands in."""
+    ours = [one for one in module.imports if one.package == PACKAGE]
+    for one in ours:
+        if re.match(r"_[a-zA-Z]", one.dotted.split(".")[-1]):
+            yield f"{module.path}:{one.statement.lineno}: imports {one.dotted}"
+    for name, line in module.mentions():
+        head, *tail = name.split(".")
+        if head == PACKAGE and any(name.startswith(f"{one.meaning}.") for one in ours) and re.match(r"_[a-zA-Z]", tail[-1]):
+            yield f"{module.path}:{line}: {name} is another module's"
+
+
+def undocumented(module: Module) -> Iterator[str]:
+    if not ast.get_docstring(module.tree):
+        yield f"{module.path}: its top does not say what lives there"
+
+
+def stale_map(module: Module) -> Iterator[str]:
+    """The file that opens a folder names what is in it: each word in double backticks at the left is a file there."""
+    if not re.fullmatch(r"(adjoint|declare|kernels|linalg|program|solvers)/__init__\.py", module.path):
+        return
+    there = [path.stem for path in (ROOT / PACKAGE / module.part).glob("*.py")]
+    for line in (ast.get_docstring(module.tree, clean=False) or "").splitlines():
+        listed = re.match(r"    ((``[\w*]+``(, |,$)?)+)", line)
+        for name in re.findall(r"[\w*]+", listed[1]) if listed else ():
+            if not any(fnmatch(one, name) for one in there):
+                yield f"{module.path}: there is no {name}"
+
+
+def unread_option(module: Module) -> Iterator[str]:
+    """Each option of a solver or an adjoint is read somewhere besides its check: none is accepted and ignored."""
+    if module.part not in ("solvers", "adjoint"):
+        return
+    checks = {n for f in ast.walk(module.tree) if getattr(f, "name", "") == "__post_init__" for n in ast.walk(f)}
+    read = {n.attr for n in ast.walk(module.tree) if isinstance(n, ast.Attribute) and n not in checks}
+    handed_on = re.search(r"\boptions\(self\b", module.source) is not None  # all of them, to the package that has them
+    for kind in ast.walk(module.tree):
+        if isinstance(kind, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in kind.decorator_list):
+            if not any(re.search(r"Solver|Compiled|Adjoint|Integrator", ast.unparse(base)) for base in kind.bases):
+                continue
+            for option in kind.body:
+                if isinstance(option, ast.AnnAssign) and "ClassVar" not in ast.unparse(option.annotation):
+                    name = ast.unparse(option.target)
+                    if name not in read and not handed_on:
+                        yield f"{module.path}:{option.lineno}: option '{name}' of {kind.name} is never read"
+
+
+RULES = [
+    *(wrong_direction, misplaced_cvxpy, misplaced_solver, batched_lu, loop_over_batch, runs_text, too_long),
+    *(foreign_private, undocumented, stale_map, unread_option),
+]
 
 MODULES = [
     Module(path.relative_to(ROOT / PACKAGE).as_posix(), path.read_text(encoding="utf-8"))
@@ -277,6 +327,16 @@ EXAMPLES = [
         "import subprocess\nsubprocess.run([text])",
     ),
     (runs_text, "layer.py", "import torch\ntorch.load(path)", "import torch\ntorch.load(path, weights_only=True)"),
+    (foreign_private, "a.py", "from ddn_cvx.cones.base import _x", "from torch import _x"),
+    (foreign_private, "a.py", "from ddn_cvx.cones import base\nbase._x()", "from ddn_cvx.cones import base\nbase.x()"),
+    (undocumented, "a.py", "x = 1", '"""What lives here."""'),
+    (stale_map, "solvers/__init__.py", '"""M.\n\n    ``gone``  x\n"""', '"""M.\n\n    ``conic_*``, ``scs``  x\n"""'),
+    (
+        unread_option,
+        "solvers/a.py",
+        "@dataclass\nclass A(Solver):\n    x: int = 1\n    def __post_init__(self): check(self.x)",
+        "@dataclass\nclass A(Solver):\n    x: int = 1\n    def solve(self): return self.x",
+    ),
     (too_long, "layer.py", "x = 1\n" * 401, '"""Long for a reason."""\n' + "x = 1\n" * 401),
 ]
 

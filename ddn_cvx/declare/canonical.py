@@ -91,8 +91,6 @@ class Canonical:
     """Variable id -> the maps from x to its real and imaginary parts, in C order."""
     duals: dict[int, tuple[sp.csr_array, sp.csr_array | None]]
     """Dual variable id -> the maps from y to its real and imaginary parts, in C order."""
-    exponentiate: bool
-    """Geometric program: variables are the exponentials of what the maps give."""
 
 
 def canonicalise(problem: cp.Problem, parameters: Sequence[cp.Parameter], gp: bool) -> Canonical:
@@ -123,7 +121,6 @@ def canonicalise(problem: cp.Problem, parameters: Sequence[cp.Parameter], gp: bo
         sources=tuple(_parameter_sources(program, chain, parameters)),
         variables=maps,
         duals=_dual_maps(program, chain, inverse, problem, others.place),
-        exponentiate=gp,
     )
 
 

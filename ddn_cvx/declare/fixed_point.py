@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.declare.arguments import V_co
-from ddn_cvx.declare.functions import Function, Functions, Value
-from ddn_cvx.program.base import ParameterSpec
+from ddn_cvx.declare.functions import Function, Functions, OfFunctions, Value
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
 
 
-class _Equations(Generic[V_co]):
+class _Equations(OfFunctions, Generic[V_co]):
     """What a fixed point and a root have alike: one function of the unknown, and equations made of it."""
 
     is_map: ClassVar[bool]
@@ -31,12 +30,7 @@ class _Equations(Generic[V_co]):
         dtype: torch.dtype,
     ):
         self.functions, self._name = Functions(variable, {name: function}, parameters, batched, dtype), name
-        self.initial, self.arguments = initial, self.functions.arguments
-
-    @property
-    def parameters(self) -> tuple[ParameterSpec, ...]:
-        """The declared inputs, flat; none if they were not declared."""
-        return self.arguments.specs
+        self.initial = initial
 
     def program(self, theta: Theta, layout: Any) -> RootProgram:
         """The equations for inputs nested in this way: ``map(y) - y = 0`` or ``function(y) = 0``.

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from ddn_cvx.declare.arguments import Arguments, Shape, count_inputs, require_tensor, variables_of
 from ddn_cvx.declare.capture import Captured, Substitute
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import Theta
 
 Function = Callable[..., Any]
@@ -210,6 +211,37 @@ class Functions:
             got = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
             raise DeclarationError(f"{name} must be a dict with the variables {', '.join(self.shapes)}; got {got}.")
         return {k: value[k] for k in self.shapes}
+
+
+class OfFunctions:
+    """A problem that is stated by ``functions``: what a layer asks of it."""
+
+    functions: Functions
+
+    @property
+    def arguments(self) -> Arguments:
+        """The inputs of the layer."""
+        return self.functions.arguments
+
+    @property
+    def parameters(self) -> tuple[ParameterSpec, ...]:
+        """The declared inputs, flat; none if they were not declared."""
+        return self.arguments.specs
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Of the variables, by name."""
+        return self.functions.shapes
+
+    @property
+    def bare(self) -> bool:
+        """Whether there is one variable, without a name."""
+        return self.functions.bare
+
+    @property
+    def captured(self) -> Captured:
+        """What the functions refer to besides their arguments."""
+        return self.functions.captured
 
 
 def unpack(shapes: Mapping[str, Shape], y: Tensor) -> dict[str, Tensor]:

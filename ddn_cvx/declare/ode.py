@@ -10,15 +10,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ddn_cvx.declare.arguments import V_co, shapes_of
-from ddn_cvx.declare.functions import Function, Functions, Value
+from ddn_cvx.declare.functions import Function, Functions, OfFunctions, Value
 from ddn_cvx.errors import DeclarationError
-from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import Theta
 
 Times = Sequence[float] | Tensor | Function
 
 
-class ODE(Generic[V_co]):
+class ODE(OfFunctions, Generic[V_co]):
     """``dy/dt = dynamics(t, y, *inputs)``: the output of the layer is the state at the end, or at given times.
 
     Needs the package torchdiffeq (``pip install "ddn_cvx[ode]"``), or an ``extend.Integrator`` of your own. The backward
@@ -79,10 +78,9 @@ class ODE(Generic[V_co]):
         self.times: Times = span if span is not None else times  # type: ignore[assignment]  # one of the two is there
         held = {"times": self.times, "initial": initial}
         self.functions = Functions(variable, {"dynamics": dynamics}, parameters, batched, dtype, skip=2, held=held)
-        self.initial, self.arguments = initial, self.functions.arguments
+        self.initial = initial
         if initial is None:
-            shapes = self.functions.shapes
-            tree = next(iter(shapes.values())) if self.functions.bare else shapes
+            tree = next(iter(self.shapes.values())) if self.bare else self.shapes
             self.arguments.names = ["initial", *self.arguments.names]
             if self.arguments.declared is not None:
                 self.arguments.declared.insert(0, shapes_of("initial", tree))
@@ -90,11 +88,6 @@ class ODE(Generic[V_co]):
         if not callable(self.times):
             count = len(torch.as_tensor(self.times).reshape(-1))
             self._check(count)
-
-    @property
-    def parameters(self) -> tuple[ParameterSpec, ...]:
-        """The declared inputs, flat; none if they were not declared."""
-        return self.arguments.specs
 
     def slope(self, t: Tensor, y: Tensor, theta: Theta, layout: Any) -> Tensor:
         """``dy/dt (B, n)`` at ``t (B,)``."""

@@ -1,0 +1,12 @@
+"""The waist: structure without values. A program says what its data are, when a point is optimal, and with which matrix
+that is differentiated; solvers and adjoints know nothing else of a problem.
+
+    ``base``, ``conic``, ``nonlinear``, ``root``    what a program is, one file a kind
+    ``instance``, ``optimality``, ``verification``  how far a point is from optimal, and what it is worth
+    ``factor``, ``active_kkt``                      the KKT system at a point (``linalg`` solves it)
+    ``affine_map``, ``elimination``, ``substituted``
+                                                    parameters -> data of a cone program
+    ``epigraph``, ``row_order``, ``units``          the same program in a form that some solver wants
+    ``products``                                    derivatives of a nonlinear program without matrices
+    ``tape``, ``tape_*``, ``scalar_graph``          functions -> code that needs no Python
+"""
