@@ -269,14 +269,14 @@ class RungeKutta(Integrator):
     def error(self, dtype: torch.dtype) -> float:
         return self.steps**-4.0
 
-    def integrate(self, field: Field, state: tuple[Tensor, ...], backwards: bool = False) -> tuple[Tensor, ...]:
-        h = -1.0 / self.steps if backwards else 1.0 / self.steps
+    def integrate(self, field: Field, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        h = 1.0 / self.steps
 
         def moved(by: float, slopes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return tuple(y + by * k for y, k in zip(state, slopes, strict=True))
 
         for i in range(self.steps):
-            s = torch.as_tensor(float(backwards) + i * h, dtype=state[0].dtype)
+            s = torch.as_tensor(i * h, dtype=state[0].dtype)
             a = field(s, state)
             b = field(s + h / 2, moved(h / 2, a))
             c = field(s + h / 2, moved(h / 2, b))

@@ -43,8 +43,8 @@ class Integrator(ABC):
         steps is taken for a fault, as where the equations of the derivative do not lead back to the start."""
 
     @abstractmethod
-    def integrate(self, field: Field, state: tuple[Tensor, ...], backwards: bool = False) -> tuple[Tensor, ...]:
-        """The state at s = 1 from that at s = 0, or the other way round, by torch operations on the state.
+    def integrate(self, field: Field, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The state at s = 1 from that at s = 0, by torch operations on the state.
 
         The first tensor is ``(B, k)``, and its error is to be controlled for each row; further ones may have any shape.
 

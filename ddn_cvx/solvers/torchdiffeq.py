@@ -62,7 +62,7 @@ class Torchdiffeq(Integrator):
         eps = 10 * torch.finfo(dtype).eps
         return max(self.rtol, eps), max(self.atol, eps)
 
-    def integrate(self, field: Field, state: tuple[Tensor, ...], backwards: bool = False) -> tuple[Tensor, ...]:
+    def integrate(self, field: Field, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         odeint, (rtol, atol) = _torchdiffeq().odeint, self._allowed(state[0].dtype)
         shape = state[0].shape
         far = _FAR * (1 + state[0].abs().amax(-1, keepdim=True))
@@ -80,7 +80,7 @@ class Torchdiffeq(Integrator):
             """The root mean square of the element for which it is largest."""
             return state[0].reshape(shape).square().mean(-1).sqrt().amax()
 
-        ends = torch.tensor([1.0, 0.0] if backwards else [0.0, 1.0], dtype=state[0].dtype, device=state[0].device)
+        ends = torch.tensor([0.0, 1.0], dtype=state[0].dtype, device=state[0].device)
         # A step ends at the last time: what the package would interpolate there is less exact than its steps.
         options = {"norm": worst, "max_num_steps": self.max_steps, "step_t": ends}
         try:
