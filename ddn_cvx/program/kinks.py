@@ -2,8 +2,8 @@
 
 The conditions of optimality have two kinds of units. Rows of ``Ax + s = b`` are as large as their entries in A, times the
 size of x; the gradient ``Px + q + A'y = 0`` is as large as the terms that balance in it, and a multiplier counts by the
-force ``|a_i| y_i`` it adds there. So the objective times any number, or a row times any number, or another unit for x, changes
-slacks, multipliers and what they are measured by alike.
+force ``|a_i| y_i`` it adds there. So the objective times any number, or a row times any number, or another unit for x,
+changes slacks, multipliers and what they are measured by alike.
 """
 
 from __future__ import annotations
