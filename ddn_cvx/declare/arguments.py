@@ -96,7 +96,8 @@ class Arguments:
                 if ONE_INSTANCE.get() and any(getattr(leaf, "ndim", 0) for leaf in leaves):
                     raise DeclarationError(
                         f"A node whose input shapes are not declared got {name!r} inside a function of one instance of "
-                        "another node, where it would take the first dimension for a batch; declare it with parameters=[shape, ...]."
+                        "another node, where it would take the first dimension for a batch; declare it with "
+                        "parameters=[shape, ...]."
                     )
                 found = [_undeclared(_label(name, i, len(leaves)), leaf) for i, leaf in enumerate(leaves)]
             else:
