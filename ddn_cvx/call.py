@@ -21,6 +21,7 @@ from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import KKT, Factors
 from ddn_cvx.program.instance import Instance, Measurement, Point, Residuals, choose
+from ddn_cvx.program.kinks import sizes
 from ddn_cvx.program.substituted import Substituted
 from ddn_cvx.solution import Regularity, Status
 from ddn_cvx.solvers.auto import Auto
@@ -49,6 +50,8 @@ class Report(NamedTuple):
     residuals: Residuals
     values: Sequence[Tensor]
     """The parameters that were solved for."""
+    data: ConicData
+    """The numbers of the programs."""
     point: tuple[Tensor, Tensor, Tensor, Tensor]
     """``(P, A, v, ok)`` for the factor."""
     equations: tuple[Tensor, Tensor]
@@ -107,15 +110,13 @@ class _Swept(NamedTuple):
         """Objective and violation of the problem as declared, ``(B, 2)``."""
         return None if self.found is None else torch.from_numpy(self.found)
 
-    def report(
-        self, tensors: tuple[Tensor, ...], values: Sequence[Tensor], point: tuple[Tensor, Tensor, Tensor, Tensor]
-    ) -> Report:
+    def report(self, tensors: tuple[Tensor, ...], values: Sequence[Tensor], data: ConicData, finite: Tensor) -> Report:
         """Of a batch that is finished."""
         x, v, y, s = tensors
         raw, measured, inspected = self.prepared.raw, self.measured.point(x, v, y, s), self.inspected
         assert inspected is not None
-        left = measured.top, measured.low
-        return Report(x, y, s, inspected[:, 0], raw.status, raw.iterations, measured.residuals, values, point, left)
+        left, point = (measured.top, measured.low), (data.P, data.A, v, finite)
+        return Report(x, y, s, inspected[:, 0], raw.status, raw.iterations, measured.residuals, values, data, point, left)
 
 
 class Call:
@@ -186,7 +187,7 @@ class Call:
             return data, self._conclude(data, attempt, torch.from_numpy(u), values)
         x, v, _, _ = tensors = swept.tensors
         self.complete = True
-        self._report = partial(swept.report, tensors, values, (data.P, data.A, v, finite))
+        self._report = partial(swept.report, tensors, values, data, finite)
         return data, (x, v, finite)
 
     def _substituted(self, u: Array) -> Substituted:
@@ -254,7 +255,7 @@ class Call:
             self.factors.keep(data.P, data.A, v, ok, factor)
         where = (data.P, data.A, v, ok)
         left = point.top, point.low
-        report = Report(x, point.y, point.s, value, status, raw.iterations, point.residuals, values, where, left)
+        report = Report(x, point.y, point.s, value, status, raw.iterations, point.residuals, values, data, where, left)
         self.complete, self._report = complete, lambda: report
         return x, v, ok
 
@@ -311,7 +312,8 @@ class Call:
         kkt = self.factors.at(P, A, v, ok)
         loose = kkt.null.primal | self._is_loose(kkt, ok)
         flags = flags + loose * int(Regularity.SINGULAR_HESSIAN) + kkt.null.dual * int(Regularity.RANK_DEFICIENT)
-        weak = self.program.cones.dual_weak(v).any(-1) | self._is_blurred(v)
+        measured = sizes(self.program, self.report.data, self.report.x, v)
+        weak = self.program.cones.dual_weak(v, measured).any(-1) | self._is_blurred(v)
         flags = flags + weak * int(Regularity.WEAKLY_ACTIVE)
         return torch.where(ok, flags, 0)
 

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -59,3 +60,27 @@ def test_transforms_of_a_node_that_contains_a_node(example: ModuleType) -> None:
     torch.testing.assert_close(each, forward, rtol=1e-9, atol=1e-9)
     # Beyond the ball |w| = 1/2, so that the objective of the outer node does not depend on the inner one.
     torch.testing.assert_close(each[1], torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+INNER = {
+    "fixed point": lambda **given: ddn.FixedPoint((2,), lambda w, u: 0.5 * w.tanh() + u, **given),
+    "root": lambda **given: ddn.Root((2,), lambda w, u: w + w**3 - u, **given),
+    "problem": lambda **given: ddn.TorchProblem((2,), lambda w, u: (w - u).square().sum() + w.pow(4).sum(), **given),
+}
+
+
+@pytest.mark.parametrize("outer", [ddn.TorchProblem, ddn.FixedPoint])
+@pytest.mark.parametrize("name", INNER)
+def test_an_inner_node_without_shapes_is_refused(name: str, outer: Any) -> None:
+    """It would take an instance for a batch, also where shapes happen to fit."""
+
+    def around(inner: ddn.DeclarativeLayer) -> Any:
+        if outer is ddn.FixedPoint:
+            return ddn.DeclarativeLayer(ddn.FixedPoint((2,), lambda u, a: 0.1 * inner(u) + a))
+        return ddn.DeclarativeLayer(ddn.TorchProblem((2,), lambda u, a: (u - a - 0.1 * inner(u)).square().sum()))
+
+    with pytest.raises(ddn.DeclarationError, match=r"declare it with parameters=\[shape"):
+        around(ddn.DeclarativeLayer(INNER[name]()))(POINT)
+    found = around(ddn.DeclarativeLayer(INNER[name](parameters=[(2,)])))(POINT)
+    again = ddn.DeclarativeLayer(INNER[name]())(found)  # outside of any function the first dimension is the batch
+    torch.testing.assert_close(found, POINT + 0.1 * again, rtol=0, atol=1e-6)

@@ -152,3 +152,10 @@ def test_smoothed_has_first_derivatives_only() -> None:
     node, value = layer("second-order", Smoothed())
     with pytest.raises(DifferentiationError, match="first derivatives only"):
         torch.func.hessian(loss(node))(value)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_unrolling_leaves_the_checked_answer_alone(name: str) -> None:
+    """Bit for bit: a Newton step of rounding errors may lead away from it."""
+    (exact, value), (node, _) = layer(name, Implicit()), layer(name, Unrolled())
+    assert torch.equal(exact(value), node(value))

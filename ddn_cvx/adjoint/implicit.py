@@ -27,6 +27,7 @@ from ddn_cvx.errors import DifferentiationError, InputError
 from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
+from ddn_cvx.program.kinks import sizes
 
 WeaklyActive = Literal["descent", "inactive", "active", "average"]
 
@@ -120,18 +121,19 @@ class _SolutionMap(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.rule, P, _, A, _, *rest = inputs
+        ctx.rule, P, q, A, b, *rest = inputs
         x, v, ok = output
         ctx.extra = len(rest)
         ctx.mark_non_differentiable(ok)
-        ctx.save_for_backward(P, A, x, v, ok)
-        ctx.save_for_forward(P, A, x, v, ok)
+        ctx.save_for_backward(P, q, A, b, x, v, ok)
+        ctx.save_for_forward(P, q, A, b, x, v, ok)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        P, A, x, v, ok = ctx.saved_tensors
+        *data, x, v, ok = ctx.saved_tensors
         program = ctx.rule.program
-        u, w = _respond(ctx.rule, False, P, A, v, ok, grads[0].unsqueeze(-1), grads[1].unsqueeze(-1))
+        right = grads[0].unsqueeze(-1), grads[1].unsqueeze(-1)
+        u, w = _respond(ctx.rule, False, ConicData(*data), x, v, ok, *right)
         u, w = u.squeeze(-1), w.squeeze(-1)
         y = torch.where(ok.unsqueeze(-1), program.cones.project_dual(v), 0.0)
         pr, pc, ar, ac = program.index(x.device)
@@ -145,7 +147,7 @@ class _SolutionMap(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, None]:
-        P, A, x, v, ok = ctx.saved_tensors
+        *data, x, v, ok = ctx.saved_tensors
         program = ctx.rule.program
         dP, dq, dA, db = tangents[1:5]
         y = program.cones.project_dual(v)
@@ -159,7 +161,7 @@ class _SolutionMap(torch.autograd.Function):
         if db is not None:
             t = t + db
         r, t = torch.where(ok.unsqueeze(-1), r, 0.0), torch.where(ok.unsqueeze(-1), t, 0.0)
-        a, c = _respond(ctx.rule, True, P, A, v, ok, r.unsqueeze(-1), t.unsqueeze(-1))
+        a, c = _respond(ctx.rule, True, ConicData(*data), x, v, ok, r.unsqueeze(-1), t.unsqueeze(-1))
         return a.squeeze(-1), c.squeeze(-1), None
 
     @staticmethod
@@ -190,18 +192,26 @@ def _tied(u: Tensor, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
 
 
 def _respond(
-    rule: Rule, forward: bool, P: Tensor, A: Tensor, v: Tensor, ok: Tensor, r: Tensor, t: Tensor
+    rule: Rule, forward: bool, data: ConicData, x: Tensor, v: Tensor, ok: Tensor, r: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The solution for the element of the generalised Jacobian that is asked for."""
-    cones = rule.program.cones
     found = [
-        linear_solve(factors, forward, P, A, v if not side else v + side * cones.dual_lean(v), ok, r, t)
+        linear_solve(factors, forward, data.P, data.A, _leaning(rule.program, side, data, x, v), ok, r, t)
         for side, factors in rule.sides
     ]
     if len(found) == 1:
         return found[0]
     a, c = (sum(parts) / len(found) for parts in zip(*found, strict=True))
     return cast(Tensor, a), cast(Tensor, c)
+
+
+def _leaning(program: ConicProgram, side: int, data: ConicData, x: Tensor, v: Tensor) -> Tensor:
+    """v on one side of the kinks it is at; the step is a constant for autograd."""
+    if not side:
+        return v
+    at = v.detach()
+    measured = sizes(program, ConicData(*(part.detach() for part in data)), x.detach(), at)
+    return v + (program.cones.dual_lean(at, measured, side) - at)
 
 
 def linear_solve(

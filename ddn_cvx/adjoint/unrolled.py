@@ -70,7 +70,7 @@ class Unrolled(NonlinearAdjoint):
         for _ in range(self.steps):
             F = torch.where(row, program.residual(torch.cat((x, v), 1), data), 0.0).unsqueeze(-1)
             dx, dv = linear_solve(solve.factors, True, P, A, start[1], ok, F[:, :n], F[:, n:])
-            x, v = x - dx.squeeze(-1), v - dv.squeeze(-1)
+            x, v = (_at(a, b - d.squeeze(-1)) for a, b, d in ((start[0], x, dx), (start[1], v, dv)))
         return torch.where(row, x, 0.0), torch.where(row, v, 0.0), ok
 
     def attach_nonlinear(self, solve: NonlinearSolve, theta: Theta, batch: int) -> Solved:
@@ -87,6 +87,12 @@ class Unrolled(NonlinearAdjoint):
             at = At(rule, at.tensors, found, active, ok, at.inequalities)
         final = State(*(at.where_ok(t) for t in found))
         return Solved(final, active, ok, final)
+
+
+def _at(value: Tensor, moved: Tensor) -> Tensor:
+    """The derivatives of a Newton step at the solution, which has been checked: on a badly conditioned problem the step of
+    rounding errors would lead away from it."""
+    return value + (moved - moved.detach())
 
 
 def _conditions(at: At) -> Parts:

@@ -31,7 +31,7 @@ from ddn_cvx.cones.zero import Zero
 from ddn_cvx.errors import DeclarationError, InputError
 
 WEAK = 1e-7
-"""A cone whose margin, next to 1 + max|v|, is at most this is weakly active."""
+"""A cone whose margin is at most this, with slack and multiplier in their own units, is weakly active."""
 
 
 class Block(NamedTuple):
@@ -44,6 +44,14 @@ class Block(NamedTuple):
     kind: str
     rows: slice
     extra: Any
+
+
+class Sizes(NamedTuple):
+    """What is of size one among slacks and among multipliers, positive: ``(*batch, number of cones)`` each, one entry a cone
+    as ``Product.dual_margin`` counts."""
+
+    slack: Tensor
+    force: Tensor
 
 
 class Group(NamedTuple):
@@ -221,20 +229,36 @@ class Product:
         margins = [group.cone.margin(-group.take(ordered)) for group in curved]
         return _select(torch.cat([v[..., :0], *margins], dim=-1), -1, self._layout.cones_back)
 
-    def dual_weak(self, v: Tensor) -> Tensor:
+    def dual_weak(self, v: Tensor, sizes: Sizes) -> Tensor:
         """The cones that are at a kink but for rounding, ``(*batch, number of cones)`` bool, as ``dual_margin`` counts."""
-        size = v.abs().amax(-1, keepdim=True) if self.size else v
-        return self.dual_margin(v) <= WEAK * (1 + size)
+        slack, force = (self._by_row(t) for t in sizes)
+        y = self.project_dual(v)
+        return self.dual_margin(y / force - (y - v) / slack) <= WEAK
 
-    def dual_lean(self, v: Tensor) -> Tensor:
-        """A short step ``(*batch, m)`` in weakly active cones, zero in all others: v plus it is on the side of the kink
-        where the constraint is active, v minus it where it is not. It goes along the centre, which is inside K and K*."""
+    def dual_lean(self, v: Tensor, sizes: Sizes, side: int) -> Tensor:
+        """v, but for a short step in weakly active cones: to where the constraint is active for ``side`` 1, to where it is
+        not for -1. It goes along the centre, which is inside K and K*, with slack and multiplier in their own units."""
         centre, cone = self._centre
         if not len(centre) or self.zero == self.size:
-            return torch.zeros_like(v)
-        weak = torch.nn.functional.pad(self.dual_weak(v.detach()), (1, 0))  # zero rows: never
-        length = 8 * WEAK * (1 + v.detach().abs().amax(-1, keepdim=True))
-        return torch.where(weak[..., cone.to(v.device)], length * centre.to(v), 0.0)
+            return v
+        weak = torch.nn.functional.pad(self.dual_weak(v, sizes), (1, 0))  # zero rows: never
+        slack, force = (self._by_row(t) for t in sizes)
+        y = self.project_dual(v)
+        leant = y / force - (y - v) / slack + side * 8 * WEAK * centre.to(v)
+        y = self.project_dual(leant)
+        return torch.where(weak[..., cone.to(v.device)], force * y - slack * (y - leant), v)
+
+    def largest(self, rows: Tensor) -> Tensor:
+        """The largest entry of each cone, ``(*batch, number of cones)`` as ``dual_margin`` counts, of ``(*batch, m)``, which
+        is not negative."""
+        cone = self._centre[1].to(rows.device)
+        count = int(self._centre[1].max()) if self.size else 0
+        found = rows.new_zeros(*rows.shape[:-1], 1 + count)
+        return found.scatter_reduce(-1, cone.expand_as(rows), rows, "amax")[..., 1:]
+
+    def _by_row(self, cones: Tensor) -> Tensor:
+        """The entry of its cone for each row, one for zero rows."""
+        return torch.nn.functional.pad(cones, (1, 0), value=1.0)[..., self._centre[1].to(cones.device)]
 
     def centre(self, like: Tensor) -> Tensor:
         """A point inside K and K*, ``(*batch, m)``; zero in zero rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +23,10 @@ V_co = TypeVar("V_co", bound=int | Shape | Mapping[str, Shape], covariant=True, 
 def is_shape(value: object) -> bool:
     """A tuple (or ``torch.Size``) of nonnegative integers, ``()`` included."""
     return isinstance(value, tuple) and all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in value)
+
+
+ONE_INSTANCE: ContextVar[bool] = ContextVar("one_instance", default=False)
+"""Whether a declared function of one instance is running."""
 
 
 class Arguments:
@@ -68,6 +73,8 @@ class Arguments:
         ------
         InputError
             Wrong count, name or nesting.
+        DeclarationError
+            Inputs of undeclared shapes in a function of one instance, where none of their dimensions is a batch.
         """
         names = self.names if self.declared is not None else [self._name(k) for k in range(len(args))]
         trees = dict(zip(names, args, strict=False))
@@ -89,6 +96,12 @@ class Arguments:
         for k, name in enumerate(order):
             leaves, tree = pytree.tree_flatten(trees[name])
             if self.declared is None:
+                if ONE_INSTANCE.get() and any(getattr(leaf, "ndim", 0) for leaf in leaves):
+                    raise DeclarationError(
+                        f"A node whose input shapes are not declared got {name!r} inside a function of one instance of "
+                        "another node, where it would take the first dimension for a batch; declare it with "
+                        "parameters=[shape, ...]."
+                    )
                 found = [_undeclared(_label(name, i, len(leaves)), leaf) for i, leaf in enumerate(leaves)]
             else:
                 found, template = self.declared[k]

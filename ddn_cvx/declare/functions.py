@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ddn_cvx.declare.arguments import Arguments, Shape, count_inputs, require_tensor, variables_of
+from ddn_cvx.declare.arguments import ONE_INSTANCE, Arguments, Shape, count_inputs, require_tensor, variables_of
 from ddn_cvx.declare.capture import Captured, Substitute
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.base import ParameterSpec
@@ -259,7 +259,11 @@ def over_batch(function: Function, tensors: Sequence[Tensor], own: Sequence[bool
         A function of a batch captures something that has a batch dimension itself.
     """
     if not batched:
-        return torch.vmap(function, tuple(0 if b else None for b in own))(*tensors) if any(own) else function(*tensors)
+        token = ONE_INSTANCE.set(True)
+        try:
+            return torch.vmap(function, tuple(0 if b else None for b in own))(*tensors) if any(own) else function(*tensors)
+        finally:
+            ONE_INSTANCE.reset(token)
     if any(own[len(own) - len(captured.current()) :]):
         raise DeclarationError(
             "Captured weights with a batch dimension (torch.func.vmap over them) need functions of one instance; "

@@ -1,0 +1,74 @@
+"""Which constraints have no force does not depend on the units of the objective or of a row: flags and derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cvxpy
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import ddn_cvx as ddn
+from ddn_cvx.solution import Regularity
+
+cp: Any = cvxpy  # cvxpy's star imports are invisible to type checkers
+REGULAR, KINK = Regularity.REGULAR, Regularity.WEAKLY_ACTIVE
+WEIGHT = {"inactive": 0.0, "active": 1.0, "average": 0.5, "descent": 0.0}
+"""How much of the derivative with the constraint that has no force."""
+X, P = cp.Variable(3), cp.Parameter(3)
+PLANE = np.eye(3) - 1 / 3
+UNIT = np.array([0.6, 0.0, 0.8])
+KEPT = np.diag([1.0, 1.0, 0.0])
+
+# constraints for a factor, the parameter, the flag, and the derivative without and with the constraint that has no force
+CASES: dict[str, tuple[Callable[[float], list[Any]], Any, Regularity, Any, Any]] = {
+    "bounds": (lambda r: [r * X >= 0], [1.0, 0.5, -1.0], REGULAR, KEPT, KEPT),
+    "bound without a force": (lambda r: [r * X >= 0], [1.0, 0.0, -1.0], KINK, KEPT, np.diag([1.0, 0.0, 0.0])),
+    "half-space": (lambda r: [r * cp.sum(X) <= r], [1.0, 1.0, 0.5], REGULAR, PLANE, PLANE),
+    "half-space with slack": (lambda r: [r * cp.sum(X) <= r], [0.3, 0.4, 0.1], REGULAR, np.eye(3), np.eye(3)),
+    "half-space without a force": (lambda r: [r * cp.sum(X) <= r], [0.5, 0.75, -0.25], KINK, np.eye(3), PLANE),
+    "half-space at the origin": (lambda r: [r * cp.sum(X) <= 0], [0.0, 0.0, 0.0], KINK, np.eye(3), PLANE),
+    "far bound": (lambda r: [r * X >= 0, X <= 1e8], [1.0, 0.5, -1.0], REGULAR, KEPT, KEPT),
+}
+ONTO_BALL = np.eye(3) - np.outer(UNIT, UNIT)
+CURVED: dict[str, tuple[Callable[[float], list[Any]], Any, Regularity, Any, Any]] = {
+    "ball": (lambda r: [cp.norm(X) <= 1], 2 * UNIT, REGULAR, ONTO_BALL / 2, ONTO_BALL / 2),
+    "ball without a force": (lambda r: [cp.norm(X) <= 1], UNIT, KINK, np.eye(3), ONTO_BALL),
+}
+SCALES = [1e-8, 1e-4, 1.0, 1e4, 1e8]
+
+
+def found(constraints: Any, at: Any, objective: float, rule: Any, dtype: torch.dtype) -> tuple[Regularity, Tensor]:
+    problem = cp.Problem(cp.Minimize(objective * 0.5 * cp.sum_squares(X - P)), constraints)
+    layer = ddn.DeclarativeLayer(problem, [P], X, adjoint=ddn.Implicit(rule))
+    value = torch.tensor(at, dtype=dtype)
+    return layer.solve(value).regularities[0], torch.autograd.functional.jacobian(layer, value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("rule", WEIGHT)
+@pytest.mark.parametrize("name", [*CASES, *CURVED])
+def test_flag_and_derivative_in_any_units(name: str, rule: str, dtype: torch.dtype) -> None:
+    build, at, flag, without, with_ = (CASES | CURVED)[name]
+    if name in CURVED and flag and rule == "descent":
+        pytest.skip("either side will do, and which one is up to rounding")
+    expected = (1 - WEIGHT[rule]) * without + WEIGHT[rule] * with_
+    pairs = {(1.0, s) for s in SCALES} | {(s, 1.0) for s in SCALES} | {(1e-8, 1e8), (1e8, 1e-8), (1e8, 1e8), (1e-8, 1e-8)}
+    for objective, row in sorted(pairs if name in CASES else {(s, 1.0) for s in SCALES}):
+        regularity, jacobian = found(build(row), at, objective, rule, dtype)
+        assert regularity == flag, f"objective times {objective}, row times {row}"
+        np.testing.assert_allclose(jacobian, expected, rtol=0, atol=1e-5, err_msg=f"{objective}, {row}")
+
+
+def test_under_vmap() -> None:
+    """The sizes are those of each instance, also where the derivative is taken under ``vmap``."""
+    problem = cp.Problem(cp.Minimize(1e8 * 0.5 * cp.sum_squares(X - P)), [X >= 0])
+    layer = ddn.DeclarativeLayer(problem, [P], X, adjoint=ddn.Implicit("active"))
+    at = torch.tensor([[1.0, 0.0, -1.0], [1.0, 0.5, -1.0]], dtype=torch.float64)
+    slopes = torch.func.vmap(torch.func.grad(lambda p: layer(p).sum()))(at)
+    torch.testing.assert_close(slopes, torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]], dtype=torch.float64))
+    forward = torch.func.vmap(lambda p: torch.func.jvp(layer, (p,), (torch.ones_like(p),))[1])(at)
+    torch.testing.assert_close(forward, slopes)
