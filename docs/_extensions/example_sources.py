@@ -1,39 +1,33 @@
-"""Appends to each page of the gallery the scripts that it is about: the one of its own name and those that it names.
+"""Folds the scripts that the pages of the gallery include, so that a page reads from its figure to its end.
 
-So a page shows the whole program, and what it shows is the file that runs.
+The pages include the files that run (``literalinclude``); on the site each of them is a closed box with its name.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+INCLUDED = re.compile(r"^```\{literalinclude\} \.\./\.\./(examples/\w+\.py)\n(?:.+\n)*?```$", re.MULTILINE)
 
 
-def scripts(name: str, text: str) -> list[str]:
-    """The examples that belong to the page ``gallery/name.md`` with this text, its own first."""
-    named = re.findall(r"examples/(\w+)\.py", text)
-    return [script for script in dict.fromkeys((name, *named)) if (EXAMPLES / f"{script}.py").exists()]
+def scripts(text: str) -> list[str]:
+    """The examples that a page includes: ``examples/name.py``."""
+    return INCLUDED.findall(text)
 
 
-def listing(script: str) -> str:
-    """A closed box with the file; for readers of the site, not of the source."""
-    return (
-        f":::{{dropdown}} The whole script: examples/{script}.py\n:icon: code\n\n"
-        f"```{{literalinclude}} ../../examples/{script}.py\n:language: python\n```\n:::\n"
-    )
+def folded(text: str) -> str:
+    """The page with a box around each of them."""
+    return INCLUDED.sub(lambda found: f":::{{dropdown}} {found[1]}\n:icon: code\n\n{found[0]}\n:::", text)
 
 
-def append(app: object, page: str, source: list[str]) -> None:
+def fold(app: object, page: str, source: list[str]) -> None:
     """Sphinx's event "source-read"."""
-    folder, _, name = page.rpartition("/")
-    if folder == "gallery" and name != "index":
-        source[0] += "\n" + "\n".join(map(listing, scripts(name, source[0])))
+    if page.startswith("gallery/"):
+        source[0] = folded(source[0])
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Sphinx calls this."""
-    app.connect("source-read", append)
+    app.connect("source-read", fold)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""Draws the flow charts of the page on solvers and adjoints: questions from top to bottom, answers beside them.
+"""Draws the flow charts of the pages on concepts, solvers and adjoints: from top to bottom, with answers beside.
 
 python docs/figures/choices.py
 """
@@ -27,8 +27,17 @@ ADJOINTS = (
     ("As cvxpylayers has it?", "DiffcpAdjoint()", "cone programs, first order, slow"),
 )
 
+STEPS = (
+    ("declare", "what you write", "a problem in cvxpy or torch; read once"),
+    ("program", "F(z, data) = 0", "structure without values"),
+    ("solve", "z* with F(z*) = 0", "a whole batch, by whatever solver"),
+    ("solution", "a status for each element", "checked against what you wrote"),
+    ("differentiate", "dz*/d data", "from F alone; no solver is asked"),
+    ("layer", "nn.Module", "shapes, batches, devices, errors"),
+)
 
-def chart(rows: tuple[tuple[str, str, str], ...]) -> str:
+
+def chart(rows: tuple[tuple[str, str, str], ...], yes: str = "yes", no: str = "no") -> str:
     """A row for each question: no goes down, yes goes right."""
     parts = [f"<g {SANS}>"]
     for place, (question, answer, remark) in enumerate(rows):
@@ -37,13 +46,13 @@ def chart(rows: tuple[tuple[str, str, str], ...]) -> str:
             box(6, y, 204, 50, INK),
             text(108, y + 30, escape(question), 14),
             arrow(213, y + 25, 44, FORWARD),
-            text(232, y + 17, "yes", 12, FORWARD),
+            text(232, y + 17, yes, 12, FORWARD),
             box(260, y, 334, 50, FORWARD, FORWARD),
             text(270, y + 21, escape(answer, quote=False), 13.5, INK, MONO, "start"),
             text(270, y + 41, escape(remark, quote=False), 13, INK, "", "start"),
         ]
         if place + 1 < len(rows):
-            parts += [arrow(108, y + 53, 22, INK, down=True), text(124, y + 69, "no", 12, INK)]
+            parts += [arrow(108, y + 53, 22, INK, down=True), text(124, y + 69, no, 12, INK)]
     return "\n".join((*parts, "</g>"))
 
 
@@ -53,6 +62,8 @@ def main() -> None:
         ("adjoints", "Which adjoint: questions and answers", ADJOINTS),
     ):
         save(name, title, 600, 78 * len(rows) - 16, chart(rows))
+    title = "From a declaration to a layer: declare, program, solve, solution, differentiate, layer"
+    save("steps", title, 600, 78 * len(STEPS) - 16, chart(STEPS, "", ""))
 
 
 if __name__ == "__main__":
