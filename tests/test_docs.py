@@ -17,6 +17,12 @@ PAGES = [
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if page.exists() and "_build" not in page.parts
 ]
+GALLERY = ROOT / "docs" / "gallery"
+CARD = re.compile(
+    r"^:::\{grid-item-card\} (?P<title>.+)\n:link: (?P<page>\w+)\n:link-type: doc\n:img-top: (?P<figure>\S+)\n"
+    r":img-alt: \S.*\n\n(?P<line>\S.*)\n:::$",
+    re.MULTILINE,
+)
 BLOCK = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 
 
@@ -54,3 +60,38 @@ def test_blocks_keep_their_line_numbers() -> None:
     with pytest.raises(AssertionError) as failure:
         exec(compile(second, "page", "exec"), namespace)
     assert failure.traceback[-1].lineno == 9  # counted from zero: the tenth line of the page
+
+
+def test_every_page_of_the_gallery_has_a_card() -> None:
+    """One card a page, with a line of text and a figure that the page shows."""
+    text = (GALLERY / "index.md").read_text(encoding="utf-8")
+    cards = {found["page"]: found["figure"] for found in CARD.finditer(text)}
+    assert len(cards) == text.count("{grid-item-card}")
+    assert sorted(cards) == sorted(page.stem for page in GALLERY.glob("*.md") if page.stem != "index")
+    for page, figure in cards.items():
+        assert (GALLERY / figure).exists(), figure
+        assert f"]({figure})" in (GALLERY / f"{page}.md").read_text(encoding="utf-8"), f"{page} does not show {figure}"
+
+
+def test_every_example_is_shown_on_a_page_of_the_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every page shows one; on the site they are folded."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_extensions")
+    from example_sources import folded, scripts
+
+    programs = {
+        f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py") if "__main__" in path.read_text("utf-8")
+    }
+    texts = [page.read_text(encoding="utf-8") for page in GALLERY.glob("*.md") if page.stem != "index"]
+    assert programs <= {script for text in texts for script in scripts(text)}
+    for text in texts:
+        assert (
+            0
+            < len(scripts(text))
+            == text.count("{literalinclude} ../../examples")
+            == folded(text).count(":::{dropdown} examples/")
+        )
+
+
+def test_figures_have_alternative_texts() -> None:
+    for page in PAGES:
+        assert "![](" not in page.read_text(encoding="utf-8"), page
