@@ -7,6 +7,7 @@ from ddn_cvx.adjoint.lpgd import LPGD
 from ddn_cvx.adjoint.smoothed import Smoothed
 from ddn_cvx.adjoint.unrolled import Unrolled
 from ddn_cvx.declare.fixed_point import FixedPoint, Root
+from ddn_cvx.declare.in_cone import InCone
 from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import (
@@ -73,6 +74,7 @@ __all__ = [
     "FirstOrder",
     "FixedPoint",
     "Implicit",
+    "InCone",
     "InputError",
     "InteriorPoint",
     "LeastSquares",

@@ -12,8 +12,7 @@ import torch
 from ddn_cvx.demo import run
 from ddn_cvx.doctor import run as run_doctor
 from ddn_cvx.errors import InputError
-from ddn_cvx.gallery import listing
-from ddn_cvx.gallery import run as run_example
+from ddn_cvx.gallery import listing, run as run_example
 
 
 def main() -> None:

@@ -14,7 +14,9 @@ from torch import Tensor
 from ddn_cvx.diagnose import condition_numbers
 from ddn_cvx.failure import raise_failures, warn_of
 from ddn_cvx.inputs import Batch
-from ddn_cvx.kernels.jit import sweep
+from ddn_cvx.kernels import spectrum
+from ddn_cvx.kernels.jit import Task, sweep
+from ddn_cvx.kernels.lanes import LANES
 from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import KKT, Factors
@@ -174,10 +176,13 @@ class Call:
         substituted = self._substituted(u)
         data, swept = substituted.data, self._sweep(substituted, u)
         finite = torch.from_numpy(substituted.finite)
-        if swept is None or not self._is_posed(data, finite, admissible):
+        if swept is None or not self._is_posed(data, substituted.finite, admissible):
             return data, self(data, finite, torch.from_numpy(u), *extra)
         if not swept.is_finished(self.tolerance):
-            attempt = _Attempt(Instance(self.program, data), swept.prepared.raw, swept.point, finite, swept.inspected, None)
+            instance = Instance(self.program, data)
+            if self.program.curved is not None and instance.units.are_small:  # this solver has to be told
+                return data, self(data, finite, torch.from_numpy(u), *extra)
+            attempt = _Attempt(instance, swept.prepared.raw, swept.point, finite, swept.inspected, None)
             return data, self._conclude(data, attempt, torch.from_numpy(u), values)
         x, v, _, _ = tensors = swept.tensors
         self.complete = True
@@ -189,9 +194,9 @@ class Call:
         assert binding is not None and structure is not None
         return Substituted.of(binding, structure, u)
 
-    def _is_posed(self, data: ConicData, finite: Tensor, admissible: Tensor) -> bool:
+    def _is_posed(self, data: ConicData, finite: NDArray[np.bool_], admissible: Tensor) -> bool:
         """Whether every element is to be solved."""
-        if not bool((finite & admissible).all()):
+        if not finite.all() or (self.node.has_conditions and not bool(admissible.all())):
             return False
         return not self.node.curvature_varies or bool(self.program.is_convex(data).all())
 
@@ -201,24 +206,27 @@ class Call:
         program, plan, batch, solver = self.program, self.node.plan, len(u), self.solver
         if isinstance(solver, Auto):
             solver = solver.choose(program, self.workspace, "cpu")
-        fit = batch and self.time_limit is None  # a sweep has no clock
-        prepared = solver.prepare(program, substituted.arrays) if isinstance(solver, Compiled) and fit else None
-        if prepared is None or not isinstance(solver, Compiled):
+        if not batch or self.time_limit is not None or not isinstance(solver, Compiled):  # a sweep has no clock
             sweep(batch, [substituted.task])
             return None
+        data, curved = substituted.arrays, program.curved
+        prepared = solver.prepare(program, data)
         v, y, s = (np.empty((batch, program.m)) for _ in range(3))
         point, answer = (prepared.x, v, y, s), (prepared.y, prepared.s)
-        measured = Measurement.of(program.structure, substituted.arrays, point, True, answer)
-        tasks, found = [substituted.task, prepared.task, measured.task], None
+        checks, found = [], None
+        if curved is not None:
+            checks.append(Task(spectrum.split, 100 * program.m, (curved, *answer, v, y, s), LANES))
+        measured = Measurement.of(program.structure, data, point, curved is None, answer if curved is None else None)
+        checks.append(measured.task)
         if plan is not None:
             found = np.empty((batch, 2))
-            tasks.append(plan.task(u, prepared.x, measured.measures, found))
-        sweep(batch, tasks, prepared.threads)
-        if prepared.status.any():
-            solver.complete(program, substituted.arrays, prepared)
+            checks.append(plan.task(u, prepared.x, measured.measures, found, self.tolerance))
+        sweep(batch, [substituted.task, *prepared.tasks, *checks], prepared.threads)
+        if not prepared.is_complete:
+            solver.complete(program, data, prepared)
             if prepared.status.any():
                 return None
-            sweep(batch, tasks[2:], prepared.threads)
+            sweep(batch, checks, prepared.threads)
         return _Swept(prepared, measured, point, found)
 
     def _conclude(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import cvxpy as cp
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 import ddn_cvx as ddn
 from ddn_cvx.kernels import active_set, jit
+from ddn_cvx.options import Options
 
 ACCEPTED = 1e-6
 """Largest error of an answer or of a gradient."""
@@ -202,20 +204,20 @@ def _compare(layer: ddn.DeclarativeLayer, x: list[float], y: list[float], slope:
     return (found[0], torch.tensor(y, dtype=torch.float64)), (torch.stack(rows), right)
 
 
-def _simplex(**options: object) -> tuple[Pair, Pair]:
+def _simplex(**options: Unpack[Options]) -> tuple[Pair, Pair]:
     """The projection of (1, 1/2, -1) onto the simplex."""
     y, x = cp.Variable(3), cp.Parameter(3)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(y - x)), [cp.sum(y) == 1, y >= 0])
-    layer = ddn.DeclarativeLayer(problem, [x], y, **options)  # type: ignore[arg-type]  # each is passed on as it is
+    layer = ddn.DeclarativeLayer(problem, [x], y, **options)
     slope = [[0.5, -0.5, 0.0], [-0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
     return _compare(layer, [1.0, 0.5, -1.0], [0.75, 0.25, 0.0], slope)
 
 
-def _ball(**options: object) -> tuple[Pair, Pair]:
+def _ball(**options: Unpack[Options]) -> tuple[Pair, Pair]:
     """The projection of (3, 4) onto the unit ball."""
     y, x = cp.Variable(2), cp.Parameter(2)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(y - x)), [cp.norm(y) <= 1])
-    layer = ddn.DeclarativeLayer(problem, [x], y, **options)  # type: ignore[arg-type]  # each is passed on as it is
+    layer = ddn.DeclarativeLayer(problem, [x], y, **options)
     return _compare(layer, [3.0, 4.0], [0.6, 0.8], _TANGENT)
 
 

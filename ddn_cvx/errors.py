@@ -9,15 +9,44 @@ from __future__ import annotations
 
 
 class DeclarativeError(Exception):
-    """Base class of all errors raised by ddn_cvx."""
+    """Base class of all errors raised by ddn_cvx.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, low = cp.Variable(), cp.Parameter()
+    >>> layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.square(x)), [x >= low, x <= 1]), [low], x)
+    >>> try:
+    ...     layer(torch.tensor(2.0))
+    ... except ddn.DeclarativeError as error:
+    ...     print(type(error).__name__)
+    SolverError
+    """
 
 
 class DeclarationError(DeclarativeError, ValueError):
-    """The problem as declared cannot become a layer; the message names the expression and the rule it breaks."""
+    """The problem as declared cannot become a layer; the message names the expression and the rule it breaks.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, ddn_cvx as ddn
+    >>> x = cp.Variable(integer=True, name="count")
+    >>> ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.square(x))))
+    Traceback (most recent call last):
+    ddn_cvx.errors.DeclarationError: Variable 'count' is integer: a solution over a discrete set has no derivative. ...
+    """
 
 
 class InputError(DeclarativeError, ValueError, TypeError):
-    """A value given to a layer is not acceptable (shape, count, dtype, device); nothing has been computed."""
+    """A value given to a layer is not acceptable (shape, count, dtype, device, option); nothing has been computed.
+
+    Examples
+    --------
+    >>> import ddn_cvx as ddn
+    >>> ddn.Smoothed(width=-1.0)
+    Traceback (most recent call last):
+    ddn_cvx.errors.InputError: width must be positive, got -1.0.
+    """
 
 
 class SolverError(DeclarativeError, RuntimeError):
@@ -29,6 +58,17 @@ class SolverError(DeclarativeError, RuntimeError):
         One ``Status`` per failed element, in the order of ``indices``.
     indices : tuple
         The batch indices that failed (tuples of int, one int per leading batch dimension).
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, low = cp.Variable(), cp.Parameter()
+    >>> layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.square(x)), [x >= low, x <= 1]), [low], x)
+    >>> try:
+    ...     layer(torch.tensor([0.5, 2.0]))
+    ... except ddn.SolverError as error:
+    ...     print(error.indices, [status.name for status in error.status])
+    ((1,),) ['INFEASIBLE']
     """
 
     def __init__(self, message: str, status: tuple[object, ...] = (), indices: tuple[tuple[int, ...], ...] = ()):
@@ -38,8 +78,24 @@ class SolverError(DeclarativeError, RuntimeError):
 
 
 class DifferentiationError(DeclarativeError, RuntimeError):
-    """A derivative was asked for that is not available; a wrong number is never returned instead."""
+    """A derivative was asked for that is not available; a wrong number is never returned instead.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> node = ddn.TorchProblem((), lambda y, x: (y - x) ** 2, parameters=[()])
+    >>> layer = ddn.DeclarativeLayer(node, adjoint=ddn.LPGD())
+    >>> torch.func.jvp(layer, (torch.tensor(1.0),), (torch.tensor(1.0),))
+    Traceback (most recent call last):
+    ddn_cvx.errors.DifferentiationError: LPGD() has no forward mode; use adjoint=Implicit().
+    """
 
 
 class DegradedAnswerWarning(UserWarning):
-    """The answer is usable but not what a regular problem would give; shown once per layer."""
+    """The answer is usable but not what a regular problem would give; shown once per layer.
+
+    Examples
+    --------
+    >>> import warnings, ddn_cvx as ddn
+    >>> warnings.filterwarnings("ignore", category=ddn.DegradedAnswerWarning)  # if that is known and wanted
+    """

@@ -26,8 +26,8 @@ from ddn_cvx.solvers.auto import Auto, in_words
 from ddn_cvx.solvers.base import Solver
 from ddn_cvx.solvers.cost import Size, seconds
 from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
+from ddn_cvx.solvers.ode_base import Integrator
 from ddn_cvx.solvers.root_auto import RootAuto
-from ddn_cvx.solvers.torchdiffeq import Torchdiffeq
 
 Node = ConvexProblem | NonconvexProblem | TorchProblem | FixedPoint | Root | ODE
 GIVEN = "it was given"
@@ -110,7 +110,7 @@ def explain(
         return _convex(node, settings, count, where, failing)
     adjoint = f"{settings.adjoint}"
     if isinstance(node, ODE):
-        assert isinstance(settings.solver, Torchdiffeq)
+        assert isinstance(settings.solver, Integrator)
         problem = f"initial value problem of {node.functions.n} unknowns"
         by_adjoint = isinstance(settings.adjoint, Implicit)
         backward = "the adjoint equation is integrated back" if by_adjoint else "its steps are kept"
@@ -118,8 +118,8 @@ def explain(
             problem,
             count,
             where,
-            "Torchdiffeq",
-            f"method {settings.solver.method!r}, rtol {settings.solver.rtol:g}, atol {settings.solver.atol:g}",
+            type(settings.solver).__name__,
+            f"{settings.solver}",
             {},
             _captured(node),
             f"{adjoint}: {backward}",
@@ -217,6 +217,7 @@ def _rows(cones: Product) -> str:
         *(f"{name} of size {', '.join(map(str, sizes))}" if sizes else "" for name, sizes in _blocks(cones)),
         f"{cones.exp} exponential cones" if cones.exp else "",
         f"{len(cones.power)} power cones" if cones.power else "",
+        *(f"a {type(cone).__name__} cone of {cone.dim} rows" for cone in cones.others),
     ]
     return ", ".join(part for part in parts if part) or "no constraints"
 

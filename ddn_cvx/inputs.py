@@ -33,6 +33,8 @@ class Batch:
         dtype = self.dtype
         if tensor.is_complex():
             dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+        if tensor.dtype == dtype and len(self.shape) == 1:  # what would change nothing costs autograd a node
+            return tensor
         return tensor.to(dtype).reshape((*self.shape, *tensor.shape[1:]))
 
 

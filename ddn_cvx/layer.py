@@ -3,7 +3,8 @@
     bind -> solve -> polish -> check -> recover
 
 ``bind`` and ``recover`` are plain torch; what lies between is opaque to autograd and gets its derivative from an
-``Adjoint``.
+``Adjoint``. The module is long for one reason: its one class is what users read, and its signature is also written out for
+type checkers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from ddn_cvx.adjoint.compiled import attach
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.call import Call
 from ddn_cvx.custom_op import call_operator, register
-from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Problem, Variable, declare
+from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Variable, declare
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.ode import ODE
 from ddn_cvx.declare.torch_problem import TorchProblem
@@ -32,19 +33,20 @@ from ddn_cvx.explain import Explanation, Settings, explain
 from ddn_cvx.inputs import Batch, gather, match
 from ddn_cvx.nonlinear_call import NonlinearRun
 from ddn_cvx.ode_call import OdeRun
+from ddn_cvx.options import CvxpyProblem, DeclaredSeveral, DeclaredSingle, Options, Out
 from ddn_cvx.root_call import RootRun
 from ddn_cvx.signature import Signature
 from ddn_cvx.solution import Solution
 from ddn_cvx.solver_for import AnySolver, Declared, solver_for
 from ddn_cvx.solvers.base import Solver, Workspace
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
+from ddn_cvx.solvers.ode_base import Integrator
 from ddn_cvx.solvers.root_base import RootSolver
-from ddn_cvx.solvers.torchdiffeq import Torchdiffeq
 
 Result = TypeVar("Result")
 
 
-class DeclarativeLayer(nn.Module):
+class DeclarativeLayer(nn.Module, Generic[Out]):
     """An optimisation problem as a layer: ``layer(*parameters) -> optimal variables``.
 
     Parameters
@@ -89,18 +91,47 @@ class DeclarativeLayer(nn.Module):
 
     Examples
     --------
-    >>> import cvxpy as cp, torch
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
     >>> x, p = cp.Variable(3), cp.Parameter(3)
     >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
-    >>> layer = DeclarativeLayer(problem, [p], x)
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x)
     >>> layer(torch.tensor([[1.0, 0.5, -1.0], [0.0, 0.0, 0.0]]))
     tensor([[0.7500, 0.2500, 0.0000],
             [0.3333, 0.3333, 0.3333]])
     """
 
+    @overload
+    def __init__(
+        self: DeclarativeLayer[Tensor],
+        problem: CvxpyProblem,
+        parameters: Sequence[Parameter] | None,
+        variables: Variable,
+        **options: Unpack[Options],
+    ): ...
+    @overload
+    def __init__(
+        self: DeclarativeLayer[Tensor],
+        problem: CvxpyProblem,
+        parameters: Sequence[Parameter] | None = None,
+        *,
+        variables: Variable,
+        **options: Unpack[Options],
+    ): ...
+    @overload
+    def __init__(
+        self: DeclarativeLayer[tuple[Tensor, ...]],
+        problem: CvxpyProblem,
+        parameters: Sequence[Parameter] | None = None,
+        variables: Sequence[Variable] | None = None,
+        **options: Unpack[Options],
+    ): ...
+    @overload
+    def __init__(self: DeclarativeLayer[Tensor], problem: DeclaredSingle, **options: Unpack[Options]): ...
+    @overload
+    def __init__(self: DeclarativeLayer[dict[str, Tensor]], problem: DeclaredSeveral, **options: Unpack[Options]): ...
     def __init__(
         self,
-        problem: Problem | Declared,
+        problem: CvxpyProblem | Declared,
         parameters: Sequence[Parameter] | None = None,
         variables: Variable | Sequence[Variable] | None = None,
         *,
@@ -143,12 +174,16 @@ class DeclarativeLayer(nn.Module):
         self._signature = Signature.of(self.node, bare)
         self._number = register(self)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, *params: Any, **named: Any) -> Out: ...
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is another layer: compiled models must tell them apart."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._number = register(self)
 
-    def forward(self, *params: Tensor, **named: Tensor) -> Any:
+    def forward(self, *params: Tensor, **named: Tensor) -> Out:
         """The optimal variables for a batch of parameters.
 
         Parameters
@@ -207,6 +242,29 @@ class DeclarativeLayer(nn.Module):
         """Like calling the layer, but returns a ``Solution`` with status, residuals, duals and regularity per element.
 
         Never raises for an element that has no solution: its status tells and its vectors are NaN.
+
+        Parameters
+        ----------
+        *params, **named : Tensor
+            Those of a call.
+
+        Returns
+        -------
+        Solution
+            Every tensor in it is ``(*batch, ...)``.
+
+        Raises
+        ------
+        InputError
+            Wrong count, shape, dtype or device; or a call inside a transform of ``torch.func``: there are no numbers there.
+
+        Examples
+        --------
+        >>> import cvxpy as cp, torch, ddn_cvx as ddn
+        >>> x, p = cp.Variable(), cp.Parameter()
+        >>> layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.square(x - p)), [x <= 1]), [p], x)
+        >>> layer.solve(torch.tensor([0.5, 3.0])).value
+        tensor([0., 4.])
         """
         if torch.compiler.is_compiling():
             return _outside(self._solved, params, named)
@@ -261,18 +319,32 @@ class DeclarativeLayer(nn.Module):
         device : torch.device or str, optional
             Default: that of the parameters, or the CPU.
 
+        Returns
+        -------
+        Explanation
+            Text in named fields.
+
         Raises
         ------
         InputError
             Parameters of wrong count, shape, dtype or device.
+
+        Examples
+        --------
+        >>> import cvxpy as cp, torch, ddn_cvx as ddn
+        >>> x, p = cp.Variable(), cp.Parameter()
+        >>> layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.square(x - p)), [x <= 1]), [p], x)
+        >>> layer.explain(batch=8).solver
+        'ActiveSet'
         """
         settings = Settings(self.solver, self.adjoint, self.tolerance, self.polish_steps, self.on_failure)
         return explain(self.node, settings, params, named, batch, device)
 
     def diagnose(self, *params: Any, seed: int = 0, **named: Any) -> Diagnosis:
-        """What is special about the answers at these parameters, and what to do: residuals, multipliers, active constraints,
-        conditioning, regularity flags, and the gradient against finite differences of the layer along a random direction.
-        Solves in double precision, and never raises for an element that has no solution. ``print`` shows a table.
+        """What is special about the answers at these parameters, and what to do: residuals, multipliers, active
+        constraints, conditioning, regularity flags, and the gradient against finite differences of the layer along a
+        random direction. Solves in double precision, and never raises for an element that has no solution. ``print``
+        shows a table.
 
         Parameters
         ----------
@@ -281,10 +353,24 @@ class DeclarativeLayer(nn.Module):
         seed : int
             Of the random direction and the random combination of outputs.
 
+        Returns
+        -------
+        Diagnosis
+            Tensors ``(*batch,)`` in named fields, and advice.
+
         Raises
         ------
         InputError
             Parameters of wrong count, shape, dtype or device.
+
+        Examples
+        --------
+        >>> import cvxpy as cp, torch, ddn_cvx as ddn
+        >>> x, p = cp.Variable(), cp.Parameter()
+        >>> layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.square(x - p)), [x <= 1]), [p], x)
+        >>> diagnosis = layer.diagnose(torch.tensor([0.5, 1.0]))  # at 1 the bound is active without a force
+        >>> diagnosis.healthy, diagnosis.kink
+        (False, tensor([False,  True]))
         """
         other = copy.copy(self)
         other.on_failure = "nan"
@@ -309,8 +395,20 @@ class DeclarativeLayer(nn.Module):
         assert not isinstance(declared, OdeRun)
         return declared.conditioning(params, named)
 
-    def with_solver(self, solver: str | AnySolver | None, **options: Any) -> DeclarativeLayer:
+    def with_solver(self, solver: str | AnySolver | None, **options: Any) -> Self:
         """The same layer with another forward solver; the problem is not read again, and everything else is shared.
+
+        Parameters
+        ----------
+        solver : str, Solver or None
+            As for the constructor.
+        **options
+            Options for a solver given by name.
+
+        Returns
+        -------
+        DeclarativeLayer
+            Another module; weights that the problem refers to are those of this one.
 
         Raises
         ------
@@ -318,6 +416,14 @@ class DeclarativeLayer(nn.Module):
             The solver cannot take the problem.
         InputError
             An unknown solver or option.
+
+        Examples
+        --------
+        >>> import cvxpy as cp, torch, ddn_cvx as ddn
+        >>> x, p = cp.Variable(), cp.Parameter()
+        >>> layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.square(x - p)), [x <= 1]), [p], x)
+        >>> layer.with_solver("clarabel", max_iter=50)(torch.tensor([0.5, 3.0]))
+        tensor([0.5000, 1.0000])
         """
         other = copy.copy(self)
         other.solver = solver_for(solver, options, self.node)
@@ -330,7 +436,7 @@ class DeclarativeLayer(nn.Module):
                 node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps, self.time_limit
             )
         if isinstance(node, ODE):
-            assert isinstance(self.solver, Torchdiffeq)
+            assert isinstance(self.solver, Integrator)
             return OdeRun(node, self.solver, self.adjoint, on_failure, self.time_limit)
         assert isinstance(self.solver, RootSolver)
         return RootRun(node, self.solver, self.adjoint, on_failure, self.tolerance, self.polish_steps, self.time_limit)

@@ -22,17 +22,15 @@ from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.solution import Solution, Status
 from ddn_cvx.solvers.deadline import limited
-from ddn_cvx.solvers.torchdiffeq import Broken, Torchdiffeq
+from ddn_cvx.solvers.ode_base import Broken, Integrator
 
 
 class OdeCall:
     """``y(0) -> y(1)`` between two times (``adjoint.ode.Flow``); the first two tensors of θ are the times."""
 
-    def __init__(self, node: ODE, solver: Torchdiffeq, layout: Any, time_limit: float | None = None):
+    def __init__(self, node: ODE, solver: Integrator, layout: Any, time_limit: float | None = None):
         self.node, self.solver, self.layout, self.time_limit = node, solver, layout, time_limit
-        eps = 10 * torch.finfo(node.functions.dtype).eps
-        self.solver = replace(solver, rtol=max(solver.rtol, eps), atol=max(solver.atol, eps))
-        self.drift = drift(self.solver.rtol, self.solver.atol)
+        self.drift = drift(solver.error(node.functions.dtype))
         self.status: Tensor | None = None
         self.evaluations = 0
 
@@ -109,7 +107,7 @@ class OdeRun:
     """How a layer over an ``ODE`` computes: all that does not change between calls."""
 
     node: ODE
-    solver: Torchdiffeq
+    solver: Integrator
     adjoint: Adjoint
     on_failure: str
     time_limit: float | None = None

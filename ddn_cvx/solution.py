@@ -9,7 +9,14 @@ from torch import Tensor
 
 
 class Status(enum.IntEnum):
-    """How the solve of one batch element ended. Only ``SOLVED`` carries an answer."""
+    """How the solve of one batch element ended. Only ``SOLVED`` carries an answer.
+
+    Examples
+    --------
+    >>> import ddn_cvx as ddn
+    >>> ddn.Status(2), ddn.Status.INFEASIBLE.remedy
+    (<Status.INFEASIBLE: 2>, 'no point satisfies the constraints; check the parameters or relax a constraint')
+    """
 
     SOLVED = 0
     INACCURATE = 1
@@ -46,6 +53,14 @@ class Regularity(enum.IntFlag):
     """What is special about a solution point; ``REGULAR`` (0) means the derivative is the classical one.
 
     Flags combine. See the how-to page on degenerate points for what the backward pass returns under each flag.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(), cp.Parameter()
+    >>> layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.square(x - p)), [x >= 0]), [p], x)
+    >>> layer.solve(torch.tensor([1.0, 0.0])).regularities  # at 0 the bound is active, and holds nothing
+    [<Regularity.REGULAR: 0>, <Regularity.WEAKLY_ACTIVE: 4>]
     """
 
     REGULAR = 0
@@ -64,7 +79,22 @@ class Regularity(enum.IntFlag):
 class Solution:
     """The result of ``layer.solve(*params)``; every tensor has the layer's leading batch dimensions ``(*batch, ...)``.
 
-    ``outputs`` are what ``layer(*params)`` returns and carry gradients; all other tensors are detached.
+    ``outputs`` are what ``layer(*params)`` returns and carry gradients; all other tensors are detached. Residuals and
+    gap are relative: next to the sizes of the terms that should cancel.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2, name="x"), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> solution = ddn.DeclarativeLayer(problem, [p], x).solve(torch.tensor([[0.8, 0.6], [0.5, 0.9]]))
+    >>> solution.statuses, solution.value
+    ([<Status.SOLVED: 0>, <Status.SOLVED: 0>], tensor([0.0800, 0.0800]))
+    >>> solution.primal["x"]
+    tensor([[0.6000, 0.4000],
+            [0.3000, 0.7000]])
+    >>> bool((solution.primal_residual < 1e-6).all())
+    True
     """
 
     outputs: tuple[Tensor, ...]

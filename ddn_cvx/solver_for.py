@@ -14,14 +14,15 @@ from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.solvers.base import Solver
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
 from ddn_cvx.solvers.nonlinear_registry import resolve_nonlinear
+from ddn_cvx.solvers.ode_base import Integrator
 from ddn_cvx.solvers.registry import resolve
 from ddn_cvx.solvers.root_base import RootSolver
 from ddn_cvx.solvers.root_registry import resolve_root
-from ddn_cvx.solvers.torchdiffeq import Torchdiffeq, resolve_integrator
+from ddn_cvx.solvers.torchdiffeq import resolve_integrator
 
 Declared = TorchProblem | FixedPoint | Root | ODE
 """Problems in torch functions, which say themselves what their parameters and variables are."""
-AnySolver = Solver | NonlinearSolver | RootSolver | Torchdiffeq
+AnySolver = Solver | NonlinearSolver | RootSolver | Integrator
 
 
 def solver_for(
@@ -49,10 +50,10 @@ def solver_for(
         return resolve_root(solver, options)
     if isinstance(node, ODE):
         return resolve_integrator(solver, options)
-    if isinstance(solver, NonlinearSolver | RootSolver | Torchdiffeq):
+    if isinstance(solver, NonlinearSolver | RootSolver | Integrator):
         raise InputError(f"{type(solver).__name__} is for nonlinear problems; this one is a cone program.")
     found = resolve(solver, options)
-    reason = found.unsupported(node.program)
+    reason = found.refusal(node.program)
     if reason is not None:
         raise DeclarationError(f"Solver {found.name!r} cannot take this problem: {reason}")
     return found

@@ -21,7 +21,7 @@ from ddn_cvx.solvers.base import Solver, Workspace
 
 
 def check_layer(
-    layer: DeclarativeLayer, *params: Tensor, tolerance: float = 1e-6, second_order: bool = True, eps: float = 1e-5
+    layer: DeclarativeLayer, *params: Tensor, tolerance: float = 1e-6, second_order: bool = True, step: float = 1e-5
 ) -> None:
     """Optimality, first and second derivatives, and independence of the batch, at one batch of parameters.
 
@@ -30,6 +30,7 @@ def check_layer(
     Parameters
     ----------
     layer : DeclarativeLayer
+        Of any kind of problem.
     *params : Tensor
         Float64 parameters ``(*batch, *shape)``, at a point where the solution is regular.
     tolerance : float
@@ -37,13 +38,21 @@ def check_layer(
         differences.
     second_order : bool
         Also run ``gradgradcheck``.
-    eps : float
+    step : float
         Step of the finite differences.
 
     Raises
     ------
     AssertionError
         Names the check that failed.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> from ddn_cvx.testing import check_layer
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.norm(x) <= 1]), [p], x)
+    >>> check_layer(layer, torch.tensor([[3.0, 4.0], [0.1, 0.2]], dtype=torch.float64))
     """
     solution = layer.solve(*params)
     assert bool((solution.status == int(Status.SOLVED)).all()), f"not solved: {solution.statuses}"
@@ -59,9 +68,9 @@ def check_layer(
     def outputs(*args: Tensor) -> tuple[Tensor, ...]:
         return _outputs(layer, *args[: len(inputs)])  # the weights are perturbed where they are
 
-    torch.autograd.gradcheck(outputs, (*inputs, *weights), eps=eps, atol=accept, rtol=accept)
+    torch.autograd.gradcheck(outputs, (*inputs, *weights), eps=step, atol=accept, rtol=accept)
     if second_order:
-        torch.autograd.gradgradcheck(outputs, (*inputs, *weights), eps=eps, atol=accept, rtol=accept)
+        torch.autograd.gradgradcheck(outputs, (*inputs, *weights), eps=step, atol=accept, rtol=accept)
 
 
 def _outputs(layer: DeclarativeLayer, *params: Tensor) -> tuple[Tensor, ...]:
@@ -91,13 +100,14 @@ def check_node(
     reference: Tensor | tuple[Tensor, ...] | None = None,
     tolerance: float = 1e-7,
     second_order: bool = True,
-    eps: float = 1e-5,
+    step: float = 1e-5,
 ) -> None:
     """Like ``check_layer`` for a module that has layers inside: answers, derivatives, dtype, batches of 0, 1 and N.
 
     Parameters
     ----------
     node : torch.nn.Module
+        What is checked.
     *inputs : Tensor
         Float64, dimension 0 is the batch; at a point where the node is differentiable.
     reference : Tensor or tuple of Tensor, optional
@@ -106,13 +116,21 @@ def check_node(
         Accepted difference from the reference, relative to 1 and the output.
     second_order : bool
         Also run ``gradgradcheck``.
-    eps : float
+    step : float
         Step of the finite differences.
 
     Raises
     ------
     AssertionError
         Names the check that failed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ddn_cvx.nodes import LpSphere
+    >>> from ddn_cvx.testing import check_node
+    >>> x, r = torch.tensor([[3.0, 4.0], [1.0, 0.2]], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    >>> check_node(LpSphere(2, p=2), x, r, reference=x / x.norm(dim=-1, keepdim=True))
     """
 
     def outputs(*args: Tensor) -> tuple[Tensor, ...]:
@@ -131,9 +149,9 @@ def check_node(
         assert out.dtype == torch.float32, f"float32 inputs give {out.dtype}"
         assert torch.allclose(out.double(), right, rtol=1e-3, atol=1e-4), "float32 inputs give another answer"
     variables = tuple(t.detach().clone().requires_grad_() for t in inputs)
-    torch.autograd.gradcheck(outputs, variables, eps=eps, atol=1e-5, rtol=1e-4)
+    torch.autograd.gradcheck(outputs, variables, eps=step, atol=1e-5, rtol=1e-4)
     if second_order:
-        torch.autograd.gradgradcheck(outputs, variables, eps=eps, atol=1e-4, rtol=1e-3)
+        torch.autograd.gradgradcheck(outputs, variables, eps=step, atol=1e-4, rtol=1e-3)
 
 
 def check_cone(cone: Cone, v: Tensor, tolerance: float = 1e-6) -> None:
@@ -142,13 +160,24 @@ def check_cone(cone: Cone, v: Tensor, tolerance: float = 1e-6) -> None:
     Parameters
     ----------
     cone : Cone
+        What is checked.
     v : Tensor
         Float64 points ``(k, cone.dim)`` away from the kinks of the projection.
+    tolerance : float
+        Accepted error of what holds exactly; finite differences have a thousand of their steps.
 
     Raises
     ------
     AssertionError
         Names the property that failed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ddn_cvx.cones import SecondOrder
+    >>> from ddn_cvx.testing import check_cone
+    >>> points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> check_cone(SecondOrder(3), points)
     """
     p = cone.project(v)
     scale = 1 + v.abs().amax(-1)
@@ -171,14 +200,27 @@ def check_cone(cone: Cone, v: Tensor, tolerance: float = 1e-6) -> None:
 def check_solver(solver: Solver, tolerance: float = 1e-6) -> None:
     """Small programs over the cones the solver supports: right answers, infeasible and unbounded ones recognised.
 
+    Parameters
+    ----------
+    solver : Solver
+        Of conic programs.
+    tolerance : float
+        Accepted relative KKT residual.
+
     Raises
     ------
     AssertionError
         Names the program that failed.
+
+    Examples
+    --------
+    >>> import ddn_cvx as ddn
+    >>> from ddn_cvx.testing import check_solver
+    >>> check_solver(ddn.Clarabel())
     """
     workspace = Workspace()
     for name, program, data in _programs():
-        if solver.unsupported(program) is not None:
+        if solver.refusal(program) is not None:
             continue
         raw = solver.solve(program, data, workspace)
         assert bool((raw.status == int(Status.SOLVED)).all()), f"{name}: {[Status(int(s)).name for s in raw.status]}"

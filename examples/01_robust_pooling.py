@@ -81,9 +81,9 @@ def plot(found: dict[tuple[str, float], list[float]], path: object) -> None:
             )
             axes.plot([at] * len(values), values, ".", color="black", markersize=5)
     axes.set_xticks(range(len(POOLINGS)), POOLINGS)
-    axes.axhline(100 / len(SHAPES), color="0.5", linestyle=":", linewidth=1)
-    axes.set(ylabel="accuracy, per cent (dots: seeds)", title="six shapes, outliers in training and test", ylim=(0, 100))
-    axes.legend(loc="lower right")
+    axes.axhline(100 / len(SHAPES), color="0.2", linestyle=":", linewidth=1, label="chance")
+    axes.set(ylabel="accuracy, per cent (dots: seeds)", title="six shapes, outliers in training and test", ylim=(0, 102))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -87,7 +87,7 @@ def plot(found: dict[tuple[str, float], list[float]], path: object) -> None:
     for k, rate in enumerate(RATES):
         picture = figure.add_subplot(grid[k // 2, k % 2])
         picture.imshow(corrupted(x[12:13], rate, torch.Generator().manual_seed(1))[0, 0], cmap="gray", vmin=0, vmax=1)
-        picture.set(title=f"{rate:.0%}", xticks=[], yticks=[])
+        picture.set(title=f"{rate:.0%} corrupted", xticks=[], yticks=[])
     axes = figure.add_subplot(grid[:, 2:])
     for k, pool in enumerate(POOLINGS):
         values = torch.tensor([found[pool, rate] for rate in RATES])

@@ -129,7 +129,7 @@ def plot(errors: dict[str, list[float]], clean: Tensor, noisy: Tensor, denoised:
     right.step(places, clean[chosen], where="mid", color="black", label="clean")
     for name in ("best single weight", "learned weights"):
         right.step(places, denoised[name][chosen], where="mid", color=colours[name], label=name)
-    right.set(xlabel="place", title="an unseen signal")
+    right.set(xlabel="place", ylabel="value", title="an unseen signal")
     right.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -116,7 +116,8 @@ def main() -> None:
     theirs: dict[str, list[dict[str, Any]]] = {}
     small = SMALL[: 1 if arguments.quick else None] if importlib.util.find_spec("diffcp") else ()
     todo = [(name, count, True) for name in NAMES for count in SIZES] + [(n, c, False) for n in NAMES for c in small]
-    print("problem        parameters  build s  forward s       backward s      bytes a parameter  error of the gradient")
+    print(f"{'problem':14} {'parameters':>10}  build s  {'forward s':20} {'backward s':20} bytes a parameter", end="")
+    print("  error of the gradient")
     for name, count, mine in tqdm(todo, desc="sizes"):
         last = mine and count == SIZES[-1]
         task = (measure, name, count // shrink, arguments.seeds, last) if mine else (by_diffcp, name, count, arguments.seeds)
@@ -128,8 +129,8 @@ def main() -> None:
         (ours if mine else theirs).setdefault(name, []).append(row)
         built, size = (f"{row['build']:.1f}", f"{row['bytes']:.0f}") if mine else ("diffcp", "")
         error = f"{row['error']:.0e}" if row["error"] == row["error"] else ""
-        times = f"{spread(row['forward']):15} {spread(row['backward']):15}"
-        print(f"{name:14} {row['entries']:10,}  {built:>7}  {times} {size:>17}  {error:>21}", flush=True)
+        times = f"{spread(row['forward']):20} {spread(row['backward']):20}"
+        tqdm.write(f"{name:14} {row['entries']:10,}  {built:>7}  {times} {size:>17}  {error:>21}")
     plot(ours, theirs, arguments.plot)
     for name in NAMES:
         _, middle, last = ours[name]

@@ -160,7 +160,7 @@ def plot(curves: list[list[float]], shown: list[Tensor], figures: dict[str, list
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure = plt.figure(figsize=(10, 5.2), layout="constrained")
+    figure = plt.figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.5))
     axes = left.subplots()
     width = min(10, len(curves[0]))

@@ -176,9 +176,11 @@ def plot(curves: dict[str, list[list[float]]], path: object) -> None:
             axes.plot(places, shown, color=colour, alpha=0.8, label=name.split(", ")[1] if k == 0 else None)
     for axes in (left, right):
         axes.axhline(95, color="0.5", linestyle=":", linewidth=1)
-        axes.legend(loc="center right")
+    left.legend(loc="lower left")
+    right.legend(loc="center right")
     left.set(
-        xscale="log", xlabel="batches of 100 sequences", ylabel=f"right, per cent (mean of {ENOUGH} batches)",
+        xscale="log", ylim=(22, 103), xlabel="batches of 100 sequences",
+        ylabel=f"right, per cent (mean of {ENOUGH} batches)",
         title=f"parity of {BITS} bits (lines: seeds; dotted: target)",
     )  # fmt: skip
     right.set(

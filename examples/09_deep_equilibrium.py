@@ -133,6 +133,7 @@ def plot(figures: dict[str, list[float]], sizes: dict[str, tuple[list[float], li
     right.set_yticks(range(len(figures)), list(figures))
     right.set_ylim(-0.5, len(figures) - 0.5)
     right.set(xlabel="per cent (dots: seeds, bars: means)", title="accuracy on unseen digits")
+    right.locator_params(axis="x", nbins=5)
     right.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)

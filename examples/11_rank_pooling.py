@@ -1,11 +1,11 @@
 """What happens first: sequences of pictures whose class is the order of three events.
 
-In each sequence a handwritten one, four and eight fade into one another, in one of the six orders; how long each lasts is
+In each sequence a handwritten two, five and seven fade into one another, in one of the six orders; how long each lasts is
 random, frames are noisy, and the digits of the test were never seen. The frames of all classes have one distribution: what
 pools them without their order cannot tell the classes apart. A network for each frame, one pooling and a linear classifier
 learn together, with the pooling of Fernando & Gould (ICML 2016) or of Cherian et al. (CVPR 2017), or the mean or maximum.
-Fails if rank pooling or subspace pooling is below 90 per cent, or if mean pooling is more than 10 points above chance, in
-the mean over seeds.
+The settings were chosen with ones, fours and eights and other seeds. Fails if rank pooling or subspace pooling is below 90
+per cent, or if mean pooling is more than 10 points above chance, in the mean over seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ddn_cvx.nodes import RankPooling, SubspacePooling
 
 FRAMES, FEATURES, AXES, STEPS, BATCH, UNSEEN = 12, 6, 2, 300, 32, 600
-EVENTS = (1, 4, 8)
+EVENTS, FIRST_SEED = (2, 5, 7), 100  # settings were chosen with 1, 4, 8 and the seeds 0, 1 and 2
 ORDERS = tuple(itertools.permutations(range(3)))
 POOLINGS = ("mean", "max", "rank", "subspace")
 
@@ -102,7 +102,8 @@ def main() -> None:
     x, digits = torch.tensor(pictures, dtype=torch.float32) / 16, torch.tensor(digits)
     steps = 3 if arguments.quick else STEPS
     figures: dict[str, list[float]] = {kind: [] for kind in POOLINGS}
-    for seed, kind in tqdm([(s, k) for s in range(arguments.seeds) for k in POOLINGS], desc="training", unit="model"):
+    seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+    for seed, kind in tqdm([(s, k) for s in seeds for k in POOLINGS], desc="training", unit="model"):
         mixed = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
         of_event = [mixed[digits[mixed] == event] for event in EVENTS]
         seen, unseen = [x[rows[:100]] for rows in of_event], [x[rows[100:]] for rows in of_event]
@@ -129,14 +130,14 @@ def plot(figures: dict[str, list[float]], shown: tuple[Tensor, Tensor], path: ob
     left.imshow(torch.cat([films[0], gap, films[1], gap, films[2]]), cmap="gray_r", vmin=0, vmax=1)
     names = ["-".join(str(EVENTS[k]) for k in ORDERS[label]) for label in shown[1]]
     left.set_yticks([3.5, 13.5, 23.5], names)
-    left.set(xticks=[], title="three sequences and their classes", xlabel="frames")
+    left.set(xticks=[], title="three sequences and their classes", xlabel="frames, from the first to the last")
     for row, (kind, values) in enumerate(figures.items()):
         colour = "tab:orange" if kind in ("mean", "max") else "tab:blue"
         right.bar(row, sum(values) / len(values), 0.7, color=colour)
         right.plot([row] * len(values), values, ".", color="black")
     right.axhline(100 / len(ORDERS), color="0.4", linestyle=":", linewidth=1)
     right.set_xticks(range(len(figures)), list(figures))
-    right.set(ylabel="accuracy, per cent (dots: seeds)", title="unseen digits, by pooling", ylim=(0, 100))
+    right.set(ylabel="accuracy, per cent\n(dots: seeds; dotted: chance)", title="unseen digits, by pooling", ylim=(0, 100))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

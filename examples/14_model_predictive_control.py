@@ -134,7 +134,7 @@ def plot(paths: dict[str, list[Tensor]], figures: dict[str, list[float]], path: 
                 axis.plot(one[:, k], color=f"C{k}", label=parameter if seed == 0 else None)
         axis.axhspan(0.99, 1.01, color="0.85")
         axis.set(title=name, xlabel="step of Levenberg-Marquardt", ylabel="parameter / truth")
-        axis.legend()
+        axis.legend(loc="lower right")
     for row, who in enumerate(("learnt controller", "network")):
         for at, name in enumerate(SYSTEMS):
             values = figures[f"{name}: error of unseen actions, {who}"]

@@ -133,6 +133,7 @@ def plot(paths: list[Tensor], films: tuple[Tensor, Tensor, Tensor], path: object
             axis.plot(*guess[:, disc].T, color=f"C{disc}")
             axis.add_patch(plt.Circle(films[0][0, disc], WORLD["radius"], color=f"C{disc}", alpha=0.3))
         axis.set(title=f"a film (grey) and the simulation {title}", aspect="equal", xlim=(0, 2), ylim=(0, 1.6))
+        axis.set(xlabel="across, m", ylabel="up, m", xticks=(0, 0.5, 1, 1.5, 2))
     for k, name in enumerate(TRUTH):
         for seed, one in enumerate(paths):
             axes[2].plot(one[:, k], color=f"C{k}", label=name if seed == 0 else None)

@@ -107,7 +107,7 @@ def plot(figures: dict[str, list[float]], path: object) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     for k, name in enumerate(("node", *(f"penalty {weight:g}" for weight in WEIGHTS))):
         axes.plot(figures[f"worst violation, {name}"], figures[f"error, {name}"], "os^vD"[k], color=f"C{k}", label=name)
-    axes.set(xscale="log", xlabel="worst violation of a bone's length", ylabel="mean error of a joint")
+    axes.set(xscale="log", xlabel="worst violation of a bone's length (the trunk is 1 long)", ylabel="mean error of a joint")
     axes.set_title("unseen poses (a mark is a seed)")
     axes.legend()
     axes.grid(alpha=0.3)

@@ -136,7 +136,7 @@ def plot(figures: dict[str, list[float]], models: dict[str, Weights], path: obje
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained", width_ratios=(1.1, 1, 0.9))
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained", width_ratios=(1.1, 1, 0.9))
     data = problems("line", 1, torch.Generator().manual_seed(7))
     x, y, cues, _, truth = data
     alike = torch.ones(1, POINTS, dtype=torch.float64)
@@ -153,14 +153,16 @@ def plot(figures: dict[str, list[float]], models: dict[str, Weights], path: obje
     axes.plot(ends, truth[0, 0] * ends + truth[0, 1], color="black", linewidth=1, label="truth")
     for name, (line, colour) in fits.items():
         axes.plot(ends, -(line[0, 0] * ends + line[0, 2]) / line[0, 1], "--", color=colour, label=name)
-    axes.set(title="a line, half of the points wrong", ylim=(-2.2, 3.2))
-    axes.legend(fontsize=7, loc="upper left", ncols=2)
+    axes.set(title="a line, half of the points wrong", xlabel="x", ylabel="y", ylim=(-2.2, 3.2))
+    axes.locator_params(axis="x", nbins=5)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=5)
     axes = panels[1]
     _, _, cues, inlier, _ = problems("homography", 20, torch.Generator().manual_seed(8))
     with torch.no_grad():
         learnt = models["homography"](cues)
+    bins = torch.linspace(float(learnt.log10().min()), float(learnt.log10().max()), 31)
     for label, rows, colour in (("inliers", inlier, "tab:green"), ("outliers", ~inlier, "tab:red")):
-        axes.hist(learnt[rows].log10(), bins=30, color=colour, alpha=0.6, label=label)
+        axes.hist(learnt[rows].log10(), bins=bins, color=colour, alpha=0.6, label=label)
     axes.set(title="learnt weights, homography", xlabel="log10 of the weight", ylabel="points")
     axes.legend()
     axes = panels[2]

@@ -221,7 +221,7 @@ def plot(curves: Curves, path: object) -> None:
     axes.plot(noisy, "0.7", label="noisy")
     axes.plot(clean, ":", color="tab:green", label="clean")
     axes.plot(node(noisy, weights), color="tab:blue", label="denoised")
-    axes.set(title="total variation (tutorial 14)", xlabel="place")
+    axes.set(title="total variation (tutorial 14)", xlabel="place", ylabel="value")
     axes.legend(fontsize=8)
     panels[0, 1].imshow(jacobian(lambda x: node(x, weights), noisy), cmap="Blues")
     panels[0, 1].set(title="its derivative: means over pieces", xlabel="noisy value", ylabel="denoised value")
@@ -240,14 +240,15 @@ def plot(curves: Curves, path: object) -> None:
     axes = panels[1, 1]
     for k, (name, alpha) in enumerate((("softmax", 1.0), ("entmax 1.5", 1.5), ("sparsemax", 2.0))):
         axes.bar(torch.arange(10) + 0.27 * (k - 1), Entmax(alpha)(scores), 0.25, label=name)
-    axes.set(title="attention weights (17)", xlabel="key, by score")
+    axes.set(title="attention weights (17)", xlabel="key, by score", ylabel="weight")
     axes.legend(fontsize=8)
     queries, keys = draw(generator, 6, 8), draw(generator, 6, 8)
     axes = panels[1, 2]
     balanced = Attention(1.0, temperature=0.2, balanced=(6, 6)).weights(queries, keys)
     both = torch.cat((Attention(1.0, temperature=0.2).weights(queries, keys), torch.full((6, 1), torch.nan), balanced), -1)
     axes.imshow(both, cmap="Blues", vmin=0, vmax=1)
-    axes.set(title="softmax and balanced attention (17)", xlabel="key", ylabel="query", xticks=[], yticks=[])
+    axes.set(title="attention (17)", xlabel="key", ylabel="query", yticks=[])
+    axes.set_xticks((2.5, 9.5), ("softmax", "balanced"))
     figure.savefig(path, dpi=105)
     plt.close(figure)
 

@@ -31,9 +31,9 @@ CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
 CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
 # What the compiler of torch sees of a layer.
 TRACED = {"signature", "custom_op"}
-CHOICES = {"inputs", "failure", "explain", "diagnose", "solver_for"}
+CHOICES = {"inputs", "failure", "explain", "diagnose", "solver_for", "options"}
 LAYER = CORE | CALLS | TRACED | CHOICES | {"declare", "solvers", "adjoint", "layer"}
-OUTSIDE = LAYER | {"nodes", "compat", "testing", "__init__"}
+OUTSIDE = LAYER | {"nodes", "compat", "testing", "extend", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "solution": {"errors"},
@@ -53,13 +53,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diagnose": GROUND,
     "explain": CORE | {"declare", "solvers", "adjoint", "inputs"},
     "solver_for": CORE | {"declare", "solvers"},
+    "options": CORE | {"declare", "adjoint", "solver_for"},
     "signature": GROUND | {"declare"},
     "custom_op": GROUND | {"signature"},
     "layer": LAYER - {"layer"},
-    "nodes": {"__init__"},  # ready-made nodes use what users use
+    "nodes": {"__init__", "extend"},  # ready-made nodes use what users use
     "gallery": {"nodes", "errors"},
     "compat": LAYER,
     "testing": LAYER,
+    "extend": CORE | {"solvers", "adjoint"},
     "__init__": OUTSIDE - {"__init__"},
     "__main__": OUTSIDE | {"demo", "gallery", "doctor"},
     "doctor": OUTSIDE,

@@ -23,8 +23,7 @@ from torch import Tensor
 import ddn_cvx as ddn
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import Solver
-from ddn_cvx.solvers.registry import SOLVERS as BUILT_IN
-from ddn_cvx.solvers.registry import resolve
+from ddn_cvx.solvers.registry import SOLVERS as BUILT_IN, resolve
 
 cp: Any = cvxpy  # cvxpy's star imports are invisible to type checkers
 Array: TypeAlias = Any
@@ -34,7 +33,7 @@ TOLERANCE = 1e-5
 # With limits that keep hopeless solves short; all else is as users get it.
 SOLVERS: dict[str, dict[str, Any]] = {
     "auto": {}, "interior_point": {}, "conic_interior_point": {}, "clarabel": {}, "scs": {"max_iters": 4000}, "ecos": {},
-    "diffcp": {"max_iters": 4000},
+    "diffcp": {"max_iterations": 4000},
     "osqp": {"max_iter": 4000}, "piqp": {}, "daqp": {}, "highs": {}, "qoco": {}, "cvxopt": {},
 }  # fmt: skip
 

@@ -57,13 +57,36 @@ def maximised() -> tuple[ddn.DeclarativeLayer, list[Tensor]]:
     ]
 
 
-PROBLEMS = [quadratic, simplex, linear, maximised]
+def in_cones() -> tuple[ddn.DeclarativeLayer, list[Tensor]]:
+    """A linear objective over the intersection of balls."""
+    x, p, F = cp.Variable(4), cp.Parameter(4), cp.Parameter((3, 4))
+    problem = cp.Problem(cp.Minimize(p @ x), [cp.norm(x) <= 1, cp.norm(F @ x - 0.1) <= 1 + x[0], cp.SOC(2 + x[1], x[2:])])
+    return ddn.DeclarativeLayer(problem, [p, F], x), [randn(7, 4), randn(7, 3, 4, seed=1)]
+
+
+def semidefinite() -> tuple[ddn.DeclarativeLayer, list[Tensor]]:
+    X, C = cp.Variable((3, 3), symmetric=True), cp.Parameter((3, 3))
+    return ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.sum_squares(X - C)), [X >> 0, cp.trace(X) == 1]), [C], X), [
+        randn(7, 3, 3)
+    ]
+
+
+def exponential() -> tuple[ddn.DeclarativeLayer, list[Tensor]]:
+    w, X, c = cp.Variable(3), cp.Parameter((6, 3)), cp.Parameter(3)
+    loss = cp.sum(cp.logistic(X @ w)) - cp.sum(cp.entr(w + 4)) + c @ w + cp.sum_squares(w)
+    return ddn.DeclarativeLayer(cp.Problem(cp.Minimize(loss), [cp.max(w) <= 3]), [X, c], w), [
+        randn(7, 6, 3),
+        randn(7, 3, seed=1),
+    ]
+
+
+PROBLEMS = [quadratic, simplex, linear, maximised, in_cones, semidefinite, exponential]
 
 
 def gradients(layer: ddn.DeclarativeLayer, values: list[Tensor]) -> list[Tensor]:
     leaves = [v.clone().requires_grad_() for v in values]
     out = layer(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, randn(out.shape[-1], seed=9).expand_as(out))]
+    return [out.detach(), *torch.autograd.grad(out, leaves, randn(*out.shape[1:], seed=9).expand_as(out))]
 
 
 def step_by_step(self: Call, substituted: Substituted, u: object) -> None:
@@ -141,12 +164,24 @@ def test_compiled_checks_say_what_torch_says() -> None:
         compiled = node.inspect(values, u, point, 1e-6)
         node.__dict__["plan"] = None
         for found, wanted in zip(compiled, node.inspect(values, u, point, 1e-6), strict=True):
-            assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-9), entry.name
+            assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-9, equal_nan=True), entry.name
         del node.__dict__["plan"]
         lost = node.inspect(values, u, point._replace(x=torch.full_like(point.x, torch.nan)), 1e-6)[1]
         assert bool((lost == torch.inf).all()), entry.name
     assert len([entry for entry in planned if "qp" in entry.tags or "lp" in entry.tags]) >= 20
+    counts = [len([entry for entry in planned if cone in entry.tags]) for cone in ("soc", "psd", "exp")]
+    assert counts[0] >= 8 and counts[1] >= 5 and counts[2] >= 9
     assert not any("gp" in entry.tags for entry in planned)
+
+
+def test_small_numbers_are_taken_out_where_the_kernel_minds_them() -> None:
+    """The projection onto a tiny ball, next to one onto a large ball."""
+    x, p, radius = cp.Variable(3), cp.Parameter(3), cp.Parameter(nonneg=True)
+    ball = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.norm(x) <= radius]), [p, radius], x)
+    for size in (torch.tensor([1e-9], dtype=F64), torch.tensor([1e-9, 1.0, 1e-5], dtype=F64)):
+        points = size.unsqueeze(1) * (1.0 + randn(len(size), 3).abs())
+        found, wanted = ball(points, size), size.unsqueeze(1) * points / points.norm(dim=1, keepdim=True)
+        assert bool(((found - wanted).abs().amax(1) <= 1e-7 * size).all())
 
 
 def test_parameters_are_found_again_in_another_process() -> None:

@@ -9,8 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hock_schittkowski import PROBLEMS
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 import ddn_cvx as ddn
@@ -43,6 +42,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "truth": lambda y, q: torch.where((y > 0.3) & (y <= q) | ~(y != 0.5), y**2, y) + ((y >= q) ^ (y < 0.5)) * y,
     "masks": lambda y, q: y.square().masked_fill(y < 0.5, 2.0) + (y.floor() + 1) * y**2,
     "xlogy": lambda y, q: torch.xlogy(y, q + 1) + torch.xlogy(y, y) + torch.special.entr(y),
+    "logaddexp": lambda y, q: torch.logaddexp(9 * y, q) ** 2 + torch.logaddexp(y, torch.zeros_like(y)) * y,
     "fused": lambda y, q: torch.addcmul(y, y, q, value=2.0) + torch.addcdiv(q, q, y, value=0.5) + torch.lerp(y, q, y),
     "sums": lambda y, q: torch.stack((y.sum(-1), y.mean(-1), y.prod(-1), (y * q).sum(-1)), -1) ** 2,
     "running": lambda y, q: y.cumsum(-1) ** 2 + y.cumprod(-1),

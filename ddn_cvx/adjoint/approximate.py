@@ -16,9 +16,9 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.adjoint.base import Solve
 from ddn_cvx.adjoint.implicit import Implicit
-from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Solved, require_dense
+from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Solved, require_dense
 from ddn_cvx.adjoint.nonlinear import solution_map
 from ddn_cvx.errors import DeclarationError, DifferentiationError, InputError
 from ddn_cvx.linalg.kkt import DenseKKT
@@ -33,8 +33,29 @@ Mode = Literal["ignore_constraints", "identity_hessian"]
 
 
 @dataclass(frozen=True)
-class Approximate(Adjoint):
-    """Approximate derivatives of first order, in reverse and forward mode."""
+class Approximate(NonlinearAdjoint):
+    """Approximate derivatives that leave out part of the KKT matrix (Gould, Hartley & Campbell, TPAMI 2022, section
+    5.3).
+
+    Conic and nonlinear programs, first derivatives in reverse and forward mode. They often point downhill, not always.
+
+    Raises
+    ------
+    InputError
+        An unknown mode.
+    DeclarationError
+        From the layer: the program is too large for dense matrices.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, adjoint=ddn.Approximate("ignore_constraints"))
+    >>> torch.func.jacrev(layer)(torch.tensor([0.8, 0.6]))  # that of x = p
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
 
     mode: Mode = "ignore_constraints"
     """What is left out: "ignore_constraints" or "identity_hessian" (default "ignore_constraints")."""

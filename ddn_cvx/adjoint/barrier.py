@@ -1,15 +1,9 @@
-"""The central path of a cone program: ``y = -width grad B(s)`` in place of complementarity, B the barrier of K.
+"""The central path of a cone program: ``y = -width grad B(s)`` in place of complementarity.
 
-    half-line            -log s
-    second order         -log(t² - |z|²)
-    semidefinite         -log det S
-    exponential          -log(y log(z/y) - x) - log y - log z
-    power                -log(prod x_i^(2 alpha_i) - z²) - sum (1 - alpha_i) log x_i
-
-(Nesterov & Nemirovskii 1994, chapter 5). A point of the path minimises ``1/2 x'Px + q'x + width B(s)`` subject to
-``Ax + s = b``: a program with equalities only, of which s are variables too, so that Newton's method may start inside the
-cone but off the equalities (Boyd & Vandenberghe, "Convex optimization", section 10.3). It is a smooth function of the data,
-and is differentiated like any other nonlinear program.
+B is the barrier of K, which each cone brings along (Nesterov & Nemirovskii 1994, chapter 5). A point of the path minimises
+``1/2 x'Px + q'x + width B(s)`` subject to ``Ax + s = b``: a program with equalities only, of which s are variables too, so
+that Newton's method may start inside the cone but off the equalities (Boyd & Vandenberghe, "Convex optimization", section
+10.3). It is a smooth function of the data, and is differentiated like any other nonlinear program.
 """
 
 from __future__ import annotations
@@ -20,8 +14,6 @@ from torch import Tensor
 from ddn_cvx.adjoint.base import Solve
 from ddn_cvx.adjoint.kkt_solve import Solved
 from ddn_cvx.adjoint.nonlinear import solution_map
-from ddn_cvx.cones import Product
-from ddn_cvx.cones.psd import PSD
 from ddn_cvx.errors import DeclarationError, DifferentiationError
 from ddn_cvx.linalg.saddle import SaddleKKT
 from ddn_cvx.program.active_kkt import Factors
@@ -43,31 +35,6 @@ DECREMENT = 0.05
 this fraction of themselves, however small they are."""
 
 
-def barrier(cones: Product, s: Tensor) -> Tensor:
-    """``B(s)`` of the rows (B, m), ``(B,)``; NaN or infinite outside the cone. Zero rows do not count."""
-    total = s.new_zeros(len(s))
-    for kind, rows, extra in cones.blocks():
-        part = s[:, rows]
-        if kind == "nonneg":
-            total = total - part.log().sum(-1)
-        elif kind == "soc":
-            inside = part[:, 0] > 0
-            gap = part[:, 0].square() - part[:, 1:].square().sum(-1)
-            total = total - torch.where(inside, gap, torch.nan).log()
-        elif kind == "psd":
-            L, info = torch.linalg.cholesky_ex(PSD(order=extra).mat(part))
-            pivots = L.diagonal(dim1=1, dim2=2)
-            total = total - 2 * torch.where((info == 0).unsqueeze(-1), pivots, torch.nan).log().sum(-1)
-        elif kind == "exp":
-            x, y, z = part.unbind(-1)
-            total = total - (y * (z.log() - y.log()) - x).log() - y.log() - z.log()
-        elif kind == "power":
-            x, z = part[:, :-1], part[:, -1]
-            alpha = s.new_tensor(extra)
-            total = total - ((2 * alpha * x.log()).sum(-1).exp() - z * z).log() - ((1 - alpha) * x.log()).sum(-1)
-    return total
-
-
 def path_program(cone: ConicProgram, width: float) -> NonlinearProgram:
     """Of the variables ``(x, s)``, s without the zero rows; its theta is ``(P, q, A, b, ...)``."""
     n, zero = cone.n, cone.cones.zero
@@ -75,7 +42,7 @@ def path_program(cone: ConicProgram, width: float) -> NonlinearProgram:
     def evaluate(w: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
         P, q, A, b = theta.tensors[:4]
         x, s = w[:, :n], torch.cat((w.new_zeros(len(w), zero), w[:, n:]), 1)
-        f = cone.objective(x, ConicData(P, q, A, b)) + width * barrier(cone.cones, s)
+        f = cone.objective(x, ConicData(P, q, A, b)) + width * cone.cones.barrier(s)
         return f, cone.A_times(A, x) + s - b, w[:, :0]
 
     return NonlinearProgram(n + cone.m - zero, cone.m, 0, evaluate)

@@ -7,6 +7,7 @@ derivative is asked from the map in torch, at the solution that is known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Protocol, cast
@@ -21,6 +22,7 @@ from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.kernels import conic_newton, kkt_once, separable, spectrum, substitution
 from ddn_cvx.kernels.jit import Task, sweep
+from ddn_cvx.kernels.lanes import LANES
 from ddn_cvx.kernels.memory import empty
 from ddn_cvx.program.base import Binding
 from ddn_cvx.program.conic import ConicData
@@ -81,11 +83,12 @@ class _CompiledMap(torch.autograd.Function):
     def forward(
         ctx: Any, solve: SolveParameters, binding: Binding, adjoint: Adjoint, extra: tuple[Tensor, ...], *pieces: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [piece.detach().numpy().reshape(piece.shape[0], piece.shape[1:].numel()) for piece in pieces]
+        parts = [_rows(piece.detach().numpy()) for piece in pieces]
+        ctx.ends = ends = [*accumulate(part.shape[1] for part in parts)]
         if len(parts) == 1:
             u = np.ascontiguousarray(parts[0])
         else:
-            u = np.concatenate(parts, axis=1, out=empty(len(parts[0]), sum(part.shape[1] for part in parts)))
+            u = np.concatenate(parts, axis=1, out=empty(len(parts[0]), ends[-1]))
         data, (x, v, ok) = solve.from_parameters(u, *extra)
         ctx.binding, ctx.solve, ctx.adjoint, ctx.u, ctx.data = binding, solve, adjoint, u, data
         ctx.save_for_backward(x, v, ok, *pieces)
@@ -106,8 +109,7 @@ class _CompiledMap(torch.autograd.Function):
                 found = iter(torch.autograd.grad(again[:2], wanted, grads[:2], create_graph=True))
             gradients = [next(found) if need else None for need in needed]
         else:
-            sizes, whole_wanted = [piece.shape[1:].numel() for piece in pieces], all(needed)
-            whole, start, gradients = _pull_back(ctx, sizes, x, v, ok, *grads[:2]), 0, []
+            whole, start, gradients, whole_wanted = _pull_back(ctx, x, v, ok, *grads[:2]), 0, [], all(needed)
             for piece, need in zip(pieces, needed, strict=True):
                 stop = start + piece.numel()
                 # A part of the whole keeps all of its memory: a copy, unless all of it is wanted.
@@ -117,7 +119,12 @@ class _CompiledMap(torch.autograd.Function):
         return (None, None, None, None, *gradients)
 
 
-def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
+def _rows(array: Array) -> Array:
+    """``(B, size)``."""
+    return array if array.ndim == 2 else array.reshape(len(array), math.prod(array.shape[1:]))
+
+
+def _pull_back(ctx: Any, x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
     """The gradient with respect to the parameters, piece after piece: ``J'(g, h) = (gx, gv)``, and from there back.
 
     The system is solved with factors that are not kept, unless there are some or this is not the first time. With curved
@@ -132,8 +139,8 @@ def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor,
     projection = []
     if curved is not None:  # the way back is handed y in place of v, and nothing to project
         y, s = np.empty_like(y), np.empty_like(y)
-        projection = [Task(spectrum.project, 100 * structure.m, (curved, values[2], y, s))]
-    out, ends = empty(ctx.u.size), np.array([*accumulate(sizes)], np.int64)
+        projection = [Task(spectrum.project, 100 * structure.m, (curved, values[2], y, s), LANES)]
+    out, ends = empty(ctx.u.size), np.array(ctx.ends, np.int64)
     rows = structure if curved is None else structure._replace(zero=structure.m)
     arrays = ctx.u, x.numpy(), y, values[3], g, h, ends, out
     back = Task(substitution.pull_back, 10 * len(substituted.offset), (substituted, rows, *arrays))
@@ -143,8 +150,8 @@ def _pull_back(ctx: Any, sizes: Sequence[int], x: Tensor, v: Tensor, ok: Tensor,
         size = structure.n + structure.m
         work = 20 * size if structure.separable else structure.n**3 / 3 + 10 * size**2
         reverse = separable.reverse if structure.separable else kkt_once.reverse
-        kernel, known = (reverse, structure) if curved is None else (conic_newton.reverse_once, curved)
-        sweep(batch, [*projection, Task(kernel, work, (known, *values, *cotangent, g, h, healthy)), back])
+        kernel, known, grain = (reverse, structure, 1) if curved is None else (conic_newton.reverse_once, curved, LANES)
+        sweep(batch, [*projection, Task(kernel, work, (known, *values, *cotangent, g, h, healthy), grain), back])
         if healthy.all():
             return out
     found = ctx.solve.factors.at(*key).reverse(gx.unsqueeze(-1), gv.unsqueeze(-1))

@@ -27,19 +27,39 @@ from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 
 @dataclass(frozen=True)
 class DiffcpAdjoint(Adjoint):
-    """Reverse mode of first order, one element after another, by diffcp; power cones are not among its cones.
+    """The derivative as the package diffcp computes it, one element after another, for comparison with its results
+    (Agrawal, Barratt, Boyd, Busseti & Moursi, 2019). Conic programs without power cones, first derivatives in reverse
+    mode.
 
-    diffcp has no way to be told a solution: each backward pass solves the programs again, from the solution
-    as a warm start.
+    diffcp has no way to be told a solution: each backward pass solves the programs again, from the solution as a warm
+    start.
+
+    Raises
+    ------
+    DifferentiationError
+        From the backward pass: power cones, or diffcp cannot solve an element.
+    InputError
+        From the backward pass: diffcp is not installed.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, adjoint=ddn.DiffcpAdjoint(threads=1))
+    >>> point = torch.tensor([0.8, 0.6], requires_grad=True)
+    >>> layer(point)[0].backward()
+    >>> point.grad
+    tensor([ 0.5000, -0.5000])
     """
 
     mode: Literal["lsqr", "lsmr", "dense"] = "dense"
     """How diffcp solves its linear system (default "dense"; the iterative ones stop short of an accurate solution where
     it is ill conditioned, and do not say so)."""
-    eps: float = 1e-10
-    """Absolute and relative tolerance to which the programs are solved again (default 1e-10)."""
-    max_iters: int = 100_000
+    max_iterations: int = 100_000
     """Iterations of SCS for one element (default 100000)."""
+    tolerance: float = 1e-10
+    """Absolute and relative tolerance to which the programs are solved again (default 1e-10)."""
     threads: int = -1
     """Threads of diffcp; -1 is one a processor (default -1)."""
 
@@ -63,10 +83,11 @@ class DiffcpAdjoint(Adjoint):
         Raises
         ------
         DifferentiationError
-            The program has power cones, or diffcp cannot solve an element.
+            The program has power cones or cones that are not of this package, or diffcp cannot solve an element.
         """
-        if program.cones.power:
-            raise DifferentiationError("diffcp has no power cones; use adjoint=Implicit()")
+        if program.cones.power or program.cones.others:
+            other = type(program.cones.others[0]).__name__ if program.cones.others else "power"
+            raise DifferentiationError(f"diffcp has no {other} cones; use adjoint=Implicit()")
         gs = torch.zeros_like(gy) if gs is None else gs
         data = ConicData(*(t.detach().cpu() for t in data))
         point, cotangent = ([t.detach().cpu() for t in ts] for ts in ((x, y, s), (gx, gy, gs)))
@@ -110,8 +131,8 @@ class DiffcpAdjoint(Adjoint):
                     n_jobs_backward=self.threads,
                     mode=self.mode,
                     warm_starts=list(zip(x, y, s, strict=True)),
-                    eps=self.eps,
-                    max_iters=self.max_iters,
+                    eps=self.tolerance,
+                    max_iters=self.max_iterations,
                 )
         except diffcp.SolverError as error:
             raise DifferentiationError(

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from ddn_cvx.adjoint.approximate import Approximate
 from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.implicit import Implicit
-from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Solved
-from ddn_cvx.adjoint.lpgd import LPGD
+from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Solved
 from ddn_cvx.adjoint.nonlinear import solution_map
-from ddn_cvx.adjoint.smoothed import Smoothed
-from ddn_cvx.adjoint.unrolled import Unrolled
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.nonlinear import Theta
 
@@ -24,6 +20,6 @@ def attach(adjoint: Adjoint, solve: NonlinearSolve, theta: Theta, batch: int) ->
     """
     if isinstance(adjoint, Implicit):
         return solution_map(solve, theta, batch, adjoint.weakly_active)
-    if isinstance(adjoint, Approximate | LPGD | Smoothed | Unrolled):
+    if isinstance(adjoint, NonlinearAdjoint):
         return adjoint.attach_nonlinear(solve, theta, batch)
     raise DeclarationError(f"{type(adjoint).__name__} cannot differentiate a nonlinear problem; use adjoint=Implicit().")

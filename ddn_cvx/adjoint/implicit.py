@@ -33,13 +33,31 @@ WeaklyActive = Literal["descent", "inactive", "active", "average"]
 
 @dataclass(frozen=True)
 class Implicit(Adjoint):
-    """Exact implicit differentiation where the solution is regular; the minimum-norm derivative where it is not.
+    """Exact implicit differentiation where the solution is regular; the minimum-norm derivative where it is not (Gould,
+    Hartley & Campbell, TPAMI 2022; Busseti, Moursi & Boyd, 2019). The default.
 
     First and second derivatives, forward and reverse mode, ``torch.func`` transforms. A second derivative at a point
     where the KKT system is singular raises ``DifferentiationError``: the minimum-norm formula is not a derivative of
     itself.
 
     Where a constraint is active without a force (a kink) there are several derivatives, and the choice is an option.
+
+    Raises
+    ------
+    InputError
+        An unknown choice.
+    DifferentiationError
+        From the backward pass: a second derivative at a singular point.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, adjoint=ddn.Implicit())
+    >>> torch.func.jacrev(layer)(torch.tensor([0.8, 0.6]))
+    tensor([[ 0.5000, -0.5000],
+            [-0.5000,  0.5000]])
     """
 
     weakly_active: WeaklyActive = "descent"

@@ -7,6 +7,7 @@ two reverse passes and one more. So reverse and forward mode of any order need o
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.implicit import WeaklyActive
 from ddn_cvx.adjoint.transforms import refuse_nested_forward_mode
 from ddn_cvx.errors import DeclarationError, DifferentiationError
@@ -72,6 +74,14 @@ class NonlinearSolve(Protocol):
     @property
     def failures(self) -> bool:
         """Whether some element so far was not solved."""
+
+
+class NonlinearAdjoint(Adjoint):
+    """An adjoint for nonlinear problems, too."""
+
+    @abstractmethod
+    def attach_nonlinear(self, solve: NonlinearSolve, theta: Theta, batch: int) -> Solved:
+        """Run ``solve(theta, batch)`` and return its result as a differentiable function of ``theta``."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from ddn_cvx.adjoint.base import Adjoint, Solve
-from ddn_cvx.adjoint.kkt_solve import Flags, NonlinearSolve, Solved, apply, merge, unflatten
+from ddn_cvx.adjoint.base import Solve
+from ddn_cvx.adjoint.kkt_solve import Flags, NonlinearAdjoint, NonlinearSolve, Solved, apply, merge, unflatten
 from ddn_cvx.errors import DifferentiationError, InputError
 from ddn_cvx.program.conic import ConicData
 from ddn_cvx.program.nonlinear import Theta
@@ -27,8 +27,30 @@ from ddn_cvx.program.optimality import Active, State
 
 
 @dataclass(frozen=True)
-class LPGD(Adjoint):
-    """Reverse mode of first order, for the variables (not the multipliers), of conic and nonlinear programs."""
+class LPGD(NonlinearAdjoint):
+    """A derivative of finite width, from a second solution with the loss added to the objective (Paulus, Martius &
+    Musil, "LPGD: a general framework for backpropagation through embedded optimization layers", 2024).
+
+    Conic and nonlinear programs, first derivatives of the variables (not the multipliers) in reverse mode.
+
+    Raises
+    ------
+    InputError
+        A tau that is not positive.
+    DifferentiationError
+        From the backward pass: the second problem has no solution, or a second derivative is asked for.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, c = cp.Variable(2), cp.Parameter(2)
+    >>> cheapest = cp.Problem(cp.Minimize(c @ x), [cp.sum(x) == 1, x >= 0])
+    >>> costs = torch.tensor([1.0, 1.1], requires_grad=True)
+    >>> layer = ddn.DeclarativeLayer(cheapest, [c], x, adjoint=ddn.LPGD(tau=1.0))
+    >>> layer(costs)[0].backward()  # with the loss added, x[1] is cheaper: the solution moves to the other vertex
+    >>> costs.grad
+    tensor([-1.,  1.])
+    """
 
     tau: float = 1e-2
     """Weight of the loss in the second problem (default 0.01)."""

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.adjoint.barrier import attach_barrier
-from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.adjoint.base import Solve
 from ddn_cvx.adjoint.conic_rows import attach_rows
-from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Solved, require_dense
+from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Solved, require_dense
 from ddn_cvx.adjoint.nonlinear import solution_map
 from ddn_cvx.errors import DifferentiationError, InputError
 from ddn_cvx.linalg.saddle import SaddleKKT
@@ -42,8 +42,31 @@ OFF = 0.05
 
 
 @dataclass(frozen=True)
-class Smoothed(Adjoint):
-    """The exact solution with the derivative of the central path."""
+class Smoothed(NonlinearAdjoint):
+    """The exact solution with the derivative of the central path: kinks and vertices have a declared width.
+
+    Conic and nonlinear programs, first derivatives in reverse and forward mode. A linear program, whose exact derivative
+    is zero almost everywhere, becomes informative. Boyd & Vandenberghe, "Convex optimization", section 11.2, is about
+    the path.
+
+    Raises
+    ------
+    InputError
+        A width that is not positive.
+    DifferentiationError
+        From the backward pass: the path is not reached, or a second derivative is asked for.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, c = cp.Variable(2), cp.Parameter(2)
+    >>> cheapest = cp.Problem(cp.Minimize(c @ x), [cp.sum(x) == 1, x >= 0])
+    >>> costs = torch.tensor([1.0, 1.1], requires_grad=True)
+    >>> layer = ddn.DeclarativeLayer(cheapest, [c], x, adjoint=ddn.Smoothed(width=0.1))
+    >>> layer(costs)[0].backward()
+    >>> bool(costs.grad[0] < -0.1), bool(costs.grad[1] > 0.1)  # dearer means less of it
+    (True, True)
+    """
 
     width: float = 1e-2
     """How far from the solution the derivative is taken: ``μ s = width``, in units of the objective (default 0.01)."""

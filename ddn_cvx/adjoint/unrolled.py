@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from ddn_cvx.adjoint.base import Adjoint, Solve
+from ddn_cvx.adjoint.base import Solve
 from ddn_cvx.adjoint.conic_rows import attach_rows
 from ddn_cvx.adjoint.implicit import implicit_map, linear_solve
-from ddn_cvx.adjoint.kkt_solve import NonlinearSolve, Parts, Rule, Solved
+from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Parts, Rule, Solved
 from ddn_cvx.adjoint.nonlinear import At, columns, solution_map, squeezed
 from ddn_cvx.errors import InputError
 from ddn_cvx.program.conic import ConicData
@@ -28,8 +28,26 @@ from ddn_cvx.program.optimality import State
 
 
 @dataclass(frozen=True)
-class Unrolled(Adjoint):
-    """Newton steps differentiated as they are."""
+class Unrolled(NonlinearAdjoint):
+    """Newton steps from the solution, differentiated as they are (Bolte, Pauwels & Vaiter, "One-step differentiation of
+    iterative algorithms", 2023). For an ``ODE`` the steps are those of the integration.
+
+    All modes and orders that the steps have: of torch operations, so also derivatives of third order.
+
+    Raises
+    ------
+    InputError
+        Not a positive whole number of steps.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> node = ddn.TorchProblem((), lambda y, x: 0.25 * y**4 - x * y, initial=1.0, parameters=[()])  # y = cbrt(x)
+    >>> layer = ddn.DeclarativeLayer(node, adjoint=ddn.Unrolled(steps=2))
+    >>> x = torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
+    >>> torch.autograd.grad(layer(x), x)[0]  # 1 / (3 y^2)
+    tensor(0.0833, dtype=torch.float64)
+    """
 
     steps: int = 2
     """Newton steps; derivatives up to order ``2**steps - 1`` are exact, and higher ones are not (default 2). With

@@ -91,6 +91,7 @@ class CvxpyLayer(nn.Module):
     Examples
     --------
     >>> import cvxpy as cp, torch
+    >>> from ddn_cvx.compat import CvxpyLayer
     >>> x, A, b = cp.Variable(2), cp.Parameter((3, 2)), cp.Parameter(3)
     >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(A @ x - b)), [x >= 0])
     >>> layer = CvxpyLayer(problem, parameters=[A, b], variables=[x])

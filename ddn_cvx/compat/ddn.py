@@ -4,13 +4,15 @@ A node is a class that says what is minimised and how it is solved. Names, signa
 every input and the output have one leading batch dimension, functions take the inputs first and the output as ``y=``.
 What the solver returns is polished, checked and differentiated as in a ``TorchProblem``, so that the gradient is right for
 linear and nonlinear constraints, active and inactive ones in one batch, redundant ones, and in single precision.
+
+The module is long for one reason: each class is shown by an example.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,27 @@ TOLERANCE = 1e-6
 
 
 class AbstractNode:
-    """Anything with a solution and a vector-Jacobian product."""
+    """Anything with a solution and a vector-Jacobian product.
+
+    Raises
+    ------
+    NotImplementedError
+        A subclass lacks the method.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ddn_cvx.compat import ddn
+    >>> class Double(ddn.AbstractNode):
+    ...     def solve(self, x):
+    ...         return 2 * x, None
+    ...     def gradient(self, x, y=None, v=None, ctx=None):
+    ...         return (2 * v,)
+    >>> x = torch.ones(2, 3, requires_grad=True)
+    >>> ddn.DeclarativeLayer(Double())(x).sum().backward()
+    >>> x.grad[0]
+    tensor([2., 2., 2.])
+    """
 
     def solve(self, *xs: Tensor) -> tuple[Tensor, Any]:
         """The output ``(b, ...)`` and a context for ``gradient``, or None."""
@@ -48,6 +70,24 @@ class AbstractDeclarativeNode(AbstractNode):
         Damping: derivatives are taken with ``H + gamma I`` for the Hessian H.
     chunk_size : int, optional
         Accepted and without effect: no Jacobian is formed that would have to be cut.
+
+    Raises
+    ------
+    DeclarationError
+        A subclass lacks ``objective``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ddn_cvx.compat import ddn
+    >>> class Mean(ddn.AbstractDeclarativeNode):
+    ...     def objective(self, x, y):
+    ...         return (x - y).square().sum(-1)
+    ...     def solve(self, x):
+    ...         return x.mean(-1, keepdim=True), None
+    >>> x = torch.tensor([[1.0, 2.0, 6.0]], requires_grad=True)
+    >>> Mean().jacobian(x)[0]
+    tensor([[[0.3333, 0.3333, 0.3333]]])
     """
 
     def __init__(self, eps: float = 1e-12, gamma: float | None = None, chunk_size: int | None = None):
@@ -99,7 +139,32 @@ class AbstractDeclarativeNode(AbstractNode):
 
 
 class EqConstDeclarativeNode(AbstractDeclarativeNode):
-    """``y in argmin f(x, y)  s.t.  h(x, y) = 0``. Subclasses define ``equality_constraints`` besides."""
+    """``y in argmin f(x, y) s.t. h(x, y) = 0``. Subclasses define ``equality_constraints`` besides.
+
+    Parameters
+    ----------
+    eps, gamma, chunk_size
+        See ``AbstractDeclarativeNode``.
+
+    Raises
+    ------
+    DeclarationError
+        A subclass lacks a method.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ddn_cvx.compat import ddn
+    >>> class Sphere(ddn.EqConstDeclarativeNode):
+    ...     def objective(self, x, y):
+    ...         return (x - y).square().sum(-1)
+    ...     def equality_constraints(self, x, y):
+    ...         return y.square().sum(-1) - 1
+    ...     def solve(self, x):
+    ...         return x / x.norm(dim=-1, keepdim=True), None
+    >>> ddn.DeclarativeLayer(Sphere())(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
 
     def equality_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
         """``h``, ``(b,)`` or ``(b, p)``."""
@@ -107,7 +172,33 @@ class EqConstDeclarativeNode(AbstractDeclarativeNode):
 
 
 class IneqConstDeclarativeNode(EqConstDeclarativeNode):
-    """The same with ``g(x, y) <= 0``. Subclasses define ``inequality_constraints`` and, if any, ``equality_constraints``."""
+    """The same with ``g(x, y) <= 0``. Subclasses define ``inequality_constraints`` and, if any,
+    ``equality_constraints``.
+
+    Parameters
+    ----------
+    eps, gamma, chunk_size
+        See ``AbstractDeclarativeNode``.
+
+    Raises
+    ------
+    DeclarationError
+        A subclass lacks a method.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ddn_cvx.compat import ddn
+    >>> class Relu(ddn.IneqConstDeclarativeNode):
+    ...     def objective(self, x, y):
+    ...         return (x - y).square().sum(-1)
+    ...     def inequality_constraints(self, x, y):
+    ...         return -y
+    ...     def solve(self, x):
+    ...         return x.clamp(min=0), None
+    >>> ddn.DeclarativeLayer(Relu())(torch.tensor([[3.0, 4.0]]))
+    tensor([[3., 4.]])
+    """
 
     def equality_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
         """``h``, ``(b,)`` or ``(b, p)``; None if there are none."""
@@ -119,7 +210,32 @@ class IneqConstDeclarativeNode(EqConstDeclarativeNode):
 
 
 class LinEqConstDeclarativeNode(EqConstDeclarativeNode):
-    """``y in argmin f(x, y)  s.t.  A y = d``, independent of x. Subclasses define ``linear_constraint_parameters``."""
+    """``y in argmin f(x, y) s.t. A y = d``, independent of x. Subclasses define ``linear_constraint_parameters``.
+
+    Parameters
+    ----------
+    eps, gamma, chunk_size
+        See ``AbstractDeclarativeNode``.
+
+    Raises
+    ------
+    DeclarationError
+        A subclass lacks a method.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ddn_cvx.compat import ddn
+    >>> class Centred(ddn.LinEqConstDeclarativeNode):
+    ...     def objective(self, x, y):
+    ...         return (x - y).square().sum(-1)
+    ...     def linear_constraint_parameters(self, y):
+    ...         return torch.ones(1, 2), torch.zeros(1)
+    ...     def solve(self, x):
+    ...         return x - x.mean(-1, keepdim=True), None
+    >>> ddn.DeclarativeLayer(Centred())(torch.tensor([[3.0, 4.0]]))
+    tensor([[-0.5000,  0.5000]])
+    """
 
     def linear_constraint_parameters(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``A (p, m)`` and ``d (p,)``."""
@@ -132,7 +248,34 @@ class LinEqConstDeclarativeNode(EqConstDeclarativeNode):
 
 
 class GeneralConstDeclarativeNode(IneqConstDeclarativeNode):
-    """Both kinds of constraints under the names of the reference's single-instance module, here for a batch of tensors."""
+    """Both kinds of constraints under the names of the reference's single-instance module, here for a batch of tensors.
+
+    Parameters
+    ----------
+    eps, gamma, chunk_size
+        See ``AbstractDeclarativeNode``.
+
+    Raises
+    ------
+    DeclarationError
+        A subclass lacks a method.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ddn_cvx.compat import ddn
+    >>> class Simplex(ddn.GeneralConstDeclarativeNode):
+    ...     def objective(self, x, y):
+    ...         return (x - y).square().sum(-1)
+    ...     def eq_constraints(self, x, y):
+    ...         return y.sum(-1) - 1
+    ...     def ineq_constraints(self, x, y):
+    ...         return -y
+    ...     def solve(self, x):  # right where no entry becomes negative
+    ...         return x + (1 - x.sum(-1, keepdim=True)) / x.shape[-1], None
+    >>> ddn.DeclarativeLayer(Simplex())(torch.tensor([[0.8, 0.6]]))
+    tensor([[0.6000, 0.4000]])
+    """
 
     def eq_constraints(self, *xs: Tensor, y: Tensor) -> Tensor | None:
         """``h``, ``(b,)`` or ``(b, p)``; None if there are none."""
@@ -155,11 +298,42 @@ class NonUniqueDeclarativeNode(AbstractDeclarativeNode):
     """A node with a valley of solutions; the gradient is that of least norm (by the pseudo-inverse of the Hessian).
 
     Every node here does so where the Hessian is singular; the class is for those who want to say it.
+
+    Parameters
+    ----------
+    eps, gamma, chunk_size
+        See ``AbstractDeclarativeNode``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ddn_cvx.compat import ddn
+    >>> class Sum(ddn.NonUniqueDeclarativeNode):
+    ...     def objective(self, x, y):
+    ...         return (x - y.sum(-1, keepdim=True)).square().sum(-1)
+    ...     def solve(self, x):
+    ...         return torch.cat((x, torch.zeros_like(x)), -1), None
+    >>> x = torch.ones(1, 1, requires_grad=True)
+    >>> Sum().jacobian(x)[0].flatten()
+    tensor([0.5000, 0.5000])
     """
 
 
 class DeclarativeFunction:
-    """``DeclarativeFunction.apply(node, *inputs)`` is ``DeclarativeLayer(node)(*inputs)``."""
+    """``DeclarativeFunction.apply(node, *inputs)`` is ``DeclarativeLayer(node)(*inputs)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ddn_cvx.compat import ddn
+    >>> class Mean(ddn.AbstractDeclarativeNode):
+    ...     def objective(self, x, y):
+    ...         return (x - y).square().sum(-1)
+    ...     def solve(self, x):
+    ...         return x.mean(-1, keepdim=True), None
+    >>> ddn.DeclarativeFunction.apply(Mean(), torch.tensor([[1.0, 2.0, 6.0]]))
+    tensor([[3.]])
+    """
 
     @staticmethod
     def apply(problem: AbstractNode, *inputs: Any) -> Tensor:
@@ -170,12 +344,13 @@ class DeclarativeFunction:
 class DeclarativeLayer(nn.Module):
     """A node as a module: ``layer(*xs)`` is the output ``(b, ...)``, differentiable in every input that requires grad.
 
-    A node that overrides ``gradient`` is differentiated by its own method, unchecked. Tensors that the functions of the node
-    refer to receive their gradients and are parameters of the layer.
+    A node that overrides ``gradient`` is differentiated by its own method, unchecked. Tensors that the functions of the
+    node refer to receive their gradients and are parameters of the layer.
 
     Parameters
     ----------
     problem : AbstractNode
+        The node, an object of a subclass of one of these classes.
     on_failure : "raise" or "nan"
         What to do with elements whose answer violates the optimality conditions, even after polishing.
     stationary : bool
@@ -185,9 +360,21 @@ class DeclarativeLayer(nn.Module):
     ------
     SolverError
         ``solve`` of the node returned something that is not a solution, and ``on_failure="raise"``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ddn_cvx.compat import ddn
+    >>> class Mean(ddn.AbstractDeclarativeNode):
+    ...     def objective(self, x, y):
+    ...         return (x - y).square().sum(-1)
+    ...     def solve(self, x):
+    ...         return x.mean(-1, keepdim=True), None
+    >>> ddn.DeclarativeLayer(Mean())(torch.tensor([[1.0, 2.0, 6.0]]))
+    tensor([[3.]])
     """
 
-    def __init__(self, problem: AbstractNode, on_failure: str = "raise", stationary: bool = False):
+    def __init__(self, problem: AbstractNode, on_failure: Literal["raise", "nan"] = "raise", stationary: bool = False):
         super().__init__()
         self.problem = problem
         self._respond: _Response | None = None
@@ -206,7 +393,7 @@ class DeclarativeLayer(nn.Module):
 class _Response:
     """``(xs, y) -> y`` with the derivative of the node's optimality conditions."""
 
-    def __init__(self, node: AbstractDeclarativeNode, on_failure: str, stationary: bool):
+    def __init__(self, node: AbstractDeclarativeNode, on_failure: Literal["raise", "nan"], stationary: bool):
         self.node, self.on_failure, self.stationary = node, on_failure, stationary
         self.layers: dict[Any, Layer] = {}
 
@@ -231,7 +418,7 @@ class _Response:
         key = (tuple(y.shape[1:]), tuple(own), gamma)
         if others or whole or key not in self.layers:
             problem = _problem(self.node, tuple(y.shape[1:]), own, others, whole, gamma, self.stationary)
-            layer = Layer(problem, on_failure=self.on_failure, tolerance=max(TOLERANCE, getattr(self.node, "eps", 0.0)))  # type: ignore[arg-type]  # checked there
+            layer = Layer(problem, on_failure=self.on_failure, tolerance=max(TOLERANCE, getattr(self.node, "eps", 0.0)))
             if others or whole:  # they may be others next time
                 return layer
             self.layers[key] = layer

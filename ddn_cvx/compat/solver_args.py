@@ -21,13 +21,13 @@ EXACT_MODES = ("lsqr", "lsmr", "dense")
 ELSEWHERE = ("MOREAU", "CUCLARABEL", "MPAX")
 
 TOLERANCES = {
-    "eps": ("eps", "eps_abs", "eps_rel", "tol_feas", "tol_gap_abs", "tol_gap_rel", "feastol", "abstol", "reltol"),
-    "eps_abs": ("eps", "eps_abs", "tol_gap_abs", "abstol"),
-    "eps_rel": ("eps", "eps_rel", "tol_feas", "tol_gap_rel", "feastol", "reltol"),
+    "eps": ("tolerance", "eps_abs", "eps_rel", "tol_feas", "tol_gap_abs", "tol_gap_rel", "feastol", "abstol", "reltol"),
+    "eps_abs": ("tolerance", "eps_abs", "tol_gap_abs", "abstol"),
+    "eps_rel": ("tolerance", "eps_rel", "tol_feas", "tol_gap_rel", "feastol", "reltol"),
 }
 COUNTERPARTS = TOLERANCES | {
-    "max_iters": ("max_iters", "max_iter"),
-    "max_iter": ("max_iters", "max_iter"),
+    "max_iters": ("max_iters", "max_iter", "max_iterations"),
+    "max_iter": ("max_iters", "max_iter", "max_iterations"),
     "time_limit_secs": ("time_limit_secs", "time_limit"),
     "n_jobs_forward": ("threads",),
 }
@@ -123,7 +123,7 @@ class WarmStarted(Solver):
     """The solver and its options."""
 
     def unsupported(self, program: ConicProgram) -> str | None:
-        return self.solver.unsupported(program)
+        return self.solver.refusal(program)
 
     def solve(
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None

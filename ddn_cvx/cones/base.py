@@ -39,11 +39,12 @@ from torch import Tensor
 class Spectrum(ABC):
     """Eigendecomposition U diag(values) Uᵀ of a DΠ(v); not differentiable, for use inside linear solves.
 
-    ``values`` is ``(*batch, dim)``, in [0, 1] and in no particular order. ``rotate`` and ``unrotate`` take and return
+    ``rotate`` and ``unrotate`` take and return
     matrices ``(*batch, dim, k)``, one column a vector.
     """
 
     values: Tensor
+    """``(*batch, dim)``, in [0, 1] and in no particular order."""
 
     @property
     @abstractmethod
@@ -76,9 +77,10 @@ class Diagonal(Spectrum):
 
 @dataclass(frozen=True, eq=False)
 class Dense(Spectrum):
-    """A spectrum with an explicit orthogonal ``basis`` U of shape ``(*batch, dim, dim)``, for cones of a few rows."""
+    """A spectrum with an explicit basis, for cones of a few rows."""
 
     basis: Tensor
+    """U, orthogonal, ``(*batch, dim, dim)``."""
 
     @property
     def is_diagonal(self) -> bool:
@@ -96,6 +98,22 @@ class Cone(ABC):
     """One closed convex cone in R^dim; the module explains the notation and the rule at kinks."""
 
     dim: int
+    """Number of rows."""
+
+    @property
+    @abstractmethod
+    def degree(self) -> int:
+        """What s'y is divided by to measure a duality gap: the parameter of ``barrier``, or any number of its size."""
+
+    @property
+    @abstractmethod
+    def centre(self) -> Tensor:
+        """A point inside K and K*, ``(dim,)`` float64 on the CPU; zero if K has no interior."""
+
+    @abstractmethod
+    def barrier(self, s: Tensor) -> Tensor:
+        """A self-concordant barrier of K, ``(*batch,)`` for s ``(*batch, dim)``; NaN or infinite outside of the interior.
+        Twice differentiable by autograd and ``torch.func``."""
 
     @abstractmethod
     def project(self, v: Tensor) -> Tensor:

@@ -28,24 +28,27 @@ from ddn_cvx.errors import DifferentiationError
 class Curved(Cone):
     """A cone given by closed forms on plain tensors.
 
-    ``factor(v)`` returns tensors whose leading dimensions are those of v. ``value``, ``first`` and ``second`` are Π(v),
-    DΠ(v) h and D²Π(v)[a, b], all arguments already of one shape ``(*batch, dim)``, followed by the factor.
+    Of ``value``, ``first`` and ``second`` all arguments are already of one shape ``(*batch, dim)``, followed by the factor.
     """
 
     smooth_factor: ClassVar[bool] = False
     """Whether forward mode may go through ``factor``."""
 
     @abstractmethod
-    def factor(self, v: Tensor) -> tuple[Tensor, ...]: ...
+    def factor(self, v: Tensor) -> tuple[Tensor, ...]:
+        """What the closed forms share: tensors whose leading dimensions are those of v."""
 
     @abstractmethod
-    def value(self, v: Tensor, *factor: Tensor) -> Tensor: ...
+    def value(self, v: Tensor, *factor: Tensor) -> Tensor:
+        """Π(v)."""
 
     @abstractmethod
-    def first(self, v: Tensor, h: Tensor, *factor: Tensor) -> Tensor: ...
+    def first(self, v: Tensor, h: Tensor, *factor: Tensor) -> Tensor:
+        """DΠ(v) h."""
 
     @abstractmethod
-    def second(self, v: Tensor, a: Tensor, b: Tensor, *factor: Tensor) -> Tensor: ...
+    def second(self, v: Tensor, a: Tensor, b: Tensor, *factor: Tensor) -> Tensor:
+        """D²Π(v)[a, b]."""
 
     @final
     def project(self, v: Tensor) -> Tensor:

@@ -49,6 +49,19 @@ class Exponential(Curved):
 
     dim: int = field(default=3, init=False)
 
+    @property
+    def degree(self) -> int:
+        return 3
+
+    @property
+    def centre(self) -> Tensor:
+        return torch.tensor([-1.0, 0.5, 1.25], dtype=torch.float64)
+
+    def barrier(self, s: Tensor) -> Tensor:
+        """-log(y log(z/y) - x) - log y - log z."""
+        x, y, z = s.unbind(-1)
+        return -(y * (z.log() - y.log()) - x).log() - y.log() - z.log()
+
     def factor(self, v: Tensor) -> tuple[Tensor, ...]:
         """The ratio ρ = x/y of Π(v), and in which of the four regions v lies."""
         x, y, z = (v.double() / largest(v)).split(1, dim=-1)

@@ -14,6 +14,18 @@ from ddn_cvx.cones.base import Cone, Diagonal
 class Nonnegative(Cone):
     """{v ∈ R^dim : v ≥ 0}. Π(v) = max(v, 0); kinks where some v_i = 0, with derivative 1 there."""
 
+    @property
+    def degree(self) -> int:
+        return self.dim
+
+    @property
+    def centre(self) -> Tensor:
+        return torch.ones(self.dim, dtype=torch.float64)
+
+    def barrier(self, s: Tensor) -> Tensor:
+        """-Σ log s_i."""
+        return -s.log().sum(-1)
+
     def project(self, v: Tensor) -> Tensor:
         return torch.where(v < 0, 0.0, v)
 

@@ -39,7 +39,7 @@ INSIDE, POLAR, CURVED = range(3)
 
 @dataclass(frozen=True)
 class Power(Curved):
-    """{(x, z) : ∏ x_i^α_i ≥ |z|, x ≥ 0}.
+    """``{(x, z) : ∏ x_i^α_i ≥ |z|, x ≥ 0}``.
 
     ``alphas`` holds tuples of one length d, each positive and of sum 1. With one tuple, v is ``(*batch, d + 1)``; with
     several, one for each of the cones stacked in the dimension before the last, ``(*batch, count, d + 1)``.
@@ -68,6 +68,21 @@ class Power(Curved):
         object.__setattr__(self, "dim", lengths.pop() + 1)
         # A single cone needs no dimension for the stack.
         object.__setattr__(self, "_exponents", exponents[0] if len(self.alphas) == 1 else exponents)
+
+    @property
+    def degree(self) -> int:
+        return self.dim
+
+    @property
+    def centre(self) -> Tensor:
+        """(1, …, 1, 0)."""
+        return torch.ones(self.dim, dtype=torch.float64).index_fill(0, torch.tensor(self.dim - 1), 0.0)
+
+    def barrier(self, s: Tensor) -> Tensor:
+        """-log(∏ x_i^2α_i - z²) - Σ (1 - α_i) log x_i."""
+        x, z = s[..., :-1], s[..., -1]
+        alpha = self._exponents.to(s)
+        return -((2 * alpha * x.log()).sum(-1).exp() - z * z).log() - ((1 - alpha) * x.log()).sum(-1)
 
     def factor(self, v: Tensor) -> tuple[Tensor, ...]:
         """The logit u of r/|z|, and in which of the three regions v lies."""

@@ -37,8 +37,8 @@ WEAK = 1e-7
 class Block(NamedTuple):
     """One cone as a solver sees it; all zero rows are one block, and all nonnegative rows.
 
-    ``kind`` is ``zero``, ``nonneg``, ``soc``, ``psd``, ``exp`` or ``power``. ``extra`` is the matrix order of a PSD cone,
-    the tuple of exponents of a power cone, and the number of rows otherwise.
+    ``kind`` is ``zero``, ``nonneg``, ``soc``, ``psd``, ``exp``, ``power`` or ``other``. ``extra`` is the matrix order of a
+    PSD cone, the tuple of exponents of a power cone, a cone of another class itself, and the number of rows otherwise.
     """
 
     kind: str
@@ -74,7 +74,7 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class Product:
-    """K = {0}^zero × R₊^nonneg × second-order × PSD × exponential × power cones, rows in this order.
+    """K = {0}^zero × R₊^nonneg × second-order × PSD × exponential × power × other cones, rows in this order.
 
     Parameters
     ----------
@@ -88,6 +88,8 @@ class Product:
         Number of exponential cones, of three rows each.
     power : tuple of tuples of float
         Exponents of each power cone, which has one row more.
+    others : tuple of Cone
+        Cones of classes that nothing here knows of. Everything but a solver that needs more than their methods takes them.
 
     Raises
     ------
@@ -105,6 +107,7 @@ class Product:
     psd: tuple[int, ...] = ()
     exp: int = 0
     power: tuple[tuple[float, ...], ...] = ()
+    others: tuple[Cone, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("zero", 0), ("nonneg", 0), ("exp", 0), ("soc", 1), ("psd", 1)):
@@ -124,16 +127,15 @@ class Product:
         """m, the number of rows."""
         return max((block.rows.stop for block in self.blocks()), default=0)
 
-    @property
+    @cached_property
     def degree(self) -> int:
-        """What s'y is divided by to measure a duality gap: 1 for a nonnegative row or a second-order cone, k for a PSD cone,
-        3 for an exponential cone, d + 1 for a power cone."""
-        return self.nonneg + len(self.soc) + sum(self.psd) + 3 * self.exp + sum(len(a) + 1 for a in self.power)
+        """What s'y is divided by to measure a duality gap, the sum of those of the cones."""
+        return sum(group.number * group.cone.degree for group in self._layout.groups)
 
     @property
     def is_polyhedral(self) -> bool:
         """True if there are only zero and nonnegative rows."""
-        return not (self.soc or self.psd or self.exp or self.power)
+        return not (self.soc or self.psd or self.exp or self.power or self.others)
 
     def blocks(self) -> list[Block]:
         """The cones in row order."""
@@ -143,6 +145,7 @@ class Product:
         sizes += [("psd", k * (k + 1) // 2, k) for k in self.psd]
         sizes += [("exp", 3, 3)] * self.exp
         sizes += [("power", len(alpha) + 1, alpha) for alpha in self.power]
+        sizes += [("other", cone.dim, cone) for cone in self.others]
         found, stop = [], 0
         for kind, rows, extra in sizes:
             found.append(Block(kind, slice(stop, stop + rows), extra))
@@ -151,12 +154,13 @@ class Product:
 
     @cached_property
     def _layout(self) -> Layout:
-        alike: dict[tuple[str, int], list[Block]] = {}
+        alike: dict[tuple[str, Any], list[Block]] = {}
         for block in self.blocks():
-            alike.setdefault((block.kind, block.rows.stop - block.rows.start), []).append(block)
+            size = block.extra if block.kind == "other" else block.rows.stop - block.rows.start
+            alike.setdefault((block.kind, size), []).append(block)
         groups, start = [], 0
-        for (kind, length), members in alike.items():
-            cone, number = _cone(kind, length, members)
+        for members in alike.values():
+            cone, number = _cone(members)
             groups.append(Group(cone, start, number))
             start += number * cone.dim
         ranked = [block for members in alike.values() for block in members]
@@ -239,27 +243,22 @@ class Product:
     @cached_property
     def _centre(self) -> tuple[Tensor, Tensor]:
         """A point inside K and K*, ``(m,)``, and the cone of each row: 0 for zero rows, from 1 on as ``dual_margin``."""
-        parts, cones, count = [], [], 0
-        for kind, rows, extra in self.blocks():
-            length = rows.stop - rows.start
-            if kind in ("zero", "nonneg"):
-                parts.append(torch.full((length,), float(kind == "nonneg"), dtype=torch.float64))
-                cones.append(torch.arange(1, length + 1) if kind == "nonneg" else torch.zeros(length, dtype=torch.int64))
-                count += length if kind == "nonneg" else 0
-                continue
-            point = torch.zeros(length, dtype=torch.float64)
-            if kind == "soc":
-                point[0] = 1.0
-            elif kind == "psd":
-                point[torch.arange(1, extra + 1).cumsum(0) - 1] = 1.0
-            elif kind == "exp":
-                point[:] = torch.tensor([-1.0, 0.5, 1.25])
-            else:
-                point[:-1] = 1.0
-            count += 1
-            parts.append(point)
-            cones.append(torch.full((length,), count))
-        return (torch.cat(parts), torch.cat(cones)) if parts else (torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        parts = [group.cone.centre.repeat(group.number) for group in self._layout.groups]
+        point = _select(torch.cat([torch.zeros(0, dtype=torch.float64), *parts]), -1, self._layout.back)
+        cones, count = torch.zeros(self.size, dtype=torch.int64), self.nonneg
+        cones[self.zero : self.zero + count] = torch.arange(1, count + 1)
+        for kind, rows, _ in self.blocks():
+            if kind not in ("zero", "nonneg"):
+                count += 1
+                cones[rows] = count
+        return point, cones
+
+    def barrier(self, s: Tensor) -> Tensor:
+        """The sum of the barriers of the cones, ``(*batch,)`` for s ``(*batch, m)``."""
+        ordered, total = self._ordered(s), s.new_zeros(s.shape[:-1])
+        for group in self._layout.groups:
+            total = total + group.cone.barrier(group.take(ordered)).sum(-1)
+        return total
 
     # All groups at once
 
@@ -321,22 +320,24 @@ class DualSpectrum(Spectrum):
         return _select(torch.cat(blocks, dim=-2), -2, self.layout.back)
 
 
-def _cone(kind: str, length: int, members: list[Block]) -> tuple[Cone, int]:
+def _cone(members: list[Block]) -> tuple[Cone, int]:
     """The cone that equal blocks share, and how many of it there are."""
-    extra, number = members[0].extra, len(members)
+    kind, rows, extra = members[0]
     match kind:
         case "zero":
-            return Zero(1), length
+            return Zero(1), rows.stop - rows.start
         case "nonneg":
-            return Nonnegative(1), length
+            return Nonnegative(1), rows.stop - rows.start
         case "soc":
-            return SecondOrder(extra), number
+            return SecondOrder(extra), len(members)
         case "psd":
-            return PSD(order=extra), number
+            return PSD(order=extra), len(members)
         case "exp":
-            return Exponential(), number
+            return Exponential(), len(members)
+        case "power":
+            return Power(alphas=tuple(block.extra for block in members)), len(members)
         case _:
-            return Power(alphas=tuple(block.extra for block in members)), number
+            return extra, len(members)
 
 
 def _select(t: Tensor, dim: int, index: Tensor | None) -> Tensor:

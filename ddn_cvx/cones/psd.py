@@ -44,6 +44,21 @@ class PSD(Curved):
         for name, value in {"dim": len(row), "_place": place.flatten(), "_row": row, "_column": column}.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def degree(self) -> int:
+        return self.order
+
+    @property
+    def centre(self) -> Tensor:
+        """The identity."""
+        return self.svec(torch.eye(self.order, dtype=torch.float64))
+
+    def barrier(self, s: Tensor) -> Tensor:
+        """-log det S."""
+        L, info = torch.linalg.cholesky_ex(self.mat(s))
+        pivots = L.diagonal(dim1=-2, dim2=-1)
+        return -2 * torch.where((info == 0).unsqueeze(-1), pivots, torch.nan).log().sum(-1)
+
     def mat(self, v: Tensor) -> Tensor:
         """``(*batch, dim)`` → symmetric ``(*batch, order, order)``."""
         place = self._place.to(v.device, non_blocking=True)

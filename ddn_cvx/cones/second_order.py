@@ -23,13 +23,27 @@ HALF_ROOT = sqrt(0.5)
 
 @dataclass(frozen=True)
 class SecondOrder(Curved):
-    """{(t, z) ∈ R × R^(dim−1) : ‖z‖ ≤ t}; kinks where ‖z‖ = |t|."""
+    """{(t, z) ∈ R × R^(dim−1) : ‖z‖ ≤ t}; kinks where ``‖z‖ = |t|``."""
 
     smooth_factor: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.dim < 1:
             raise DeclarationError(f"SecondOrder: dim must be at least 1 row, and {self.dim} came; leave the cone out.")
+
+    @property
+    def degree(self) -> int:
+        """1: the gap is that of the cone, of which the barrier has two."""
+        return 1
+
+    @property
+    def centre(self) -> Tensor:
+        return torch.eye(1, self.dim, dtype=torch.float64)[0]
+
+    def barrier(self, s: Tensor) -> Tensor:
+        """-log(t² - ‖z‖²)."""
+        gap = s[..., 0].square() - s[..., 1:].square().sum(-1)
+        return -torch.where(s[..., 0] > 0, gap, torch.nan).log()
 
     def factor(self, v: Tensor) -> tuple[Tensor, ...]:
         norm = torch.linalg.vector_norm(v[..., 1:], dim=-1, keepdim=True, dtype=torch.float64)

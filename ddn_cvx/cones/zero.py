@@ -14,6 +14,18 @@ from ddn_cvx.cones.base import Cone, Diagonal
 class Zero(Cone):
     """{0} in R^dim. Π = 0 everywhere, hence no kinks: the margin is +inf."""
 
+    @property
+    def degree(self) -> int:
+        return 0
+
+    @property
+    def centre(self) -> Tensor:
+        return torch.zeros(self.dim, dtype=torch.float64)
+
+    def barrier(self, s: Tensor) -> Tensor:
+        """Zero: the rows of s are equations, not variables."""
+        return s.new_zeros(s.shape[:-1])
+
     def project(self, v: Tensor) -> Tensor:
         return torch.where(v.isnan(), v, 0.0)
 

@@ -9,11 +9,14 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from typing_extensions import TypeVar
 
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.program.base import ParameterSpec
 
 Shape = tuple[int, ...]
+V_co = TypeVar("V_co", bound=int | Shape | Mapping[str, Shape], covariant=True, default=Any)
+"""How the variable is declared, for type checkers: the output is a tensor, or for a mapping a dict of tensors."""
 
 
 def is_shape(value: object) -> bool:

@@ -7,6 +7,7 @@ constraint that was lost or distorted between the declaration and the solver sho
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -17,6 +18,8 @@ from cvxpy.expressions.leaf import Leaf
 from torch import Tensor
 
 from ddn_cvx.declare.atoms import compile_expressions, is_compact
+from ddn_cvx.declare.atoms_base import two_norm
+from ddn_cvx.declare.in_cone import InCone
 
 Values = Mapping[int, Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -100,7 +103,7 @@ class _Checks:
         if equalities or inequalities:
             found.append(_elementwise(equalities, inequalities))
         whole = torch.cat(found, 1) if len(found) > 1 else found[0]
-        return torch.nan_to_num(whole.amax(1), nan=torch.inf) if whole.shape[1] else whole.new_zeros(batch)
+        return torch.nan_to_num(whole.amax(1), torch.inf, torch.inf) if whole.shape[1] else whole.new_zeros(batch)
 
     def sides(self, args: list[Tensor], batch: int) -> tuple[list[Pair], list[Pair], list[tuple[str, list[Tensor], object]]]:
         """Pairs ``(B, size)`` of what should be equal, and of what should be at most the other; and other constraints."""
@@ -109,6 +112,8 @@ class _Checks:
         others: list[tuple[str, list[Tensor], object]] = []
         for kind, count, extra in self.kinds:
             these = [next(rest) for _ in range(count)]
+            if kind == "SOC":
+                kind, these = "Inequality", _second_order(these, extra)
             if kind in pairs and not (these[0].is_complex() or these[1].is_complex()):
                 left, right = these if these[0].shape == these[1].shape else torch.broadcast_tensors(*these)
                 pairs[kind].append((_flat(left, batch), _flat(right, batch)))
@@ -164,12 +169,11 @@ def _nonneg(args: list[Tensor], extra: object, tolerance: float) -> Tensor:
     return _relative((-args[0]).clamp(min=0), args[0])
 
 
-def _second_order(args: list[Tensor], extra: object, tolerance: float) -> Tensor:
+def _second_order(args: list[Tensor], axis: object) -> list[Tensor]:
+    """What should be at most the other."""
     t, x = args
-    axis = extra
-    norm = x.abs() if x.ndim == 1 or axis is None else torch.linalg.vector_norm(x, dim=1 if axis == 0 else -1)
-    t = t.reshape(t.shape[0], *norm.shape[1:])
-    return _relative((norm - t).clamp(min=0), t, norm)
+    norm = x.abs() if x.ndim == 1 or axis is None else two_norm(x.movedim(1, -1) if axis == 0 else x)
+    return [norm, t.reshape(t.shape[0], *norm.shape[1:])]
 
 
 def _semidefinite(args: list[Tensor], extra: object, tolerance: float) -> Tensor:
@@ -211,25 +215,34 @@ def _power(args: list[Tensor], alpha: object, tolerance: float) -> Tensor:
     return torch.maximum((z.abs() - mean).clamp(min=0), (-low).clamp(min=0)) / scale
 
 
-_VIOLATION: dict[str, Callable[[list[Tensor], object, float], Tensor]] = {
+def _other_cone(args: list[Tensor], cone: Any, tolerance: float) -> Tensor:
+    """The distance of each column from the cone."""
+    columns = args[0].unsqueeze(-1) if args[0].ndim == 2 else args[0]
+    s = columns.mT
+    return torch.linalg.vector_norm(s - cone.project(s), dim=-1) / (1 + s.abs().amax(-1))
+
+
+_VIOLATION: dict[str, Callable[[list[Tensor], Any, float], Tensor]] = {
     "Equality": _equality,
     "Zero": _equality,
     "Inequality": _inequality,
     "NonPos": _inequality,
     "NonNeg": _nonneg,
-    "SOC": _second_order,
     "PSD": _semidefinite,
     "ExpCone": _exponential,
     "PowCone3D": _power,
     "PowConeND": _power,
+    "InCone": _other_cone,
 }
 
-CONSTRAINTS = frozenset(_VIOLATION)
+CONSTRAINTS = frozenset({*_VIOLATION, "SOC"})
 """Names of the constraint classes that can be declared."""
 
 
 def _extra(constraint: Constraint) -> object:
-    """What the check needs beside the arguments: the axis of an SOC, the exponents of a power cone."""
+    """What the check needs beside the arguments: the axis of an SOC, the exponents of a power cone, any other cone."""
+    if isinstance(constraint, InCone):
+        return constraint.cone
     if hasattr(constraint, "alpha"):
         alpha = constraint.alpha.value
         return alpha if getattr(constraint, "axis", 0) == 0 else alpha.T

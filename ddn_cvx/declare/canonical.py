@@ -13,13 +13,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import cvxpy as cp
 import cvxpy.settings as settings
 import numpy as np
 import scipy.sparse as sp
-from cvxpy.constraints import SOC, ExpCone, PowCone3D, PowConeND, SvecPSD
+from cvxpy.constraints import SOC, ExpCone, NonNeg, PowCone3D, PowConeND, SvecPSD
 from cvxpy.reductions.complex2real.complex2real import Complex2Real
 from cvxpy.reductions.cvx_attr2constr import SYMMETRIC_ATTRIBUTES, CvxAttr2Constr, lower_value
 from cvxpy.reductions.dcp2cone.cone_matrix_stuffing import ParamConeProg
@@ -29,8 +29,9 @@ from cvxpy.reductions.solvers.conic_solvers.conic_solver import ConicSolver
 from cvxpy.utilities.psd_utils import TriangleKind
 from numpy.typing import NDArray
 
-from ddn_cvx.cones import Product
+from ddn_cvx.cones import Cone, Product
 from ddn_cvx.declare.atoms import is_compact
+from ddn_cvx.declare.in_cone import InCone
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicProgram
@@ -105,9 +106,10 @@ def canonicalise(problem: cp.Problem, parameters: Sequence[cp.Parameter], gp: bo
     with warnings.catch_warnings():
         # cvxpy warns its own reductions about reading sparse leaves
         warnings.filterwarnings("ignore", message="Reading from a sparse CVXPY expression")
-        data, chain, inverse = problem.get_problem_data(_Waist(), gp=gp, enforce_dpp=True)
+        data, chain, inverse = _stand_in(problem).get_problem_data(_Waist(), gp=gp, enforce_dpp=True)
     program: ParamConeProg = data[settings.PARAM_PROB]
-    conic, matrix = _problem_data(program)
+    others = _others(program, chain, problem)
+    conic, matrix = _problem_data(program, others)
     maps = _variable_maps(program, chain, problem.variables())
     for real, imag in maps.values():
         conic.visible[sp.csc_array(abs(real) if imag is None else abs(real) + abs(imag)).sum(axis=0) > 0] = True
@@ -120,15 +122,48 @@ def canonicalise(problem: cp.Problem, parameters: Sequence[cp.Parameter], gp: bo
         data=matrix,
         sources=tuple(_parameter_sources(program, chain, parameters)),
         variables=maps,
-        duals=_dual_maps(program, chain, inverse, problem, conic),
+        duals=_dual_maps(program, chain, inverse, problem, others.place),
         exponentiate=gp,
     )
 
 
-def _problem_data(pp: ParamConeProg) -> tuple[ConicProgram, sp.csr_array]:
+class _Others(NamedTuple):
+    """Cones that cvxpy does not know."""
+
+    cones: tuple[Cone, ...]
+    place: NDArray[np.int64]
+    """The row of the program for each of cvxpy's: theirs come last."""
+
+
+def _stand_in(problem: cp.Problem) -> cp.Problem:
+    """The problem with half-lines in the place of cones that cvxpy does not know: as many rows, which it leaves alone."""
+    if not any(isinstance(c, InCone) for c in problem.constraints):
+        return problem
+    constraints = [NonNeg(c.args[0], constr_id=c.id) if isinstance(c, InCone) else c for c in problem.constraints]
+    return cp.Problem(problem.objective, constraints)
+
+
+def _others(pp: ParamConeProg, chain: Any, problem: cp.Problem) -> _Others:
+    names = chain.compose_constr_id_map()
+    inside = {names.get(c.id, c.id): c for c in problem.constraints if isinstance(c, InCone)}
+    kept, moved, cones, start = list[NDArray[np.int64]](), list[NDArray[np.int64]](), list[Cone](), 0
+    for constraint in pp.constraints:
+        rows = np.arange(start, start + constraint.size)
+        (moved if constraint.id in inside else kept).append(rows)
+        cones += inside[constraint.id].cones if constraint.id in inside else []
+        start += constraint.size
+    order = np.concatenate([np.zeros(0, np.int64), *kept, *moved])
+    return _Others(tuple(cones), order.argsort())
+
+
+def _problem_data(pp: ParamConeProg, others: _Others) -> tuple[ConicProgram, sp.csr_array]:
     n, m, width = pp.x.size, int(pp.constr_size), pp.total_param_size + 1
     # cvxpy stacks [A | b] column by column; entry (i, j) is row j * m + i of the tensor, and its sign is s = Ax + b.
     stored, tensor = _nonempty_rows(pp.A if m else sp.coo_array((0, width)))
+    if others.cones:
+        stored = stored - stored % m + others.place[stored % m]
+        order = stored.argsort()
+        stored, tensor = stored[order], tensor[order]
     A = _pattern(stored[stored < n * m], m, n)
     A_map = -tensor[: A.nnz]  # in the order of the pattern
     b_map = _spread(tensor[A.nnz :], stored[A.nnz :] - n * m, m)
@@ -147,7 +182,8 @@ def _problem_data(pp: ParamConeProg) -> tuple[ConicProgram, sp.csr_array]:
     q = sp.csr_array(pp.q)
     dims = pp.cone_dims
     power = tuple((float(a), 1.0 - float(a)) for a in dims.p3d) + tuple(tuple(map(float, a)) for a in dims.pnd)
-    cones = Product(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, power)
+    nonneg = dims.nonneg - sum(cone.dim for cone in others.cones)
+    cones = Product(dims.zero, nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, power, others.cones)
     return ConicProgram(P, A, cones, np.zeros(n, bool)), sp.csr_array(sp.vstack([P_map, q[:n], q[n : n + 1], A_map, b_map]))
 
 
@@ -274,13 +310,13 @@ def _variable_maps(
 
 
 def _dual_maps(
-    pp: ParamConeProg, chain: Any, inverse: Any, problem: cp.Problem, conic: ConicProgram
+    pp: ParamConeProg, chain: Any, inverse: Any, problem: cp.Problem, place: NDArray[np.int64]
 ) -> dict[int, tuple[sp.csr_array, sp.csr_array | None]]:
     saved = [[dual.value for dual in c.dual_variables] for c in problem.constraints]
 
     def apply(y: NDArray[np.float64]) -> dict[int, Any]:
         rows: dict[int, Any] = {}
-        start = 0
+        y, start = y[place], 0
         for constraint in pp.constraints:
             rows[constraint.id] = y[start : start + constraint.size]
             start += constraint.size
@@ -297,7 +333,7 @@ def _dual_maps(
 
     shapes = {dual.id: dual.shape for c in problem.constraints for dual in c.dual_variables}
     try:
-        return _linear_maps(apply, conic.m, shapes)
+        return _linear_maps(apply, len(place), shapes)
     finally:
         for constraint, values in zip(problem.constraints, saved, strict=True):
             for dual, value in zip(constraint.dual_variables, values, strict=True):

@@ -1,8 +1,8 @@
 """The problem as declared, for a compiled kernel that checks candidate solutions (``kernels.verification``).
 
 The declared expressions are traced as they are evaluated (``program.tape_trace``), so that cvxpy's canonical form has no
-part in what the kernel computes. Where they are polynomials, as all of a quadratic program's are, sums are taken apart into
-products. Anything else stays with torch.
+part in what the kernel computes. Sums are taken apart into products, which is all that the polynomials of a quadratic
+program need; other operations are done one by one. What cannot be traced stays with torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddn_cvx.declare.as_declared import AsDeclared
 from ddn_cvx.kernels import tape as op
-from ddn_cvx.kernels.verification import Plan
+from ddn_cvx.kernels.verification import SUM, Plan
 from ddn_cvx.program.elimination import Elimination
 from ddn_cvx.program.scalar_graph import CONSTANT, INPUT, POINT, RULED, THETA, ZERO, Graph, TooLargeError
 from ddn_cvx.program.tape_ops import NotScalarError
@@ -33,10 +33,6 @@ Leaves = Sequence[tuple[int, tuple[int, ...]]]
 """Ids and shapes."""
 Variables = Sequence[tuple[int, tuple[int, ...], sp.csr_array]]
 """Ids and shapes, and maps from the variables of the program."""
-
-
-class _NotPolynomialError(Exception):
-    """Some expression is more than sums and products."""
 
 
 def plan_checks(
@@ -59,18 +55,19 @@ def plan_checks(
         inputs += [(key, _apply(graph, matrix, x).reshape(1, *shape)) for key, shape, matrix in variables]
         sides = _trace(graph, declared, inputs)
         constant = _constant(graph, elimination, u)
-        return None if sides is None else _Products(graph, [*u, *x]).plan(*sides, sign, constant)
-    except (_NotPolynomialError, NotScalarError, TooLargeError, RuntimeError):
+        return None if sides is None else _Rows(graph, [*u, *x]).plan(sides, sign, constant)
+    except (NotScalarError, TooLargeError, RuntimeError):
         return None  # the last of these is torch's, of what it cannot trace
 
 
 class _Sides(NamedTuple):
-    """Nodes of the objective, and of the two sides of all constraints, equalities first."""
+    """Nodes of the objective, of the two sides of all constraints, equalities first, and of what should be semidefinite."""
 
     objective: int
     left: Nodes
     right: Nodes
     equalities: int
+    matrices: list[Nodes]
 
 
 def _trace(graph: Graph, declared: AsDeclared, inputs: Sequence[tuple[int, Nodes]]) -> _Sides | None:
@@ -79,19 +76,20 @@ def _trace(graph: Graph, declared: AsDeclared, inputs: Sequence[tuple[int, Nodes
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
         objective, args = declared.evaluate({key: t for (key, _), t in zip(inputs, tensors, strict=True)}, 1)
         equalities, inequalities, others = declared.checks.sides(args, 1)
-        counts[:] = [len(others), sum(pair[0].shape[1] for pair in equalities)]
+        matrices = [X for kind, (X, *_), _ in others if kind == "PSD" and not X.is_complex()]
+        counts[:] = [len(others) - len(matrices), len(matrices), sum(pair[0].shape[1] for pair in equalities)]
         pairs = [*equalities, *inequalities]
-        return objective, *(pair[0] for pair in pairs), *(pair[1] for pair in pairs)
+        return objective, *matrices, *(pair[0] for pair in pairs), *(pair[1] for pair in pairs)
 
     tensors = [(torch.ones(nodes.shape, dtype=torch.float64), nodes) for _, nodes in inputs]
-    objective, *sides = trace(graph, function, tensors)
-    others, equalities = counts
+    objective, *found = trace(graph, function, tensors)
+    others, number, equalities = counts
     if others:
         return None
-    flat = [side.ravel() for side in sides]
+    matrices, flat = [square.reshape(square.shape[-2:]) for square in found[:number]], [t.ravel() for t in found[number:]]
     nothing = np.empty(0, np.int64)
     left, right = (np.concatenate([nothing, *half]) for half in (flat[: len(flat) // 2], flat[len(flat) // 2 :]))
-    return _Sides(int(objective[0]), left, right, equalities)
+    return _Sides(int(objective[0]), left, right, equalities, matrices)
 
 
 def _apply(graph: Graph, matrix: sp.csr_array, nodes: Nodes) -> Nodes:
@@ -113,46 +111,64 @@ def _constant(graph: Graph, elimination: Elimination, u: Nodes) -> int:
     return graph.total([int(d[0]), *products])
 
 
+Place = tuple[str, int]
+"""Among the constants, the inputs or the rows."""
+Product = tuple[float, Place, Place]
 Term = tuple[float, int, int]
-"""A factor, and the places of two operands."""
+"""The same, with the places numbered through."""
+_SUMMED = {op.ADD, op.SUB, op.NEG, op.MUL}
 
 
-class _Products:
-    """Sums of products from the nodes of a graph."""
+Operation = tuple[int, Place, Place]
+
+
+class _Rows:
+    """Sums of products, and other operations, from the nodes of a graph."""
 
     def __init__(self, graph: Graph, inputs: Sequence[int]):
         self.graph = graph
         self.constants = [1.0]
-        self.places: dict[int, tuple[str, int]] = {int(node): ("input", k) for k, node in enumerate(inputs)}
+        self.places: dict[int, Place] = {int(node): ("input", k) for k, node in enumerate(inputs)}
         self.inputs = len(inputs)
-        self.rows: list[list[tuple[float, tuple[str, int], tuple[str, int]]]] = []
+        """Of nodes that have been needed."""
+        self.rows: list[list[Product] | Operation] = []
 
-    def plan(self, objective: int, left: Nodes, right: Nodes, equalities: int, sign: float, constant: int) -> Plan:
-        roots = [objective, constant, *left.tolist(), *right.tolist()]
+    def plan(self, sides: _Sides, sign: float, constant: int) -> Plan:
+        entries = [square.ravel() for square in sides.matrices]
+        roots = np.concatenate([[sides.objective, constant], sides.left, sides.right, *entries]).tolist()
         self.uses = self._count(roots)
         found = [self.place(root) for root in roots]
         first = {"constant": 0, "input": len(self.constants), "row": len(self.constants) + self.inputs}
 
-        def position(place: tuple[str, int]) -> int:
+        def position(place: Place) -> int:
             return first[place[0]] + place[1]
 
-        starts, runs = [0], []
-        for row in self.rows:
-            runs += _runs([(factor, position(a), position(b)) for factor, a, b in row])
+        starts, runs, operations = [0], [], []
+        for k, row in enumerate(self.rows):
+            if isinstance(row, list):
+                operations.append((SUM, 0, 0, 0))
+                runs += _runs([(factor, position(a), position(b)) for factor, a, b in row])
+            else:
+                operations.append((row[0], first["row"] + k, position(row[1]), position(row[2])))
             starts.append(len(runs))
+        orders = np.array([len(square) for square in sides.matrices], np.int64)
         places = np.array([position(place) for place in found], np.int64)
-        sides = places[2:].reshape(2, -1)
+        left, right, squares = np.split(places[2:], [len(sides.left), 2 * len(sides.left)])
         return Plan(
             np.array(self.constants),
             np.array(starts, np.int64),
+            np.array(operations, np.int32).reshape(-1, 4),
             np.array([run[0] for run in runs], np.float64),
             np.array([run[1:] for run in runs], np.int64).reshape(-1, 5),
             int(places[0]),
             sign,
             int(places[1]),
-            sides[0].copy(),
-            sides[1].copy(),
-            equalities,
+            left.copy(),
+            right.copy(),
+            sides.equalities,
+            orders,
+            squares.copy(),
+            2.0 * (self.inputs + len(runs)) + 20.0 * len(operations) + float((orders**3).sum()),
         )
 
     def _count(self, roots: Sequence[int]) -> Counter[int]:
@@ -167,23 +183,28 @@ class _Products:
                     stack.append(self.graph.b[node])
         return uses
 
-    def place(self, node: int) -> tuple[str, int]:
+    def place(self, node: int) -> Place:
         """Where the value of a node is found."""
-        if self.graph.op[node] == CONSTANT:
-            if node not in self.places:
-                self.places[node] = self._store(self.graph.value[node])
-            return self.places[node]
+        while self.graph.op[node] == RULED:
+            node = self.graph.a[node]
         if node not in self.places:
-            row = list(self._terms(node))
-            self.places[node] = "row", len(self.rows)
-            self.rows.append(row)
+            code = self.graph.op[node]
+            if code == CONSTANT:
+                self.places[node] = self._store(self.graph.value[node])
+            else:
+                row = list(self._terms(node)) if code in _SUMMED else self._operation(node)
+                self.places[node] = "row", len(self.rows)
+                self.rows.append(row)
         return self.places[node]
 
-    def _store(self, value: float) -> tuple[str, int]:
+    def _operation(self, node: int) -> Operation:
+        return self.graph.op[node], self.place(self.graph.a[node]), self.place(self.graph.b[node])
+
+    def _store(self, value: float) -> Place:
         self.constants.append(value)
         return "constant", len(self.constants) - 1
 
-    def _terms(self, root: int) -> Iterator[tuple[float, tuple[str, int], tuple[str, int]]]:
+    def _terms(self, root: int) -> Iterator[Product]:
         """A node as a sum of products, from left to right; what others need too is a row of its own."""
         graph, one = self.graph, ("constant", 0)
         stack = [(1.0, root)]
@@ -210,7 +231,7 @@ class _Products:
             elif code == op.MUL:
                 yield factor, self.place(a), self.place(b)
             else:
-                raise _NotPolynomialError
+                yield factor, self.place(node), one
 
 
 def _runs(terms: Sequence[Term]) -> list[tuple[float, int, int, int, int, int]]:

@@ -283,7 +283,7 @@ class ConvexProblem:
         if plan is not None:
             measures, found = np.zeros((len(u), 6)), np.empty((len(u), 2))
             measures[:, 5] = point.value.numpy()
-            sweep(len(u), [plan.task(u.numpy(), point.x.numpy(), measures, found)])
+            sweep(len(u), [plan.task(u.numpy(), point.x.numpy(), measures, found, tolerance)])
             return torch.from_numpy(found[:, 0]), torch.from_numpy(found[:, 1])
         x, y, canonical = point.x, point.y, point.value
         if self._elimination.has_constant:
@@ -344,7 +344,7 @@ def _assemble(vector: Tensor, output: Output) -> Tensor:
     value = real(vector)
     if imag is not None:
         value = torch.complex(value, imag(vector))
-    return value.reshape(vector.shape[0], *shape)
+    return value if value.shape[1:] == shape else value.reshape(vector.shape[0], *shape)
 
 
 def declare(

@@ -17,11 +17,11 @@ from cvxpy.expressions.expression import Expression
 from cvxpy.expressions.leaf import Leaf
 from torch import Tensor
 
-from ddn_cvx.declare.as_declared import CONSTRAINTS, AsDeclared
+from ddn_cvx.declare.as_declared import AsDeclared
 from ddn_cvx.declare.atoms import compile_expression, compile_expressions
 from ddn_cvx.declare.free_entries import FreeEntries
 from ddn_cvx.declare.smooth_form import Bound, Row, named
-from ddn_cvx.declare.smooth_form_cones import smooth
+from ddn_cvx.declare.smooth_form_cones import CONSTRAINTS, smooth
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor
 
-from ddn_cvx.declare.arguments import Shape
+from ddn_cvx.declare.arguments import V_co
 from ddn_cvx.declare.functions import Function, Functions, Value
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
 
 
-class _Equations:
+class _Equations(Generic[V_co]):
     """What a fixed point and a root have alike: one function of the unknown, and equations made of it."""
 
     is_map: ClassVar[bool]
 
     def __init__(
         self,
-        variable: int | Shape | Mapping[str, Shape],
+        variable: V_co,
         name: str,
         function: Function,
         parameters: Sequence[Any] | Mapping[str, Any] | None,
@@ -56,7 +56,7 @@ class _Equations:
         return RootProgram(functions.n, equations, is_map=is_map)
 
 
-class FixedPoint(_Equations):
+class FixedPoint(_Equations[V_co]):
     """``y = map(y, *inputs)``: the output of the layer is a fixed point of the map.
 
     The map takes the variable first, then the inputs of the layer. It is written for one instance and vmapped, or with
@@ -71,12 +71,12 @@ class FixedPoint(_Equations):
         dict, and so does the layer.
     map : callable
         Returns the variable, ``(*shape)`` (batched: ``(B, *shape)``).
+    initial : number, tensor, dict, or callable of the inputs, optional
+        Where the iteration starts. Default: zero.
     parameters : list or dict of shapes, optional
         Shapes of one instance of each input, as for ``TorchProblem``. Default: dimension 0 of every input is the batch.
     batched : bool
         The map takes and returns a batch. Each element may only depend on its own row.
-    initial : number, tensor, dict, or callable of the inputs, optional
-        Where the iteration starts. Default: zero.
     dtype : torch.dtype
         In which the map is evaluated; ``torch.float32`` halves the cost of a large network, and its answers have five
         digits. Default: ``torch.float64``.
@@ -98,18 +98,18 @@ class FixedPoint(_Equations):
 
     def __init__(
         self,
-        variable: int | Shape | Mapping[str, Shape],
+        variable: V_co,
         map: Function,
         *,
+        initial: Value | None = None,
         parameters: Sequence[Any] | Mapping[str, Any] | None = None,
         batched: bool = False,
-        initial: Value | None = None,
         dtype: torch.dtype = torch.float64,
     ):
         super().__init__(variable, "map", map, parameters, batched, initial, dtype)
 
 
-class Root(_Equations):
+class Root(_Equations[V_co]):
     """``function(y, *inputs) = 0``: the output of the layer is a root of as many equations as there are unknowns.
 
     Parameters
@@ -119,7 +119,7 @@ class Root(_Equations):
     function : callable
         ``function(y, *inputs)`` returns a tensor, or a list or dict of tensors, with as many numbers in all (batched:
         leading dimension B). May be an ``nn.Module`` and may capture tensors.
-    parameters, batched, initial, dtype
+    initial, parameters, batched, dtype
         As for ``FixedPoint``.
 
     Raises
@@ -139,12 +139,12 @@ class Root(_Equations):
 
     def __init__(
         self,
-        variable: int | Shape | Mapping[str, Shape],
+        variable: V_co,
         function: Function,
         *,
+        initial: Value | None = None,
         parameters: Sequence[Any] | Mapping[str, Any] | None = None,
         batched: bool = False,
-        initial: Value | None = None,
         dtype: torch.dtype = torch.float64,
     ):
         super().__init__(variable, "function", function, parameters, batched, initial, dtype)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ddn_cvx.declare.arguments import Shape, shapes_of
+from ddn_cvx.declare.arguments import V_co, shapes_of
 from ddn_cvx.declare.functions import Function, Functions, Value
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.base import ParameterSpec
@@ -18,13 +18,13 @@ from ddn_cvx.program.nonlinear import Theta
 Times = Sequence[float] | Tensor | Function
 
 
-class ODE:
+class ODE(Generic[V_co]):
     """``dy/dt = dynamics(t, y, *inputs)``: the output of the layer is the state at the end, or at given times.
 
-    Needs the package torchdiffeq (``pip install "ddn_cvx[ode]"``). The backward pass integrates the adjoint equation (Chen,
-    Rubanova, Bettencourt & Duvenaud 2018), so its memory does not depend on the number of steps; with
-    ``adjoint=Unrolled()`` it differentiates the steps, for dynamics that forget their past. Steps are common to the
-    batch, and small enough for the element that needs the smallest.
+    Needs the package torchdiffeq (``pip install "ddn_cvx[ode]"``), or an ``extend.Integrator`` of your own. The backward
+    pass integrates the adjoint equation (Chen, Rubanova, Bettencourt & Duvenaud 2018), so its memory does not depend on the
+    number of steps; with ``adjoint=Unrolled()`` it differentiates the steps, for dynamics that forget their past. Steps are
+    common to the batch, and small enough for the element that needs the smallest.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class ODE:
 
     def __init__(
         self,
-        variable: int | Shape | Mapping[str, Shape],
+        variable: V_co,
         dynamics: Function,
         *,
         span: Times | None = None,

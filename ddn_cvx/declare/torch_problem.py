@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ddn_cvx.declare.arguments import Arguments, Shape, count_inputs, require_tensor, variables_of
+from ddn_cvx.declare.arguments import Arguments, V_co, count_inputs, require_tensor, variables_of
 from ddn_cvx.declare.capture import Captured
 from ddn_cvx.declare.functions import broadcast, flat, over_batch, substitute, unpack
 from ddn_cvx.declare.probe import few, probe
@@ -24,7 +24,7 @@ Function = Callable[..., Any]
 Bounds = float | Tensor | Mapping[str, Any] | Function
 
 
-class TorchProblem:
+class TorchProblem(Generic[V_co]):
     """``minimise objective  s.t.  equality = 0,  inequality <= 0,  lower <= y <= upper``, in torch.
 
     The functions take the variable first, then the inputs of the layer: ``objective(y, *inputs)``. They are written for one
@@ -87,7 +87,7 @@ class TorchProblem:
 
     def __init__(
         self,
-        variable: int | Shape | Mapping[str, Shape],
+        variable: V_co,
         objective: Function | None = None,
         equality: Function | None = None,
         inequality: Function | None = None,

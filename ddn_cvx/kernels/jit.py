@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numba
@@ -75,6 +76,8 @@ class Task(NamedTuple):
     work: float
     """Operations for one element."""
     arguments: tuple[Any, ...]
+    grain: int = 1
+    """Elements that the kernel does side by side: fewer take as long."""
 
 
 def spread(
@@ -84,9 +87,10 @@ def spread(
     *arguments: Any,
     threads: int | None = None,
     over: Callable[[], bool] | None = None,
+    grain: int = 1,
 ) -> list[slice]:
-    """``kernel(first, last, *arguments)`` over the whole batch; ``work`` is operations for one element."""
-    return sweep(batch, [Task(kernel, work, arguments)], threads, over)
+    """``kernel(first, last, *arguments)`` over the whole batch; ``work`` and ``grain`` are those of the ``Task``."""
+    return sweep(batch, [Task(kernel, work, arguments, grain)], threads, over)
 
 
 def sweep(
@@ -97,22 +101,27 @@ def sweep(
     What a task computes for an element may be what later tasks need for that element. Where ``over()`` becomes true no
     further part is begun; returns the elements that are left.
     """
-    for kernel, _, arguments in tasks:
+    for kernel, _, arguments, _ in tasks:
         if not kernel.overloads:
             with _compiling():
                 kernel(0, 0, *arguments)
-    threads = processors() if threads is None else threads
-    work = batch * sum(task.work for task in tasks)
-    alone = threads < 2 or batch < 2 or work < SHARE
+    work, grain = batch * sum(task.work for task in tasks), max(task.grain for task in tasks)
+    if batch <= grain or work < SHARE:  # to ask how many there are takes as long as a small kernel
+        threads = 1
+    elif threads is None:
+        threads = processors()
+    alone = threads < 2
     if alone and work < PART and over is None:
-        for kernel, _, arguments in tasks:
+        for kernel, _, arguments, _ in tasks:
             kernel(0, batch, *arguments)
         return []
     parts = 1 + int(work / PART)
     if not alone:
         parts = max(parts, threads if work < EVEN else 2 * threads)
-    parts = min(parts, batch)
-    left = deque((batch * k // parts, batch * (k + 1) // parts) for k in range(parts))
+    grains = -(-batch // grain)
+    parts = max(1, min(parts, grains))
+    ends = [min(batch, grain * (grains * k // parts)) for k in range(parts + 1)]
+    left = deque(pairwise(ends))
     late: list[slice] = []
 
     def help_out() -> None:
@@ -124,7 +133,7 @@ def sweep(
             if over is not None and over():
                 late.append(slice(first, last))
                 continue
-            for kernel, _, arguments in tasks:
+            for kernel, _, arguments, _ in tasks:
                 kernel(first, last, *arguments)
 
     if alone:

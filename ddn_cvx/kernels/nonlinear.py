@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels import nonlinear_phases as phase
-from ddn_cvx.kernels import nonlinear_rows as at
+from ddn_cvx.kernels import nonlinear_phases as phase, nonlinear_rows as at
 from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.nonlinear_lane import bank, begin, lane_of, pull, show
 from ddn_cvx.kernels.tape import LANES, run

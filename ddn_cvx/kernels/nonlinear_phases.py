@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels import nonlinear_polish as polishing
-from ddn_cvx.kernels import nonlinear_rows as at
+from ddn_cvx.kernels import nonlinear_polish as polishing, nonlinear_rows as at
 from ddn_cvx.kernels.indefinite import factor, solve
 from ddn_cvx.kernels.jit import lean
 from ddn_cvx.kernels.nonlinear_barrier import barrier_error, choose_mode, free_barrier, mean, residuals, squares

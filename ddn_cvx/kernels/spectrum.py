@@ -205,6 +205,15 @@ def project(first: int, last: int, T: Any, v: Any, y: Any, s: Any) -> None:
         store(raw, T[W_SIDES] + 2 * T[M], start, stop, s)
 
 
+@jit
+def split(first: int, last: int, T: Any, raw_y: Any, raw_s: Any, v: Any, y: Any, s: Any) -> None:
+    """The same with ``v = raw_y - raw_s``, which is filled in."""
+    for k in range(first, last):
+        for i in range(v.shape[1]):
+            v[k, i] = raw_y[k, i] - raw_s[k, i]
+    project(first, last, T, v, y, s)
+
+
 @lean
 def weigh(T: Any, W: Any, J: Any, t: Any, out: Any) -> None:
     """``out = Q t`` with ``Q = sum of weight u u'`` over the weighed rows."""

@@ -95,11 +95,11 @@ class ContactStep(nn.Module):
 
 
 class Discs(nn.Module):
-    """A step of discs in a box: ``(at (*batch, N, 2), v (*batch, N, 3), mass (*batch, N), friction (*batch),
-    restitution (*batch))`` -> the next ``at`` and ``v``.
+    """A step of discs in a box: ``(at (*batch, N, 2), v (*batch, N, 3), mass (*batch, N), friction (*batch), restitution
+    (*batch))`` -> the next ``at`` and ``v``.
 
-    v holds the velocity, m/s, and the spin, rad/s. Discs touch each other, the floor at 0, and walls at 0 and ``width``, m;
-    the same friction and restitution hold everywhere. A step is of semi-implicit Euler.
+    v holds the velocity, m/s, and the spin, rad/s. Discs touch each other, the floor at 0, and walls at 0 and ``width``,
+    m; the same friction and restitution hold everywhere. A step is of semi-implicit Euler.
 
     Parameters
     ----------
@@ -126,6 +126,14 @@ class Discs(nn.Module):
     Notes
     -----
     When contacts open and close is not differentiated: between two such moments the derivative is exact.
+
+    Examples
+    --------
+    >>> at, v = torch.tensor([[0.5, 0.1]]), torch.tensor([[1.0, 0.0, 0.0]])  # on the floor, sliding
+    >>> one = torch.tensor(1.0)
+    >>> at, v = Discs(1, radius=0.1, width=1.0, step=0.1)(at, v, one.expand(1), 0.0 * one, 0.0 * one)
+    >>> at, v
+    (tensor([[0.6000, 0.1000]]), tensor([[1.0000, 0.0000, 0.0000]]))
     """
 
     def __init__(self, discs: int, radius: float, width: float, step: float = 0.02, gravity: float = 9.81, sweeps: int = 1):

@@ -16,6 +16,15 @@ class Entry:
     """One node: how to build a small one, what to feed it, and what must come out.
 
     Tests, benchmarks and the gallery's pages go through the catalogue and need nothing else.
+
+    Examples
+    --------
+    >>> from ddn_cvx.nodes import CATALOGUE
+    >>> entry = CATALOGUE["l2-ball"]
+    >>> inputs = entry.sample(4, torch.Generator().manual_seed(0))
+    >>> torch.testing.assert_close(entry.build()(*inputs), entry.reference(*inputs))
+    >>> entry.title, entry.kind
+    ('projection onto the L2 ball', 'conic')
     """
 
     name: str

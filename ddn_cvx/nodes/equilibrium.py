@@ -22,10 +22,17 @@ class EquilibriumCell(nn.Module):
     Parameters
     ----------
     inputs, features : int
+        Size of x and of y.
     bound : float
         Largest L1 norm of a row of W, between 0 and 1.
     dtype : torch.dtype
         Of the weights.
+
+    Examples
+    --------
+    >>> cell = EquilibriumCell(2, 3, bound=0.9, dtype=torch.float64)
+    >>> cell(torch.zeros(5, 3).double(), torch.ones(5, 2).double()).shape
+    torch.Size([5, 3])
     """
 
     def __init__(self, inputs: int, features: int, bound: float, dtype: torch.dtype):
@@ -44,7 +51,7 @@ class EquilibriumCell(nn.Module):
         return torch.tanh(y @ self.weight.mT + self.outer(x))
 
 
-class DeepEquilibrium(DeclarativeLayer):
+class DeepEquilibrium(DeclarativeLayer[Tensor]):
     """``x (*batch, inputs) -> y (*batch, features)``, the equilibrium.
 
     Parameters

@@ -18,7 +18,7 @@ from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
 from ddn_cvx.nodes.entry import Entry, Inputs
 
 
-class HardConstraint(DeclarativeLayer):
+class HardConstraint(DeclarativeLayer[Tensor]):
     """``(x (*batch, n), c (*batch, k)) -> y (*batch, n)``, the point near x with ``h(y, c) = 0``.
 
     Newton's method for the optimality conditions starts at x. Where several points are nearest, one of them is returned.

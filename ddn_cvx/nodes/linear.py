@@ -16,7 +16,7 @@ from ddn_cvx.nodes.entry import Entry, Inputs
 
 
 class Tridiagonal(nn.Module):
-    """``(diagonal (*batch, n), lower (*batch, n - 1), upper (*batch, n - 1), right (*batch, n))`` -> ``x (*batch, n)`` with
+    """``(diagonal (*batch, n), lower (*batch, n - 1), upper (*batch, n - 1), right (*batch, n))`` -> ``x (*batch, n)``::
 
         lower_{i-1} x_{i-1} + diagonal_i x_i + upper_i x_{i+1} = right_i.
 
@@ -80,7 +80,7 @@ def _eliminate(diagonal: Tensor, lower: Tensor, upper: Tensor, right: Tensor) ->
     return torch.where(found.isfinite().all(-1, keepdim=True), found, 0.0)
 
 
-class AnalyticCentre(DeclarativeLayer):
+class AnalyticCentre(DeclarativeLayer[Tensor]):
     """``(A (*batch, m, n), b (*batch, m))`` -> ``y (*batch, n)``, which maximises the product of the slacks.
 
     Parameters

@@ -129,8 +129,8 @@ class FieldOfExperts(nn.Module):
         return self.layers[name]
 
 
-class PictureTotalVariation(DeclarativeLayer):
-    """``(x (*batch, h, w), weights (*batch, h - 1, w - 1)) -> y (*batch, h, w)``, the denoised picture.
+class PictureTotalVariation(DeclarativeLayer[Tensor]):
+    """``(x (*batch, h, w), weights (*batch, h - 1, w - 1)) -> y (*batch, h, w)``, the denoised picture::
 
         y = argmin_u  1/2 |u - x|^2 + sum_ij weights_ij |(u_{i+1,j} - u_ij, u_{i,j+1} - u_ij)|
 

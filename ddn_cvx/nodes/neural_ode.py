@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import ODE, DeclarationError, DeclarativeLayer, Implicit, Torchdiffeq, Unrolled
+from ddn_cvx import ODE, DeclarationError, DeclarativeLayer, Implicit, Unrolled
+from ddn_cvx.extend import Integrator
 from ddn_cvx.nodes.entry import Entry
 
 
@@ -24,8 +25,14 @@ class VectorField(nn.Module):
     Parameters
     ----------
     features, hidden : int
+        Size of y and of the hidden layer.
     dtype : torch.dtype
         Of the weights.
+
+    Examples
+    --------
+    >>> VectorField(3, 8)(torch.zeros(5), torch.ones(5, 3).double()).shape
+    torch.Size([5, 3])
     """
 
     def __init__(self, features: int, hidden: int, dtype: torch.dtype = torch.float64):
@@ -37,7 +44,7 @@ class VectorField(nn.Module):
         return self.second(torch.tanh(self.first(y)))
 
 
-class NeuralODE(DeclarativeLayer):
+class NeuralODE(DeclarativeLayer[Tensor]):
     """``(y0 (*batch, n), T (*batch)) -> y(T) (*batch, n)``; T may be negative, which goes back in time.
 
     Needs torchdiffeq (``pip install "ddn_cvx[ode]"``).
@@ -48,7 +55,7 @@ class NeuralODE(DeclarativeLayer):
         n.
     field : torch.nn.Module
         ``field(t (B,), y (B, n)) -> (B, n)``, the derivative of the state, smooth. Its weights are those of the node.
-    solver : Torchdiffeq, optional
+    solver : Integrator, optional
         Method and tolerances.
     adjoint : Implicit or Unrolled, optional
         ``Unrolled()`` keeps the steps and differentiates them, for dynamics that cannot be followed back in time.
@@ -78,7 +85,7 @@ class NeuralODE(DeclarativeLayer):
         self,
         features: int,
         field: nn.Module,
-        solver: Torchdiffeq | None = None,
+        solver: Integrator | None = None,
         adjoint: Implicit | Unrolled | None = None,
         dtype: torch.dtype = torch.float64,
     ):
@@ -91,7 +98,7 @@ class NeuralODE(DeclarativeLayer):
         self.field = field
 
 
-class LinearODE(DeclarativeLayer):
+class LinearODE(DeclarativeLayer[Tensor]):
     """``(y0 (*batch, n), A (*batch, n, n), T (*batch)) -> exp(A T) y0 (*batch, n)``.
 
     Needs torchdiffeq (``pip install "ddn_cvx[ode]"``).
@@ -100,7 +107,7 @@ class LinearODE(DeclarativeLayer):
     ----------
     features : int
         n.
-    solver : Torchdiffeq, optional
+    solver : Integrator, optional
         Method and tolerances.
 
     Raises
@@ -115,7 +122,7 @@ class LinearODE(DeclarativeLayer):
     tensor([[1., 0.]])
     """
 
-    def __init__(self, features: int, solver: Torchdiffeq | None = None):
+    def __init__(self, features: int, solver: Integrator | None = None):
         _check(features)
 
         def dynamics(t: Tensor, y: Tensor, A: Tensor, T: Tensor) -> Tensor:

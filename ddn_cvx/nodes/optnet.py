@@ -19,7 +19,7 @@ from ddn_cvx import DeclarationError, DeclarativeLayer, InputError
 from ddn_cvx.nodes.entry import Entry
 
 
-class QuadraticProgram(DeclarativeLayer):
+class QuadraticProgram(DeclarativeLayer[Tensor]):
     """``(Q, p, A, b, G, h) -> y (*batch, n)``, without A and b or G and h if there are no such constraints.
 
     The inputs are ``Q (*batch, n, n)``, positive semidefinite, ``p (*batch, n)``, ``A (*batch, equalities, n)``,
@@ -61,7 +61,7 @@ class QuadraticProgram(DeclarativeLayer):
 
 
 class LearnedConstraints(nn.Module):
-    """``p (*batch, n) -> y (*batch, n)``: the nonnegative y that follows -p as far as learned equalities allow.
+    """``p (*batch, n) -> y (*batch, n)``: the nonnegative y that follows -p as far as learned equalities allow::
 
         y = argmin_u  curvature/2 |u|^2 + p'u   subject to   A u = A z,  u >= 0
 
@@ -115,8 +115,8 @@ class LearnedConstraints(nn.Module):
         return y.to(p.dtype)
 
 
-class TotalVariation(DeclarativeLayer):
-    """``(signal (*batch, n), weights (*batch, n - 1)) -> y (*batch, n)``, the denoised signal.
+class TotalVariation(DeclarativeLayer[Tensor]):
+    """``(signal (*batch, n), weights (*batch, n - 1)) -> y (*batch, n)``, the denoised signal::
 
         y = argmin_u  1/2 |u - signal|^2 + sum_i weights_i |u_{i+1} - u_i|
 

@@ -20,7 +20,7 @@ from ddn_cvx.nodes.entry import Entry
 ORDERS = (1.0, 2.0, float("inf"))
 
 
-class LpBall(DeclarativeLayer):
+class LpBall(DeclarativeLayer[Tensor]):
     """``(x (*batch, n), r (*batch)) -> y (*batch, n)``, the nearest point with ``|y|_p <= r``.
 
     Parameters

@@ -24,7 +24,7 @@ from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, MultiStart, 
 from ddn_cvx.nodes.entry import Entry
 
 
-class RankPooling(DeclarativeLayer):
+class RankPooling(DeclarativeLayer[Tensor]):
     """``v (*batch, T, d) -> u (*batch, d)``, the direction along which the frames of a sequence are in order.
 
     Parameters

@@ -30,8 +30,8 @@ EDGE = 1e-6
 """How near to 1 a cosine may come: the angle has no derivative there."""
 
 
-class MaxSatRelaxation(DeclarativeLayer):
-    """``(C (*batch, n + 1, n + 1), V (*batch, n, k), known (*batch, n)) -> U (*batch, n, k)``, the unit vectors.
+class MaxSatRelaxation(DeclarativeLayer[Tensor]):
+    """``(C (*batch, n + 1, n + 1), V (*batch, n, k), known (*batch, n)) -> U (*batch, n, k)``, the unit vectors::
 
         U = argmin  1/2 <C, U U'> - tilt <R, U>    with    u_0 = (1, 0, ..., 0)
 
@@ -140,7 +140,7 @@ class SATNet(nn.Module):
     --------
     >>> node = SATNet(2, 1, rank=2, tilt=0.0)
     >>> _ = node.S.data.copy_(torch.tensor([[0.0], [1.0], [1.0]]))  # the two differ
-    >>> node(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])).round()
+    >>> node(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])).detach().round()
     tensor([[1., 0.]])
     """
 

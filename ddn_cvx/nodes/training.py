@@ -20,7 +20,7 @@ from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
 from ddn_cvx.nodes.entry import Entry
 
 
-class RidgeRegression(DeclarativeLayer):
+class RidgeRegression(DeclarativeLayer[Tensor]):
     """``(A (*batch, N, n), b (*batch, N), penalty (*batch, n)) -> w (*batch, n)``, the weights of a linear model.
 
     Parameters
@@ -55,7 +55,7 @@ class RidgeRegression(DeclarativeLayer):
         )
 
 
-class LogisticRegression(DeclarativeLayer):
+class LogisticRegression(DeclarativeLayer[Tensor]):
     """``(A (*batch, N, n), b (*batch, N), penalty (*batch, n)) -> w (*batch, n)``, the weights of a log-linear model.
 
     Parameters
@@ -77,7 +77,7 @@ class LogisticRegression(DeclarativeLayer):
     --------
     >>> A, b = torch.tensor([[1.0], [-2.0]]), torch.tensor([1.0, -1.0])
     >>> LogisticRegression(2, 1)(A, b, torch.tensor([1.0]))
-    tensor([0.7123])
+    tensor([0.7148])
     """
 
     def __init__(self, examples: int, features: int):

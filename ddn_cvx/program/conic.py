@@ -32,8 +32,9 @@ from ddn_cvx.program.affine_map import constant, take
 
 DENSE_LIMIT = 2000
 """Programs with n + m at most this many rows and columns are handled by dense linear algebra."""
-COMPILED_LIMIT = 500
-"""Programs without power cones and n + m at most this are handled by compiled kernels on the CPU."""
+COMPILED_LIMIT, CURVED_LIMIT = 1000, 500
+"""Programs with n + m at most the first are handled by compiled kernels on the CPU, those with second-order, semidefinite
+and exponential cones up to the second; those with power cones, or cones that come from outside, not."""
 
 
 class ConicData(NamedTuple):
@@ -88,7 +89,8 @@ class ConicProgram:
     def structure(self) -> Structure | None:
         """What the compiled kernels need to know; None if the program is not for them."""
         cones = self.cones
-        if cones.power or not self.n or self.n + self.m > COMPILED_LIMIT:
+        limit = COMPILED_LIMIT if cones.is_polyhedral else CURVED_LIMIT
+        if cones.power or cones.others or not self.n or self.n + self.m > limit:
             return None
         P, A = (self.P.rows, self.P.cols), (self.A.rows, self.A.cols)
         return Structure.of(P, A, self.n, self.m, cones.zero)

@@ -12,7 +12,7 @@ parameters (``A`` is a parameter) it is ordinary batched torch, so its derivativ
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddn_cvx.cones import Product
 from ddn_cvx.kernels.substitution import Substitution
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.affine_map import SparseLinear
@@ -128,7 +127,7 @@ class Elimination:
         remaining = sp.csc_array(entry[self.kept_rows][:, self.kept])
         remaining.sort_indices()
         cones = full.cones
-        left = Product(cones.zero - len(self.rows), cones.nonneg, cones.soc, cones.psd, cones.exp, cones.power)
+        left = replace(cones, zero=cones.zero - len(self.rows))
         self.reduced = ConicProgram(pattern, Pattern.of(abs(remaining)), left, full.visible[self.kept])
         sections = [P_base, q_base, A_map[remaining.data - 1], b_map[self.kept_rows], M_map, c_map[d], q_map[E]]
         self.map = AffineMap(sp.csr_array(sp.vstack(sections)), [section.shape[0] for section in sections])

@@ -13,12 +13,13 @@ that P touches.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from ddn_cvx.cones import Product
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicData, ConicProgram
 
@@ -53,7 +54,7 @@ class Epigraph:
         numbered = sp.csc_array((np.arange(1, len(i) + 1), (i, j)), shape=(m + k + 2, n + 1))
         numbered.sort_indices()
         self._entries = torch.as_tensor(numbered.data - 1)
-        extended = Product(cones.zero, cones.nonneg, (*cones.soc, k + 2), cones.psd, cones.exp, cones.power)
+        extended = replace(cones, soc=(*cones.soc, k + 2))
         self.program = ConicProgram(Pattern.of(sp.csc_array((n + 1, n + 1))), Pattern.of(numbered), extended)
 
     def factor(self, data: ConicData) -> Tensor:

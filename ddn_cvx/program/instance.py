@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddn_cvx.kernels import optimality, spectrum
 from ddn_cvx.kernels.jit import Task, spread, sweep
+from ddn_cvx.kernels.lanes import LANES
 from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.units import Units
@@ -131,7 +132,7 @@ class Instance:
             curved = self.program.curved
             if curved is not None:
                 arrays = (t.detach().contiguous().numpy() for t in (v, y, s))
-                spread(spectrum.project, v.shape[0], 100 * v.shape[1], curved, *arrays)
+                spread(spectrum.project, v.shape[0], 100 * v.shape[1], curved, *arrays, grain=LANES)
             return self._compiled_measure(x, v, y, s, projects=curved is None)
         y = self.program.cones.project_dual(v)
         s = y - v

@@ -47,6 +47,7 @@ class Theta:
     tensors: tuple[Tensor, ...]
     """``(B, *shape)`` where ``batched``, else ``(*shape)``."""
     batched: tuple[bool, ...]
+    """For each of them, whether it has one value for each element."""
 
     def take(self, rows: Tensor) -> Theta:
         """The elements ``rows`` (k,) int64, or a mask (B,) bool, of the batch."""

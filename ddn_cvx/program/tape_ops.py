@@ -148,13 +148,30 @@ class Operations:
 
         return self.each(one, x, y)
 
+    def _logaddexp(self, x: Any, y: Any) -> Nodes:
+        """``max(x, y) + log1p(exp(-|x - y|))``; the same infinity twice is that infinity."""
+        g = self.graph
+
+        def one(a: int, b: int) -> int:
+            ahead = g.sub(a, b)
+            tail = g.node(op.LOG1P, g.node(op.EXP, g.neg(g.node(op.ABS, ahead))))
+            value = g.add(g.node(op.MAX, a, b), g.where(g.node(op.EQ, a, b), g.constant(math.log(2.0)), tail))
+
+            def rule(node: int, slope: int) -> list[tuple[int, int]]:
+                return [(z, g.mul(slope, g.node(op.SIGMOID, d))) for z, d in ((a, ahead), (b, g.neg(ahead)))]
+
+            return g.ruled(value, (a, b), rule)
+
+        return self.each(one, x, y)
+
     def _special_entr(self, x: Any) -> Nodes:
-        """``-x log(x)``; NaN below zero, where torch has minus infinity."""
+        """``-x log(x)``; minus infinity below zero."""
         g = self.graph
 
         def one(a: int) -> int:
             log = g.node(op.LOG, a)
-            value = g.neg(g.when(g.node(op.NE, a, ZERO), g.mul(a, log)))
+            inside = g.neg(g.when(g.node(op.NE, a, ZERO), g.mul(a, log)))
+            value = g.where(g.node(op.LT, a, ZERO), g.constant(-math.inf), inside)
             return g.ruled(value, (a,), lambda node, slope: [(a, g.neg(g.mul(slope, g.add(ONE, log))))])
 
         return self.each(one, x)

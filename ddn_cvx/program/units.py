@@ -35,6 +35,11 @@ class Units(NamedTuple):
         primal = _unit(torch.maximum(b, torch.where(P > 0, q / P, 0.0)))
         return Units(primal, _unit(torch.maximum(q, primal * P)))
 
+    @property
+    def are_small(self) -> bool:
+        """Whether there is anything to remove."""
+        return bool((torch.cat((self.primal, self.dual)) < 1).any())
+
     def remove(self, data: ConicData) -> ConicData:
         """The numbers to give to a solver."""
         return ConicData(data.P * (self.primal / self.dual), data.q / self.dual, data.A, data.b / self.primal)

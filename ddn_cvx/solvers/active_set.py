@@ -13,17 +13,37 @@ from typing import ClassVar
 import numpy as np
 
 from ddn_cvx.kernels import active_set, separable
-from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
-from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, solve_batch, unsupported
+from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, run, solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
 
+@register
 @dataclass(frozen=True)
 class ActiveSet(Compiled):
-    """Options of the active-set methods."""
+    """The compiled active-set methods, for small strictly convex quadratic programs; exact up to rounding.
+
+    Goldfarb & Idnani's dual method (Math. Programming 27, 1983) and, for separable programs with bounds, the primal-dual
+    method of Hintermüller, Ito & Kunisch (SIAM J. Optim. 13, 2003) before it.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, solver=ddn.ActiveSet())
+    >>> layer(torch.tensor([[0.8, 0.6], [0.5, 0.9]]))
+    tensor([[0.6000, 0.4000],
+            [0.3000, 0.7000]])
+    """
 
     name: ClassVar[str] = "active_set"
     minds_time: ClassVar[bool] = True
@@ -64,6 +84,6 @@ class ActiveSet(Compiled):
         left = np.flatnonzero(prepared.status == int(Status.ITERATION_LIMIT))
         if program.structure is not None and program.structure.separable and len(left):
             rest = self._dual(program, [t[left] for t in data])
-            sweep(len(left), [rest.task], self.threads)
+            run(rest)
             for whole, part in zip(prepared[1:6], rest[1:6], strict=True):
                 whole[left] = part

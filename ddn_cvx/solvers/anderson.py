@@ -10,25 +10,42 @@ from torch import Tensor
 
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.root_base import Method, RootPoint, RootSolver, iterate, units
 
 
+@register
 @dataclass(frozen=True)
 class Anderson(RootSolver):
-    """Each iterate combines the last few so that their residuals nearly cancel. Evaluates a map and nothing else."""
+    """Anderson acceleration of a fixed-point iteration (Anderson 1965; Walker & Ni, SIAM J. Numer. Anal. 49, 2011).
+
+    Each iterate combines the last few so that their residuals nearly cancel. Evaluates a map and nothing else.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> layer = ddn.DeclarativeLayer(ddn.FixedPoint((), lambda y, x: torch.cos(y) * x), solver=ddn.Anderson(memory=3))
+    >>> layer(torch.tensor([0.0, 1.0]))
+    tensor([0.0000, 0.7391])
+    """
 
     name: ClassVar[str] = "anderson"
     minds_time: ClassVar[bool] = True
 
-    memory: int = 6
-    """Iterates that are combined, besides the current one (default 6)."""
-    mixing: float = 1.0
-    """How much of the map's step is taken: ``y + mixing (f(y) - y)`` (default 1)."""
     max_iterations: int = 200
     """Evaluations of the map after which an element gives up (default 200)."""
     tolerance: float = 1e-10
     """Largest entry of ``f(y) - y`` relative to that of y, at which an element stops (default 1e-10)."""
+    memory: int = 6
+    """Iterates that are combined, besides the current one (default 6)."""
+    mixing: float = 1.0
+    """How much of the map's step is taken: ``y + mixing (f(y) - y)`` (default 1)."""
 
     def __post_init__(self) -> None:
         check_positive(self.name, dict(vars(self)))

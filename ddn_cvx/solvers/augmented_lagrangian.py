@@ -20,6 +20,7 @@ from torch import Tensor
 from ddn_cvx.linalg.iterative import MatrixFreeSaddle
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.newton import NewtonKrylov
@@ -31,13 +32,31 @@ _LARGEST = 1e9
 _LARGEST_MULTIPLIER = 1e9
 
 
+@register
 @dataclass(frozen=True)
 class AugmentedLagrangian(NonlinearSolver):
-    """Options; memory is some tens of vectors."""
+    """The method of multipliers, for nonlinear programs too large for any matrix (Birgin & Martínez, "Practical
+    augmented Lagrangian methods", 2014); memory is some tens of vectors.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> node = ddn.TorchProblem(
+    ...     variable=(2,), objective=lambda y, x: ((y - x) ** 2).sum(), equality=lambda y, x: (y * y).sum() - 1
+    ... )
+    >>> layer = ddn.DeclarativeLayer(node, solver=ddn.AugmentedLagrangian())
+    >>> layer(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
 
     name: ClassVar[str] = "augmented_lagrangian"
 
-    inner: NonlinearSolver = field(default_factory=lambda: NewtonKrylov(tolerance=1e-9, max_iterations=100))
+    solver: NonlinearSolver = field(default_factory=lambda: NewtonKrylov(tolerance=1e-9, max_iterations=100))
     """What minimises the augmented Lagrangian (default ``NewtonKrylov``)."""
     max_iterations: int = 40
     """Updates of the multipliers after which an element gives up (default 40)."""
@@ -51,7 +70,7 @@ class AugmentedLagrangian(NonlinearSolver):
     """Products that the last Newton step may cost (default 2000)."""
 
     def __post_init__(self) -> None:
-        check_positive(self.name, {name: value for name, value in vars(self).items() if name != "inner"})
+        check_positive(self.name, {name: value for name, value in vars(self).items() if name != "solver"})
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"
@@ -74,7 +93,7 @@ class AugmentedLagrangian(NonlinearSolver):
             if not len(live) or expired():
                 break
             multipliers = (lam[live], mu[live], rho[live])
-            found = self.inner.solve(form.unconstrained, form.extended(live, multipliers), y[live])
+            found = self.solver.solve(form.unconstrained, form.extended(live, multipliers), y[live])
             y, spent = y.index_copy(0, live, found.y), spent.index_add(0, live, found.iterations)
             h, c = form.constraints(y)
             column = rho.unsqueeze(-1)

@@ -18,6 +18,7 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.active_set import ActiveSet
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cost import Size, seconds
@@ -48,32 +49,49 @@ class Choice:
     candidates: tuple[Candidate, ...]
 
 
+@register
 @dataclass(frozen=True)
 class Auto(Solver):
-    """Picks among ``ActiveSet``, ``Mehrotra``, ``InteriorPoint``, ``ConicInteriorPoint``, ``FirstOrder`` and ``Clarabel`` by
-    estimated time. ``Clarabel`` gives elements that another one does not solve a second chance.
+    """The default for conic programs: picks among ``ActiveSet``, ``Mehrotra``, ``InteriorPoint``,
+    ``ConicInteriorPoint``, ``FirstOrder`` and ``Clarabel`` by estimated time, from the structure of the program and the
+    device alone. ``Clarabel`` gives elements that another one does not solve a second chance.
+
+    Raises
+    ------
+    InputError
+        A limit that is not positive, or ``batches`` that is no tuple of positive integers.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, solver=ddn.Auto(batches=(1,), threads=1))
+    >>> layer.explain().solver
+    'ActiveSet'
     """
 
     name: ClassVar[str] = "auto"
     minds_time: ClassVar[bool] = True
     on_device: ClassVar[bool] = True  # it hands each solver tensors where that one works
+    any_cone: ClassVar[bool] = True
     minds_units: ClassVar[bool] = False  # it takes them out for the solvers that do
 
     batches: tuple[int, ...] = (1, 64)
     """Sizes of the batches that the choice is made for, whatever comes (default 1 and 64)."""
-    most: int = 1200
-    """n + m above which dense matrices, some for each element, take too much memory (default 1200)."""
+    dense_limit: int = 1200
+    """n + m up to which dense matrices, some for each element, are formed (default 1200)."""
     threads: int | None = None
     """Threads that share a batch; None is one a processor (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "most", *([] if self.threads is None else ["threads"]))
+        require_positive(self, "dense_limit", *([] if self.threads is None else ["threads"]))
         sizes = self.batches
         if not (isinstance(sizes, tuple) and sizes and all(isinstance(b, int) and b > 0 for b in sizes)):
             raise InputError(f"batches must be a tuple of positive integers such as (1, 64), got {sizes!r}.")
 
     def unsupported(self, program: ConicProgram) -> str | None:
-        return self._solvers[-1].unsupported(program)
+        return None if program.cones.others else self._solvers[-1].unsupported(program)
 
     def explain(self, program: ConicProgram, device: str = "cpu") -> str:
         """One sentence: the solver and why."""
@@ -113,7 +131,8 @@ class Auto(Solver):
         device = data.q.device.type
         solver = self.choose(program, workspace, device)
         raw = solve_in_units(solver, program, data, workspace)
-        if isinstance(solver, Clarabel) or not program.has_sparse_factor or expired():
+        spare = self._solvers[-1]
+        if isinstance(solver, Clarabel) or not program.has_sparse_factor or spare.refusal(program) or expired():
             return raw
         if not bool(raw.status.any()):  # SOLVED is zero
             return raw
@@ -121,7 +140,7 @@ class Auto(Solver):
         if bool(settled.all()):
             return raw
         again = torch.nonzero(~settled).flatten()
-        second = solve_in_units(self._solvers[-1], program, ConicData(*(t[again] for t in data)), workspace)
+        second = solve_in_units(spare, program, ConicData(*(t[again] for t in data)), workspace)
         parts = ("x", "y", "s", "status", "iterations")
         merged = {part: getattr(raw, part).index_copy(0, again, getattr(second, part)) for part in parts}
         return replace(raw, **merged)
@@ -140,13 +159,14 @@ class Auto(Solver):
 
     def _refusal(self, solver: Solver, program: ConicProgram, device: str) -> str | None:
         size = program.n + program.m
-        if isinstance(solver, InteriorPoint | ConicInteriorPoint) and size > self.most:
-            return f"n + m = {size} is above {self.most}, too much memory for dense matrices of each instance"
-        if isinstance(solver, FirstOrder) and program.has_sparse_factor and (device == "cpu" or size <= self.most):
+        if isinstance(solver, InteriorPoint | ConicInteriorPoint) and size > self.dense_limit:
+            return f"n + m = {size} is above {self.dense_limit}, too much memory for dense matrices of each instance"
+        small = program.has_sparse_factor and (device == "cpu" or size <= self.dense_limit)
+        if isinstance(solver, FirstOrder) and small and not program.cones.others:
             return "it is for programs too large for a factorisation on the device"
         if isinstance(solver, Clarabel) and not program.has_sparse_factor:
             return "with entries all over, factors would need too much memory"
-        return solver.unsupported(program)
+        return solver.refusal(program)
 
     def _times(self, able: list[Solver], program: ConicProgram, device: str) -> dict[str, tuple[float, ...]]:
         """Seconds of each of the batches by solver."""

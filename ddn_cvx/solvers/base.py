@@ -10,7 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -79,17 +79,30 @@ class Solver(ABC):
     """A forward solver. Subclasses are frozen dataclasses whose fields are the options."""
 
     name: ClassVar[str]
-    """Lower-case name under which ``solver="name"`` finds it."""
+    """Lower-case name under which ``solver="name"`` finds it, if it is registered (``solvers.by_name``)."""
+    known: ClassVar[dict[str, type[Solver]]] = {}
+    """Those that are, by name."""
     on_device: ClassVar[bool] = False
     """Whether it works on tensors of any device; otherwise it is handed float64 CPU tensors."""
     minds_time: ClassVar[bool] = False
     """Whether it looks at the time limit itself (``solvers.deadline``); one that does not is left behind when it is over."""
     minds_units: ClassVar[bool] = True
     """Whether its tolerances know absolute sizes, so that small units have to be taken out of the numbers first."""
+    any_cone: ClassVar[bool] = False
+    """Whether it needs no more of a cone than the methods of ``cones.Cone``, and so takes those of other classes, too."""
 
     @abstractmethod
     def unsupported(self, program: ConicProgram) -> str | None:
-        """Why this solver cannot take the program, or None when it can."""
+        """Why this solver cannot take the program, or None when it can. Cones of other classes are none of its business
+        (``any_cone``)."""
+
+    @final
+    def refusal(self, program: ConicProgram) -> str | None:
+        """The same, cones of other classes included."""
+        if program.cones.others and not self.any_cone:
+            names = " and no ".join(sorted({type(cone).__name__ for cone in program.cones.others}))
+            return f"it has no {names} cones; FirstOrder() takes every cone that has a projection"
+        return self.unsupported(program)
 
     @abstractmethod
     def solve(

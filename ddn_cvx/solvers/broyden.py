@@ -11,27 +11,42 @@ from torch import Tensor
 from ddn_cvx.linalg.general import GeneralFactor
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.root_base import Method, RootPoint, RootSolver, iterate, units
 
 
+@register
 @dataclass(frozen=True)
 class Broyden(RootSolver):
-    """The good method of Broyden (1965): the inverse Jacobian is corrected by one rank an iteration.
+    """The good method of Broyden for equations (Broyden, Math. Comp. 19, 1965): the inverse Jacobian is corrected by one
+    rank an iteration.
 
     It starts from the Jacobian itself where that is small enough to be formed, else from that of ``-y``, which suits
     maps. An element whose residual grows goes back to its best point, shortens its steps and forgets the corrections.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> layer = ddn.DeclarativeLayer(ddn.FixedPoint((), lambda y, x: torch.cos(y) * x), solver=ddn.Broyden())
+    >>> layer(torch.tensor([0.0, 1.0]))
+    tensor([0.0000, 0.7391])
     """
 
     name: ClassVar[str] = "broyden"
     minds_time: ClassVar[bool] = True
 
-    memory: int = 30
-    """Corrections that are kept; when there are as many, all are dropped (default 30)."""
     max_iterations: int = 300
     """Evaluations after which an element gives up (default 300)."""
     tolerance: float = 1e-10
     """Largest entry of F relative to that of y, at which an element stops (default 1e-10)."""
+    memory: int = 30
+    """Corrections that are kept; when there are as many, all are dropped (default 30)."""
 
     def __post_init__(self) -> None:
         check_positive(self.name, dict(vars(self)))

@@ -12,6 +12,23 @@ from ddn_cvx.errors import InputError
 T = TypeVar("T")
 
 
+def register(kind: type[T]) -> type[T]:
+    """Make a solver known by its name: ``solver="name"``. A decorator, above ``@dataclass``.
+
+    Raises
+    ------
+    InputError
+        The name is that of another solver, or not in lower case.
+    """
+    known: dict[str, type] = kind.known  # type: ignore[attr-defined]  # every class of solvers has a table
+    name: str = kind.name  # type: ignore[attr-defined]
+    other = known.get(name, kind)
+    if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__) or name != name.lower():
+        raise InputError(f"{kind.__name__}.name must be a new one in lower case; {name!r} is that of {other.__name__}.")
+    known[name] = kind
+    return kind
+
+
 def find(solver: object, options: Mapping[str, Any] | None, kinds: Mapping[str, type[T]], base: type[T], what: str) -> T:
     """The solver for a name in any case, an object of type ``base``, or None (which is "auto"); ``what`` is solved.
 

@@ -21,6 +21,7 @@ from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import limit
 from ddn_cvx.solvers.elementwise import Answer, closed_form, options, require_positive, requires, solve_each
 from ddn_cvx.solvers.equilibrate import Equilibration
@@ -39,9 +40,27 @@ _STATUS = {
 }
 
 
+@register
 @dataclass(frozen=True)
 class Clarabel(Solver):
-    """Options of Clarabel, under its own names; its tolerances apply to the equilibrated problem."""
+    """Clarabel, an interior-point method for all cones, by the package of this name (Goulart & Chen, 2024). Options have
+    its own names; tolerances apply to the equilibrated problem.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, solver=ddn.Clarabel(tol_feas=1e-9))
+    >>> layer(torch.tensor([[0.8, 0.6], [0.5, 0.9]]))
+    tensor([[0.6000, 0.4000],
+            [0.3000, 0.7000]])
+    """
 
     name: ClassVar[str] = "clarabel"
     minds_time: ClassVar[bool] = True

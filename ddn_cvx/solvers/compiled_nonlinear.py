@@ -17,6 +17,7 @@ from ddn_cvx.kernels.tape import Tape
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.tape import pack
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import clock
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
@@ -33,12 +34,30 @@ class _Options(NamedTuple):
     warm_barrier: float
 
 
+@register
 @dataclass(frozen=True)
 class CompiledInteriorPoint(NonlinearSolver):
-    """Options of the compiled interior-point method, for programs with a tape (``NonlinearProgram.tape``) on the CPU.
+    """The compiled interior-point method for nonlinear programs with a tape (``NonlinearProgram.tape``) on the CPU,
+    eight instances side by side (Wächter & Biegler, Math. Programming 106, 2006). Tolerances apply to the scaled
+    functions.
 
-    Elements are SOLVED, or ITERATION_LIMIT or NUMERICAL_ERROR, which says nothing of the element: another method may solve
-    it, or prove that it is infeasible or unbounded. Tolerances apply to the scaled functions.
+    Elements are SOLVED, or ITERATION_LIMIT or NUMERICAL_ERROR, which says nothing of the element: another method may
+    solve it, or prove that it is infeasible or unbounded.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> node = ddn.TorchProblem(
+    ...     variable=(2,), objective=lambda y, x: ((y - x) ** 2).sum(), equality=lambda y, x: (y * y).sum() - 1
+    ... )
+    >>> layer = ddn.DeclarativeLayer(node, solver=ddn.CompiledInteriorPoint(threads=1))
+    >>> layer(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
     """
 
     name: ClassVar[str] = "compiled_interior_point"

@@ -16,6 +16,7 @@ from torch import Tensor
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.conic_cones import Cones
 from ddn_cvx.solvers.conic_embedding import Arithmetic, Problem, advance, errors, start
 from ddn_cvx.solvers.conic_scaling import equilibrate
@@ -41,12 +42,28 @@ _SINGLE = _Limits(1e-6, 1e-5, 1e-3, 1e-5, 1e-6)
 """The least that make sense in single precision."""
 
 
+@register
 @dataclass(frozen=True)
 class ConicInteriorPoint(Solver):
-    """Options of the batched conic interior-point method.
+    """The batched interior-point method in torch, for dense programs with cones of every kind, on any device (Nesterov &
+    Todd, SIAM J. Optim. 8, 1998; Dahl & Andersen, Math. Programming 194, 2021).
 
-    Tolerances are relative and apply to equilibrated data.  Where factors or data are float32 none is below what float32
+    Tolerances are relative and apply to equilibrated data. Where factors or data are float32 none is below what float32
     can reach: 1e-6 to stop, 1e-5 to be SOLVED, 1e-3 to be INACCURATE, 1e-5 for certificates.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(3), cp.Parameter(3)
+    >>> entropy = cp.Problem(cp.Maximize(p @ x + cp.sum(cp.entr(x))), [cp.sum(x) == 1])  # its solution is the softmax of p
+    >>> layer = ddn.DeclarativeLayer(entropy, [p], x, solver=ddn.ConicInteriorPoint())
+    >>> layer(torch.tensor([1.0, 2.0, 3.0]))
+    tensor([0.0900, 0.2447, 0.6652])
     """
 
     name: ClassVar[str] = "conic_interior_point"

@@ -69,12 +69,23 @@ _PIP = {
 
 @dataclass(frozen=True)
 class CvxpySolver(Solver):
-    """A solver of cvxpy, by cvxpy's name for it.
+    """A solver of cvxpy, by cvxpy's name for it (OSQP, PIQP, DAQP, HiGHS, CVXOPT, QOCO, MOSEK, Gurobi ...). Milliseconds
+    an element: a way to every solver, not a fast one. ``solver="osqp"`` of a layer means this one, too.
 
     Raises
     ------
     InputError
         The solver is not known or not installed, or it does not know one of the options.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, solver=ddn.CvxpySolver("CLARABEL"))
+    >>> layer(torch.tensor([[0.8, 0.6], [0.5, 0.9]]))
+    tensor([[0.6000, 0.4000],
+            [0.3000, 0.7000]])
     """
 
     name: ClassVar[str] = "cvxpy"

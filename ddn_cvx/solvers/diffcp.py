@@ -16,6 +16,7 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.elementwise import (
     Answer,
     closed_form,
@@ -33,22 +34,40 @@ _OPTIONS = {
 }
 
 
+@register
 @dataclass(frozen=True)
 class Diffcp(Solver):
-    """diffcp's choice of solvers, one element after another."""
+    """The package diffcp's choice of solvers, one element after another, for comparison with its results (Agrawal et
+    al., 2019).
+
+    Raises
+    ------
+    InputError
+        An unknown ``solve_method``, an option that is not positive, or diffcp is not installed.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, solver=ddn.Diffcp("Clarabel"))
+    >>> layer(torch.tensor([[0.8, 0.6], [0.5, 0.9]]))
+    tensor([[0.6000, 0.4000],
+            [0.3000, 0.7000]])
+    """
 
     name: ClassVar[str] = "diffcp"
     minds_time: ClassVar[bool] = True
 
     solve_method: Literal["SCS", "ECOS", "Clarabel"] = "SCS"
     """The solver that diffcp calls (default "SCS")."""
-    eps: float = 1e-9
-    """All of that solver's tolerances (default 1e-9)."""
-    max_iters: int | None = None
+    max_iterations: int | None = None
     """Iterations for one element (default 100000 for SCS, 200 for the others)."""
+    tolerance: float = 1e-9
+    """All of that solver's tolerances (default 1e-9)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "eps", *([] if self.max_iters is None else ["max_iters"]))
+        require_positive(self, "tolerance", *([] if self.max_iterations is None else ["max_iterations"]))
         if self.solve_method not in _OPTIONS:
             raise InputError(f"option 'solve_method' of 'diffcp' must be one of {[*_OPTIONS]}, got {self.solve_method!r}")
 
@@ -71,7 +90,7 @@ class Diffcp(Solver):
         back = np.argsort(order.rows)
         cones = {"z": 0, **scs_cones(program.cones)}
         tolerances, limit, default = _OPTIONS[self.solve_method]
-        options = {**dict.fromkeys(tolerances, self.eps), limit: self.max_iters or default}
+        options = {**dict.fromkeys(tolerances, self.tolerance), limit: self.max_iterations or default}
         P, q, A, b = (values.numpy() for values in data)
 
         def one(i: int) -> Answer:

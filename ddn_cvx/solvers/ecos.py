@@ -19,6 +19,7 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.elementwise import (
     Answer,
     closed_form,
@@ -41,9 +42,27 @@ _STATUS = {
 }
 
 
+@register
 @dataclass(frozen=True)
 class ECOS(Solver):
-    """Options of ECOS, under its own names."""
+    """ECOS, an interior-point method for second-order and exponential cones, by the package of this name, which is
+    licensed under the GPL (Domahidi, Chu & Boyd, 2013). Options have its own names.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive; the package is not installed.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, solver=ddn.ECOS(max_iters=100))
+    >>> layer(torch.tensor([[0.8, 0.6], [0.5, 0.9]]))
+    tensor([[0.6000, 0.4000],
+            [0.3000, 0.7000]])
+    """
 
     name: ClassVar[str] = "ecos"
     minds_time: ClassVar[bool] = True

@@ -31,6 +31,7 @@ from ddn_cvx.linalg.products import Products, symmetric
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.elementwise import closed_form, is_finite, require_positive
 from ddn_cvx.solvers.first_order_scaling import Scaled, precondition
@@ -44,22 +45,42 @@ _CURVED = 0.1  # the least primal weight next to |P|/|A|
 _RAYS_EVERY = 5  # checks between two looks for certificates
 
 
+@register
 @dataclass(frozen=True)
 class FirstOrder(Solver):
-    """Options of the restarted primal-dual hybrid gradient method. Tolerances are relative."""
+    """The restarted primal-dual hybrid gradient method, matrix-free and batched, for every cone that has a projection,
+    on any device (Lu & Yang, "Restarted Halpern PDHG for linear programming", 2024; Applegate et al., 2021). Tolerances
+    are relative.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, solver=ddn.FirstOrder(tolerance=1e-6))
+    >>> layer(torch.tensor([[0.8, 0.6], [0.5, 0.9]]))
+    tensor([[0.6000, 0.4000],
+            [0.3000, 0.7000]])
+    """
 
     name: ClassVar[str] = "first_order"
     minds_time: ClassVar[bool] = True
     on_device: ClassVar[bool] = True
+    any_cone: ClassVar[bool] = True
 
+    max_iterations: int = 200_000
+    """Iterations after which an element gives up (default 200 000)."""
     tolerance: float = 1e-8
     """Residuals and gap at which an element is solved; the layer polishes what it gets (default 1e-8)."""
     inaccurate_tolerance: float = 1e-4
     """Largest residual of an INACCURATE element (default 1e-4)."""
     certificate_tolerance: float = 1e-6
     """Largest residual of a certificate of infeasibility or unboundedness (default 1e-6)."""
-    max_iterations: int = 200_000
-    """Iterations after which an element gives up (default 200 000)."""
     check_every: int = 40
     """Iterations between two looks at residuals and restarts (default 40)."""
 

@@ -34,6 +34,7 @@ from torch.nn.functional import pad
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.elementwise import require_positive
 
@@ -55,9 +56,28 @@ _ROUNDING = 1e-14  # relative increase of a diagonal that outweighs the rounding
 _CHUNK = 2**26  # numbers in P and A that are solved at a time (half a gigabyte)
 
 
+@register
 @dataclass(frozen=True)
 class InteriorPoint(Solver):
-    """Options of the interior-point method.  Tolerances are relative and apply to equilibrated data."""
+    """The batched interior-point method in torch, for dense convex quadratic programs on any device (Mehrotra, SIAM J.
+    Optim. 2, 1992; Altman & Gondzio, Optim. Methods Softw. 11, 1999). Tolerances are relative and apply to equilibrated
+    data.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, solver=ddn.InteriorPoint(max_iterations=40))
+    >>> layer(torch.tensor([[0.8, 0.6], [0.5, 0.9]]))
+    tensor([[0.6000, 0.4000],
+            [0.3000, 0.7000]])
+    """
 
     name: ClassVar[str] = "interior_point"
     minds_time: ClassVar[bool] = True

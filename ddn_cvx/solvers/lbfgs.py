@@ -9,29 +9,46 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.descent import Directions, Goal, check_positive, descend, unconstrained_only
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
 _CURVED = 1e-12
 
 
+@register
 @dataclass(frozen=True)
 class LBFGS(NonlinearSolver):
-    """Options. Each step costs one gradient or a few; memory is ``2 memory`` vectors."""
+    """The limited-memory BFGS method for nonlinear programs without constraints (Liu & Nocedal, Math. Programming 45,
+    1989). Each step costs one gradient or a few; memory is ``2 memory`` vectors.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> node = ddn.TorchProblem(variable=(2,), objective=lambda y, x: (y - x).cosh().sum() + y.square().sum())
+    >>> layer = ddn.DeclarativeLayer(node, solver=ddn.LBFGS(memory=5))
+    >>> layer(torch.tensor([[1.0, 3.0]]))
+    tensor([[0.3490, 1.3095]])
+    """
 
     name: ClassVar[str] = "lbfgs"
     minds_time: ClassVar[bool] = True
 
     max_iterations: int = 5000
     """Steps after which an element gives up (default 5000)."""
-    memory: int = 20
-    """Pairs of steps and gradient changes that are kept (default 20)."""
     tolerance: float = 1e-9
     """Largest entry of the gradient at which an element stops, relative to the first one if above one (default 1e-9)."""
     solved_tolerance: float = 1e-7
     """The same for an element that cannot improve any more to be SOLVED (default 1e-7)."""
     inaccurate_tolerance: float = 1e-5
     """The same to be INACCURATE (default 1e-5)."""
+    memory: int = 20
+    """Pairs of steps and gradient changes that are kept (default 20)."""
 
     def __post_init__(self) -> None:
         check_positive(self.name, dict(vars(self)))

@@ -64,7 +64,30 @@ class Model(ABC):
 
 @dataclass(frozen=True)
 class LeastSquares(NonlinearSolver):
-    """Levenberg and Marquardt's method; the program's objective must be a positive multiple of ``sum(rho(r))``."""
+    """Levenberg and Marquardt's method for a sum of losses of residuals, ``minimise sum(rho(r(y)))`` (Marquardt 1963;
+    Nielsen 1999; weights of Holland & Welsch 1977).
+
+    ``TorchProblem(residual=...)`` uses it of its own accord. The program's objective must be a positive multiple of the
+    sum.
+
+    Raises
+    ------
+    DeclarationError
+        From the layer: the problem has constraints.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> t = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    >>> def residual(y, theta):  # y (B, 2), data (B, 3)
+    ...     return y[:, :1] * torch.exp(-y[:, 1:] * t) - theta.tensors[0]
+    >>> def objective(y, data):
+    ...     return (y[0] * torch.exp(-y[1] * t) - data).square().sum()
+    >>> fit = ddn.TorchProblem((2,), objective, initial=1.0, parameters=[(3,)])
+    >>> layer = ddn.DeclarativeLayer(fit, solver=ddn.LeastSquares(residual))
+    >>> layer(3 * torch.exp(-0.5 * t)).float()
+    tensor([3.0000, 0.5000])
+    """
 
     name: ClassVar[str] = "least_squares"
     minds_time: ClassVar[bool] = True
@@ -92,9 +115,34 @@ class LeastSquares(NonlinearSolver):
 
 @dataclass(frozen=True)
 class BundleAdjustment(NonlinearSolver):
-    """The same for y made of cameras, then points, and residuals that concern one of each.
+    """``LeastSquares`` for y made of cameras, then points, and residuals that each concern one of each (Triggs,
+    McLauchlan, Hartley & Fitzgibbon, "Bundle adjustment: a modern synthesis", 2000). ``nodes.Bundle`` shows it at work.
 
-    ``y = [cameras * camera_size | points * point_size]``.
+    ``y = [cameras * camera_size | points * point_size]``; the normal equations are reduced to those of the cameras, at a
+    cost linear in the number of points.
+
+    Raises
+    ------
+    DeclarationError
+        From the layer: the problem has constraints, or another number of variables than cameras and points have.
+
+    Examples
+    --------
+    Two cameras on a line see one point at a distance; the first camera is held by a residual of its own:
+
+    >>> import torch, ddn_cvx as ddn
+    >>> camera_of, point_of = torch.tensor([0, 0, 1]), torch.tensor([0, 0, 0])
+    >>> def residual(camera, point, seen):  # (N, 1), (N, 1), (N, 2): the distance, and whether it is that of the point
+    ...     return torch.where(seen[:, 1:] > 0, point - camera - seen[:, :1], camera - seen[:, :1])
+    >>> solver = ddn.BundleAdjustment(
+    ...     residual, lambda theta: theta.tensors[0], camera_of, point_of, cameras=2, points=1, camera_size=1, point_size=1
+    ... )
+    >>> def total(y, seen):
+    ...     return residual(y[camera_of].unsqueeze(1), y[2 + point_of].unsqueeze(1), seen).square().sum()
+    >>> layer = ddn.DeclarativeLayer(ddn.TorchProblem((3,), total, parameters=[(3, 2)]), solver=solver)
+    >>> seen = torch.tensor([[1.0, 0.0], [5.0, 1.0], [2.0, 1.0]])
+    >>> layer(seen)  # cameras at 1 and 4, the point at 6
+    tensor([1.0000, 4.0000, 6.0000])
     """
 
     name: ClassVar[str] = "bundle_adjustment"

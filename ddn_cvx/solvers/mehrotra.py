@@ -11,29 +11,45 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from ddn_cvx.kernels import conic, conic_newton, interior_point
-from ddn_cvx.kernels.jit import spread
+from ddn_cvx.kernels.jit import Task
+from ddn_cvx.kernels.lanes import LANES
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
-from ddn_cvx.solvers.compiled import Array, Compiled, Prepared, solve_batch, unsupported
-from ddn_cvx.solvers.deadline import clock
+from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.compiled import FINISHED, Array, Compiled, Prepared, run, solve_batch, unsupported
 from ddn_cvx.solvers.elementwise import require_positive
 
-GOALS = (1e-5, 1e-12)
+GOALS = (1e-5, FINISHED)
 """Relative residuals at which Newton's method on the optimality conditions takes over; the second for what it does not
 bring to the end from the first, as close to a kink."""
-FINISHED = 1e-12
 ACCEPTED = 1e-7
 """Relative residual of a point that is a solution."""
 
 
+@register
 @dataclass(frozen=True)
 class Mehrotra(Compiled):
-    """Options of the compiled predictor-corrector methods. They recognise neither infeasible nor unbounded elements: these
-    are NUMERICAL_ERROR."""
+    """The compiled predictor-corrector methods (Mehrotra, SIAM J. Optim. 2, 1992), for small programs without power
+    cones.
+
+    They recognise neither infeasible nor unbounded elements: these are ``NUMERICAL_ERROR``.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> ball = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.norm(x) <= 1])
+    >>> ddn.DeclarativeLayer(ball, [p], x, solver=ddn.Mehrotra(threads=1))(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
+    """
 
     name: ClassVar[str] = "mehrotra"
     minds_time: ClassVar[bool] = True
@@ -51,46 +67,41 @@ class Mehrotra(Compiled):
         self, program: ConicProgram, data: ConicData, workspace: Workspace, warm: RawSolution | None = None
     ) -> RawSolution:
         """Solve the batch. An interior-point method gains nothing from a warm start: ``warm`` is not used."""
-        return self._solve_curved(program, data) if program.curved is not None else solve_batch(self, program, data)
+        return solve_batch(self, program, data)
 
-    def prepare(self, program: ConicProgram, data: Sequence[Array]) -> Prepared | None:
+    def prepare(self, program: ConicProgram, data: Sequence[Array]) -> Prepared:
         n = program.n
-        if program.curved is not None:  # these are two kernels, and elements go through them a second time
-            return None
+        if program.curved is not None:
+            return self._curved(program, data, GOALS[0])
         return Prepared.of(interior_point.solve, program, data, 10 * (n**3 / 3 + n * n * program.m), self.threads)
 
-    def complete(self, program: ConicProgram, data: Sequence[Array], prepared: Prepared) -> None:
-        """There is no other."""
+    def _curved(self, program: ConicProgram, data: Sequence[Array], goal: float) -> Prepared:
+        """Interior points up to residuals of ``goal``, and from there Newton's method."""
+        batch, n, m = len(data[1]), program.n, program.m
+        points = [np.empty((batch, size)) for size in (n, m, m)]
+        errors, status, iterations = np.full(batch, np.inf), np.zeros(batch, np.int64), np.zeros(batch, np.int64)
+        program_and_data, work = (program.curved, *data), 100.0 * (n * n + m)
+        solve = Task(conic.solve, work, (*program_and_data, *points, errors, status, iterations, goal), LANES)
+        polish = Task(conic_newton.polish, work, (*program_and_data, *points, errors), LANES)
+        x, y, s = points
+        return Prepared((solve, polish), x, y, s, status, iterations, self.threads, errors)
 
-    def _solve_curved(self, program: ConicProgram, data: ConicData) -> RawSolution:
-        arrays = [t.contiguous().numpy() for t in data]
-        points, errors, status, iterations = self._attempt(program, arrays, GOALS[0])
+    def complete(self, program: ConicProgram, data: Sequence[Array], prepared: Prepared) -> None:
+        """Once more for what Newton's method did not bring to the end, and NaN for what is no solution then."""
+        errors, status = prepared.errors, prepared.status
+        if errors is None:
+            return
+        points = prepared.x, prepared.y, prepared.s
         again = np.flatnonzero(np.isfinite(errors) & ~(errors <= FINISHED))
         if len(again):
-            others = self._attempt(program, [t[again] for t in arrays], GOALS[1])
-            better = others[1] < errors[again]
-            for whole, part in zip((*points, errors), (*others[0], others[1]), strict=True):
+            other = self._curved(program, [t[again] for t in data], GOALS[1])
+            run(other)
+            assert other.errors is not None
+            better = other.errors < errors[again]
+            for whole, part in zip((*points, errors), (other.x, other.y, other.s, other.errors), strict=True):
                 whole[again[better]] = part[better]
-            iterations[again] += others[3]
+            prepared.iterations[again] += other.iterations
         failed = ~(errors <= ACCEPTED)
         for point in points:
             point[failed] = np.nan
         status[failed & (status == int(Status.SOLVED))] = int(Status.NUMERICAL_ERROR)
-        return RawSolution(*map(torch.from_numpy, (*points, status, iterations)))
-
-    def _attempt(
-        self, program: ConicProgram, arrays: list[np.ndarray], goal: float
-    ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
-        """x, y and s, their errors, the status of those that hold no numbers, and iterations."""
-        batch, n, m = len(arrays[1]), program.n, program.m
-        points = [np.empty((batch, size)) for size in (n, m, m)]
-        errors, status, iterations = np.empty(batch), np.zeros(batch, np.int64), np.zeros(batch, np.int64)
-        work = 20.0 * (n * n + m) * 10
-        threads, over = self.threads, clock()
-        outs = *points, errors, status, iterations
-        for late in spread(conic.solve, batch, work, program.curved, *arrays, *outs, goal, threads=threads, over=over):
-            errors[late], status[late] = np.nan, int(Status.TIME_LIMIT)
-            for point in points:  # what memory holds by chance is no point to polish
-                point[late] = np.nan
-        spread(conic_newton.polish, batch, work, program.curved, *arrays, *points, errors, threads=threads)
-        return points, errors, status, iterations

@@ -17,10 +17,25 @@ from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 
 @dataclass(frozen=True)
 class MultiStart(NonlinearSolver):
-    """The start as given is the first; the others are uniform where a variable has two bounds, else normal around it.
+    """Several starts for each element of a nonlinear program, all in one larger batch, and the best solution found.
 
-    The random numbers are the same for each element, whose answer then does not depend on the rest of the batch.
-    A solved element is preferred to any other, then a lower objective, then the earlier start.
+    The start as given is the first; the others are uniform where a variable has two bounds, else normal around it.
+
+    The random numbers are the same for each element, whose answer then does not depend on the rest of the batch. A
+    solved element is preferred to any other, then a lower objective, then the earlier start.
+
+    Raises
+    ------
+    InputError
+        Fewer than one start, or a spread that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> wells = ddn.TorchProblem((), lambda y, tilt: (y * y - 1) ** 2 + tilt * y, initial=1.0, parameters=[()])
+    >>> one, many = ddn.DeclarativeLayer(wells), ddn.DeclarativeLayer(wells, solver=ddn.MultiStart(starts=16))
+    >>> one(torch.tensor(0.1)), many(torch.tensor(0.1))
+    (tensor(0.9873), tensor(-1.0123))
     """
 
     name: ClassVar[str] = "multi_start"

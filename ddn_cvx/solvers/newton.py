@@ -11,6 +11,7 @@ from torch.linalg import cholesky_ex
 
 from ddn_cvx.linalg.iterative import cg
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.descent import Directions, Goal, check_positive, descend, unconstrained_only
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
@@ -18,12 +19,26 @@ _LEAST_CURVATURE = 1e-8
 _FORCING = 1e-2  # looser systems are cheaper, but crawl along curved valleys
 
 
+@register
 @dataclass(frozen=True)
 class Newton(NonlinearSolver):
-    """Damped Newton's method.
+    """Damped Newton's method for nonlinear programs without constraints.
 
-    Where a Hessian is not positive definite, its eigenvalues are replaced by their absolute values (Dauphin et al. 2014),
-    which turns away from saddle points; only those elements are decomposed.
+    Where a Hessian is not positive definite, its eigenvalues are replaced by their absolute values (Dauphin et al.
+    2014), which turns away from saddle points; only those elements are decomposed.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> node = ddn.TorchProblem(variable=(2,), objective=lambda y, x: (y - x).cosh().sum() + y.square().sum())
+    >>> layer = ddn.DeclarativeLayer(node, solver=ddn.Newton())
+    >>> layer(torch.tensor([[1.0, 3.0]]))
+    tensor([[0.3490, 1.3095]])
     """
 
     name: ClassVar[str] = "newton"
@@ -82,11 +97,26 @@ class _Dense(Directions):
         self.theta, self.none = self.theta.take(rows), self.none[rows]
 
 
+@register
 @dataclass(frozen=True)
 class NewtonKrylov(NonlinearSolver):
-    """Newton's method by truncated conjugate gradients: no Hessian is formed, for n up to 10^6 and more.
+    """Newton's method by truncated conjugate gradients, without constraints: no Hessian is formed, for n up to 10^6 and
+    more.
 
     The systems are solved to ``min(0.01, sqrt|g|) |g|`` (Dembo & Steihaug 1983), so convergence is superlinear.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> node = ddn.TorchProblem(variable=(2,), objective=lambda y, x: (y - x).cosh().sum() + y.square().sum())
+    >>> layer = ddn.DeclarativeLayer(node, solver=ddn.NewtonKrylov())
+    >>> layer(torch.tensor([[1.0, 3.0]]))
+    tensor([[0.3490, 1.3095]])
     """
 
     name: ClassVar[str] = "newton_krylov"
@@ -94,14 +124,14 @@ class NewtonKrylov(NonlinearSolver):
 
     max_iterations: int = 200
     """Outer steps after which an element gives up (default 200)."""
-    inner_iterations: int = 500
-    """Hessian-vector products a step may cost (default 500)."""
     tolerance: float = 1e-10
     """Largest entry of the gradient at which an element stops, relative to the first one if above one (default 1e-10)."""
     solved_tolerance: float = 1e-8
     """The same for an element that cannot improve any more to be SOLVED (default 1e-8)."""
     inaccurate_tolerance: float = 1e-5
     """The same to be INACCURATE (default 1e-5)."""
+    inner_iterations: int = 500
+    """Hessian-vector products a step may cost (default 500)."""
 
     def __post_init__(self) -> None:
         check_positive(self.name, dict(vars(self)))

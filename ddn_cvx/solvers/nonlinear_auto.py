@@ -11,6 +11,7 @@ from torch import Tensor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.compiled_nonlinear import CompiledInteriorPoint
 from ddn_cvx.solvers.descent import check_positive, unconstrained_only
 from ddn_cvx.solvers.lbfgs import LBFGS
@@ -20,18 +21,35 @@ from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 
 
+@register
 @dataclass(frozen=True)
 class NonlinearAuto(NonlinearSolver):
-    """``Newton`` without constraints, ``NonlinearInteriorPoint`` with; for many variables their matrix-free kin.
+    """The default for nonlinear programs: ``Newton`` without constraints, ``NonlinearInteriorPoint`` with; for many
+    variables their matrix-free kin.
 
-    Small programs on the CPU whose functions can be traced go to ``CompiledInteriorPoint`` first. Elements that the first
-    choice does not solve get a second chance with another method.
+    Small programs on the CPU whose functions can be traced go to ``CompiledInteriorPoint`` first. Elements that the
+    first choice does not solve get a second chance with another method.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> node = ddn.TorchProblem(
+    ...     variable=(2,), objective=lambda y, x: ((y - x) ** 2).sum(), equality=lambda y, x: (y * y).sum() - 1
+    ... )
+    >>> layer = ddn.DeclarativeLayer(node, solver=ddn.NonlinearAuto())
+    >>> layer(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
     """
 
-    name: ClassVar[str] = "nonlinear_auto"
+    name: ClassVar[str] = "auto"
     minds_time: ClassVar[bool] = True
 
-    dense: int = 1000
+    dense_limit: int = 1000
     """n + p + m up to which matrices are formed (default 1000)."""
 
     def __post_init__(self) -> None:
@@ -81,7 +99,7 @@ class NonlinearAuto(NonlinearSolver):
 
     def pick(self, program: NonlinearProgram) -> tuple[NonlinearSolver, NonlinearSolver, str]:
         """The solver that is tried first, the one for elements it does not solve, and why."""
-        small = program.n + program.p + program.m <= self.dense
+        small = program.n + program.p + program.m <= self.dense_limit
         if unconstrained_only(program) is None:
             if small and program.residuals is not None:
                 residual, loss = program.residuals
@@ -92,7 +110,7 @@ class NonlinearAuto(NonlinearSolver):
             return NewtonKrylov(), LBFGS(), "no constraints, and too many variables for Hessians"
         if small:
             return NonlinearInteriorPoint(), AugmentedLagrangian(), "constraints, and few enough rows for matrices"
-        return AugmentedLagrangian(), AugmentedLagrangian(inner=LBFGS()), "constraints, and too many rows for matrices"
+        return AugmentedLagrangian(), AugmentedLagrangian(solver=LBFGS()), "constraints, and too many rows for matrices"
 
 
 def _improved(old: NonlinearPoint, new: NonlinearPoint) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ddn_cvx.linalg.saddle import CondensedFactor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, choose, put, take
@@ -65,9 +66,27 @@ class _State(NamedTuple):
     crawled: Tensor
 
 
+@register
 @dataclass(frozen=True)
 class NonlinearInteriorPoint(NonlinearSolver):
-    """Options of the interior-point method. Tolerances apply to the scaled functions."""
+    """The batched interior-point method for nonlinear programs in torch, with a filter line search, inertia correction
+    and restoration (Wächter & Biegler, Math. Programming 106, 2006). Tolerances apply to the scaled functions.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> node = ddn.TorchProblem(
+    ...     variable=(2,), objective=lambda y, x: ((y - x) ** 2).sum(), equality=lambda y, x: (y * y).sum() - 1
+    ... )
+    >>> layer = ddn.DeclarativeLayer(node, solver=ddn.NonlinearInteriorPoint(tolerance=1e-9))
+    >>> layer(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
 
     name: ClassVar[str] = "nonlinear_interior_point"
     minds_time: ClassVar[bool] = True

@@ -1,26 +1,20 @@
-"""From the name of a solver of nonlinear programs to the solver."""
+"""From the name of a solver of nonlinear programs to the solver: importing one here makes it known."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
+from ddn_cvx.solvers import (  # noqa: F401 -- they register themselves
+    augmented_lagrangian,
+    compiled_nonlinear,
+    lbfgs,
+    newton,
+    nonlinear_auto,
+    nonlinear_interior_point,
+)
 from ddn_cvx.solvers.by_name import find
-from ddn_cvx.solvers.compiled_nonlinear import CompiledInteriorPoint
-from ddn_cvx.solvers.lbfgs import LBFGS
-from ddn_cvx.solvers.newton import Newton, NewtonKrylov
-from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
-from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
-
-NONLINEAR_SOLVERS: dict[str, type[NonlinearSolver]] = {
-    "auto": NonlinearAuto,
-    **{
-        kind.name: kind
-        for kind in (AugmentedLagrangian, CompiledInteriorPoint, LBFGS, Newton, NewtonKrylov, NonlinearInteriorPoint)
-    },
-}
 
 
 def resolve_nonlinear(solver: object, options: Mapping[str, Any] | None = None) -> NonlinearSolver:
@@ -31,4 +25,4 @@ def resolve_nonlinear(solver: object, options: Mapping[str, Any] | None = None) 
     InputError
         An unknown name or option, or options next to a solver object, which has its own.
     """
-    return find(solver, options, NONLINEAR_SOLVERS, NonlinearSolver, "nonlinear problem")  # type: ignore[type-abstract]
+    return find(solver, options, NonlinearSolver.known, NonlinearSolver, "nonlinear problem")  # type: ignore[type-abstract]

@@ -1,4 +1,4 @@
-"""From the name of a solver to the solver."""
+"""From the name of a solver of conic programs to the solver: importing one here makes it known."""
 
 from __future__ import annotations
 
@@ -6,32 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddn_cvx.errors import InputError
-from ddn_cvx.solvers.active_set import ActiveSet
+from ddn_cvx.solvers import (  # noqa: F401 -- they register themselves
+    active_set,
+    clarabel,
+    conic_interior_point,
+    diffcp,
+    ecos,
+    first_order,
+    interior_point,
+    mehrotra,
+    scs,
+)
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.base import Solver
 from ddn_cvx.solvers.by_name import build, hint, own
-from ddn_cvx.solvers.clarabel import Clarabel
-from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver, installed
-from ddn_cvx.solvers.diffcp import Diffcp
-from ddn_cvx.solvers.ecos import ECOS
-from ddn_cvx.solvers.first_order import FirstOrder
-from ddn_cvx.solvers.interior_point import InteriorPoint
-from ddn_cvx.solvers.mehrotra import Mehrotra
-from ddn_cvx.solvers.scs import SCS
 
-SOLVERS: dict[str, type[Solver]] = {
-    "active_set": ActiveSet,
-    "auto": Auto,
-    "clarabel": Clarabel,
-    "conic_interior_point": ConicInteriorPoint,
-    "diffcp": Diffcp,
-    "ecos": ECOS,
-    "first_order": FirstOrder,
-    "interior_point": InteriorPoint,
-    "mehrotra": Mehrotra,
-    "scs": SCS,
-}
+SOLVERS = Solver.known
 
 
 def resolve(solver: str | Solver | None, options: Mapping[str, Any] | None = None) -> Solver:

@@ -13,7 +13,26 @@ _KINDS = ("squared", "huber", "pseudo_huber", "cauchy", "welsch")
 
 @dataclass(frozen=True)
 class RobustLoss:
-    """``rho(r)`` with ``rho ~ r^2 / 2`` near zero, growing more slowly beyond ``width``."""
+    """A robust loss ``rho(r)`` of residuals: ``r² / 2`` near zero, growing more slowly beyond ``width`` (Holland &
+    Welsch 1977).
+
+    For ``TorchProblem(residual=..., loss=...)``. With x = (r / width)²: huber is linear beyond the width, pseudo_huber
+    ``width² (sqrt(1 + x) - 1)``, cauchy ``width² log(1 + x) / 2``, welsch ``width² (1 - exp(-x)) / 2``.
+
+    Raises
+    ------
+    InputError
+        An unknown kind, or a width that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> ddn.RobustLoss("huber", width=1.0).value(torch.tensor([0.5, 1.0, 3.0]))
+    tensor([0.1250, 0.5000, 2.5000])
+    >>> mean = ddn.TorchProblem((), residual=lambda y, z: y - z, loss=ddn.RobustLoss("welsch", width=0.5), parameters=[(4,)])
+    >>> ddn.DeclarativeLayer(mean)(torch.tensor([0.0, 0.1, -0.1, 9.0])).abs() < 1e-4  # the outlier has no say
+    tensor(True)
+    """
 
     kind: str = "squared"
     """One of squared, huber, pseudo_huber, cauchy, welsch (default squared)."""

@@ -12,10 +12,12 @@ from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.anderson import Anderson
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.root_base import RootPoint, RootSolver
 from ddn_cvx.solvers.root_newton import RootNewton
 
 
+@register
 @dataclass(frozen=True)
 class RootAuto(RootSolver):
     """``Anderson`` for a map, ``RootNewton`` for equations; elements that Anderson does not solve go to Newton."""

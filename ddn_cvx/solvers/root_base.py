@@ -35,7 +35,9 @@ class RootSolver(ABC):
     """A solver of equations. Subclasses are frozen dataclasses whose fields are the options."""
 
     name: ClassVar[str]
-    """Lower-case name under which ``solver="name"`` finds it."""
+    """Lower-case name under which ``solver="name"`` finds it, if it is registered (``solvers.by_name``)."""
+    known: ClassVar[dict[str, type[RootSolver]]] = {}
+    """Those that are, by name."""
     minds_time: ClassVar[bool] = False
     """Whether it looks at the time limit itself (``solvers.deadline``); one that does not is left behind when it is over."""
 

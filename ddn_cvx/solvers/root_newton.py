@@ -11,6 +11,7 @@ from torch import Tensor
 from ddn_cvx.linalg.gmres import gmres
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import Linearised, RootProgram
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.root_base import Method, RootPoint, RootSolver, iterate, units
 
@@ -20,11 +21,25 @@ _FORCING = 1e-2
 _STATIONARY = 1e-9  # of |J'F| relative to |F|, with rows of J of size one: a least distance to a solution
 
 
+@register
 @dataclass(frozen=True)
 class RootNewton(RootSolver):
-    """Newton–Krylov with a line search on the norm of F; small systems are solved by QR, damped where that leads nowhere.
+    """Newton–Krylov for equations, with a line search on the norm of F (Knoll & Keyes, J. Comput. Phys. 193, 2004);
+    small systems are solved by QR, damped where that leads nowhere.
 
     Where F cannot get smaller though it is not zero, the element is INFEASIBLE: there is no solution nearby.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> layer = ddn.DeclarativeLayer(ddn.Root((), lambda y, x: y * y - x, initial=1.0), solver=ddn.RootNewton())
+    >>> layer(torch.tensor([4.0, 9.0]))
+    tensor([2., 3.])
     """
 
     name: ClassVar[str] = "newton_krylov"
@@ -32,10 +47,10 @@ class RootNewton(RootSolver):
 
     max_iterations: int = 100
     """Steps after which an element gives up (default 100)."""
-    inner_iterations: int = 200
-    """Products with the Jacobian a step may cost if it is not formed (default 200)."""
     tolerance: float = 1e-10
     """Largest entry of F, in units of y, relative to the largest of y, at which an element stops (default 1e-10)."""
+    inner_iterations: int = 200
+    """Products with the Jacobian a step may cost if it is not formed (default 200)."""
 
     def __post_init__(self) -> None:
         check_positive(self.name, dict(vars(self)))

@@ -16,6 +16,7 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
+from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.deadline import limit
 from ddn_cvx.solvers.elementwise import Answer, closed_form, options, require_positive, requires, solve_each
 
@@ -35,9 +36,27 @@ _STATUS = {
 }
 
 
+@register
 @dataclass(frozen=True)
 class SCS(Solver):
-    """Options of SCS, under its own names."""
+    """SCS, a splitting method for all cones but power cones of more than three rows, by the package of this name
+    (O'Donoghue, SIAM J. Optim. 31, 2021). Options have its own names.
+
+    Raises
+    ------
+    InputError
+        An option that is not positive.
+
+    Examples
+    --------
+    >>> import cvxpy as cp, torch, ddn_cvx as ddn
+    >>> x, p = cp.Variable(2), cp.Parameter(2)
+    >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.sum(x) == 1, x >= 0])
+    >>> layer = ddn.DeclarativeLayer(problem, [p], x, solver=ddn.SCS(eps_abs=1e-6, eps_rel=1e-6))
+    >>> layer(torch.tensor([[0.8, 0.6], [0.5, 0.9]]))
+    tensor([[0.6000, 0.4000],
+            [0.3000, 0.7000]])
+    """
 
     name: ClassVar[str] = "scs"
     minds_time: ClassVar[bool] = True

@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddn_cvx.errors import InputError
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.by_name import own
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.descent import check_positive
+from ddn_cvx.solvers.ode_base import Broken, Field, Integrator
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 """Those that choose their steps; with a fixed step nothing would say how wrong an answer is."""
 _FAR = 1e12  # how much larger than at first a state may get before it counts as infinite
-Field = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
-"""``(s, state) -> d state / ds``."""
-
-
-class Integrated(NamedTuple):
-    """How each element of a batch ended, and the states ``(len(rows), n)`` of those that did well."""
-
-    y: Tensor
-    rows: Tensor
-    status: Tensor
-    """``(B,)``."""
-
-
-class Broken(Exception):
-    """An initial value problem could not be integrated; ``bad`` says for which rows, if that is known."""
-
-    def __init__(self, status: Status, bad: Tensor | None = None):
-        super().__init__()
-        self.status, self.bad = status, bad
 
 
 @dataclass(frozen=True)
-class Torchdiffeq:
-    """How an initial value problem is integrated. The steps are common to the batch, and small enough for each element."""
+class Torchdiffeq(Integrator):
+    """How an ``ODE`` is integrated, by the adaptive Runge–Kutta methods of the package torchdiffeq (Chen, Rubanova,
+    Bettencourt & Duvenaud 2018). The steps are common to the batch, and small enough for each element.
+
+    Raises
+    ------
+    InputError
+        An unknown method, or an option that is not positive.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> decay = ddn.ODE((), lambda t, y, rate: -rate * y, span=(0.0, 1.0))
+    >>> layer = ddn.DeclarativeLayer(decay, solver=ddn.Torchdiffeq("dopri8"))
+    >>> layer(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.5]))
+    tensor([1.0000, 1.2131])
+    """
 
     method: str = "dopri5"
     """"dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun" (default "dopri5")."""
@@ -57,16 +54,16 @@ class Torchdiffeq:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
         check_positive("Torchdiffeq", {"rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps})
 
+    def error(self, dtype: torch.dtype) -> float:
+        return sum(self._allowed(dtype))
+
+    def _allowed(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Relative and absolute error of a step, none of them below rounding."""
+        eps = 10 * torch.finfo(dtype).eps
+        return max(self.rtol, eps), max(self.atol, eps)
+
     def integrate(self, field: Field, state: tuple[Tensor, ...], backwards: bool = False) -> tuple[Tensor, ...]:
-        """The state at s = 1 from that at s = 0, or the other way round.
-
-        The error of the first tensor ``(B, k)`` is controlled; further ones may have any shape.
-
-        Raises
-        ------
-        Broken
-        """
-        odeint = _torchdiffeq().odeint
+        odeint, (rtol, atol) = _torchdiffeq().odeint, self._allowed(state[0].dtype)
         shape = state[0].shape
         far = _FAR * (1 + state[0].abs().amax(-1, keepdim=True))
 
@@ -87,57 +84,26 @@ class Torchdiffeq:
         # A step ends at the last time: what the package would interpolate there is less exact than its steps.
         options = {"norm": worst, "max_num_steps": self.max_steps, "step_t": ends}
         try:
-            found = odeint(checked, state, ends, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
+            found = odeint(checked, state, ends, rtol=rtol, atol=atol, method=self.method, options=options)
         except AssertionError as error:  # steps that vanish, or are too many
             many = "max_num_steps" in str(error)
             raise Broken(Status.ITERATION_LIMIT if many else Status.NUMERICAL_ERROR) from None
         return tuple(t[-1] for t in found)
 
-    def integrate_each(self, field: Callable[[Tensor, Tensor, Tensor], Tensor], y: Tensor) -> Integrated:
-        """The same for one tensor ``y (B, n)``; elements that fail are left out, and the others integrated without them.
 
-        Parameters
-        ----------
-        field : callable
-            ``(s, y[rows], rows) -> dy/ds`` for some rows of the batch.
-        """
-        status = torch.full((len(y),), int(Status.SOLVED), device=y.device)
-        waiting, finished = [torch.arange(len(y), device=y.device)], []
-        while waiting:
-            rows = waiting.pop()
-            try:
-                (end,) = self.integrate(partial(_of_rows, field, rows), (y[rows],))
-            except Broken as error:
-                bad = error.bad
-                if bad is not None:
-                    status = status.index_fill(0, rows[bad], int(error.status))
-                    waiting += [rows[~bad]] if not bool(bad.all()) else []
-                elif len(rows) > 1:  # which element is to blame only a smaller batch can tell
-                    waiting += list(rows.tensor_split(2))
-                else:
-                    status = status.index_fill(0, rows, int(error.status))
-            else:
-                finished.append((end, rows))
-        ends = torch.cat([y[:0], *(end for end, _ in finished)])
-        return Integrated(ends, torch.cat([torch.arange(0, device=y.device), *(rows for _, rows in finished)]), status)
-
-
-def _of_rows(
-    field: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor, s: Tensor, state: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    return (field(s, state[0], rows),)
-
-
-def resolve_integrator(solver: object, options: Mapping[str, Any] | None = None) -> Torchdiffeq:
-    """The integrator for the name of a method, a ``Torchdiffeq`` object, or None.
+def resolve_integrator(solver: object, options: Mapping[str, Any] | None = None) -> Integrator:
+    """The integrator for the name of a method, an ``Integrator`` object, or None.
 
     Raises
     ------
     InputError
         An unknown method or option, or torchdiffeq is not installed.
     """
-    _torchdiffeq()
     options = {} if options is None else options
+    given = own(solver, {} if isinstance(solver, Torchdiffeq) else options, Integrator)  # type: ignore[type-abstract]
+    if given is not None and not isinstance(given, Torchdiffeq):
+        return given
+    _torchdiffeq()
     unknown = [option for option in options if option not in {field.name for field in fields(Torchdiffeq)}]
     if unknown:
         raise InputError(f"an ODE has no option '{unknown[0]}'. It has: method, rtol, atol, max_steps")
@@ -146,7 +112,7 @@ def resolve_integrator(solver: object, options: Mapping[str, Any] | None = None)
     if solver is None:
         return Torchdiffeq(**options)
     if not isinstance(solver, str):
-        raise InputError(f"solver of an ODE must be one of {', '.join(METHODS)}, or a Torchdiffeq object, got {solver!r}.")
+        raise InputError(f"solver of an ODE must be one of {', '.join(METHODS)}, or an Integrator object, got {solver!r}.")
     return Torchdiffeq(solver, **options)
 
 

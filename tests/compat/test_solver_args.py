@@ -63,7 +63,7 @@ TIGHT_CLARABEL = ddn.Clarabel(tol_feas=1e-12, tol_gap_abs=1e-12, tol_gap_rel=1e-
         ("SCS", {"solve_method": "Clarabel"}, ddn.Clarabel()),
         ("ECOS", {"solve_method": "CLARABEL"}, ddn.Clarabel()),
         ("DIFFCP", {}, ddn.Diffcp()),
-        ("DIFFCP", {"solve_method": "CLARABEL", "eps": 1e-12}, ddn.Diffcp(solve_method="Clarabel", eps=1e-12)),
+        ("DIFFCP", {"solve_method": "CLARABEL", "eps": 1e-12}, ddn.Diffcp(solve_method="Clarabel", tolerance=1e-12)),
         (ddn.SCS(eps_abs=1e-4, eps_rel=1e-4), {"max_iters": 900}, ddn.SCS(eps_abs=1e-4, eps_rel=1e-4, max_iters=900)),
     ],
     ids=str,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cone_points import CURVED, F64, FLAT, contains, known, name, sample
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from ddn_cvx.cones import PSD, Cone, Exponential, Nonnegative, Power, SecondOrder, Zero
 from ddn_cvx.errors import DeclarationError

@@ -11,8 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from cvxpy.expressions.leaf import Leaf
-from hypothesis import HealthCheck, given, seed, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, seed, settings, strategies as st
 from test_atoms_catalogue import NEW_ATOMS
 
 from ddn_cvx.declare.atoms import compile_expression

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from convex_cases import Case, cases
 from convex_verdict import Verdict, judge
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 from nonlinear_cases import NonlinearCase, nonlinear_cases
 from nonlinear_verdict import judge_nonlinear
 from tqdm import tqdm

@@ -26,7 +26,7 @@ ADJOINTS: dict[str, ddn.adjoint.base.Adjoint] = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "scs": {"max_iters": 4000},
-    "diffcp": {"max_iters": 4000},
+    "diffcp": {"max_iterations": 4000},
     "first_order": {"max_iterations": 4000},
 }
 TIGHT = (1e-11, 1e-9)  # the second where the first is beyond Clarabel

@@ -38,7 +38,7 @@ SOLVERS = {
     "ecos": (ECOS, NO_POWER - {"semidefinite"}, 2e-4),
     "diffcp": (Diffcp, NO_POWER, 1e-6),
     "diffcp ECOS": (lambda: Diffcp("ECOS"), NO_POWER - {"semidefinite"}, 2e-4),
-    "diffcp Clarabel": (lambda: Diffcp("Clarabel", eps=1e-10), NO_POWER, 1e-5),
+    "diffcp Clarabel": (lambda: Diffcp("Clarabel", tolerance=1e-10), NO_POWER, 1e-5),
     "conic_interior_point": (ConicInteriorPoint, set(CONES), 1e-4),
     "interior_point": (InteriorPoint, LINEAR, 1e-7),
     "auto": (Auto, set(CONES), 1e-5),
@@ -310,7 +310,7 @@ def test_no_numbers_make_a_solver_raise(name, cones):
     data = ConicData(*(t * 10.0 ** ((torch.rand(t.shape, generator=generator) * 2 - 1) * span).double() for t in data))
     solver = build(name)
     if name in ("scs", "diffcp"):
-        solver = replace(solver, max_iters=500)
+        solver = replace(solver, **{"max_iters" if name == "scs" else "max_iterations": 500})
     raw = solve(solver, program, data)
     assert raw.status[0] in (Status.SOLVED, Status.INACCURATE)
     assert (raw.status != Status.SOLVED).any()
@@ -332,6 +332,6 @@ def test_warm_start_of_scs():
 def test_iteration_and_time_limits():
     program, data = random_program(CONES["exponential"])
     limits = {Status.ITERATION_LIMIT, Status.INACCURATE}
-    for solver in (Clarabel(max_iter=2), SCS(max_iters=5), ECOS(max_iters=2), Diffcp(max_iters=5)):
+    for solver in (Clarabel(max_iter=2), SCS(max_iters=5), ECOS(max_iters=2), Diffcp(max_iterations=5)):
         assert set(solve(solver, program, data).status.tolist()) <= limits, solver
     assert solve(Clarabel(time_limit=1e-9), program, data).status.tolist() == [Status.TIME_LIMIT] * 3

@@ -39,7 +39,7 @@ def test_gradient_is_the_slope(cones, quadratic):
     rng = np.random.default_rng(1)
     raw = TIGHT.solve(program, data, Workspace())
     gx, gy, gs = (torch.as_tensor(rng.standard_normal(t.shape)) for t in (raw.x, raw.y, raw.s))
-    adjoint = DiffcpAdjoint(mode="dense", eps=1e-12)
+    adjoint = DiffcpAdjoint(mode="dense", tolerance=1e-12)
     found = adjoint.vjp(program, data, raw.x, raw.y, raw.s, gx, gy, gs)
     root = newton(program, data, torch.cat([raw.x, raw.y - raw.s], 1))
 
