@@ -18,7 +18,11 @@ from ddn_cvx import ODE, DeclarativeLayer, FixedPoint, Root, SolverError, TorchP
 from ddn_cvx.compat import CvxpyLayer
 from ddn_cvx.custom_op import _RUNS, LAYERS
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),
+    # torch 2.6 says this of its own settings when inductor looks for a kernel that it has compiled before.
+    pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles_inline_module_allowlist:UserWarning"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -313,6 +313,28 @@ def test_the_limit_is_a_number_of_seconds(limit: Any) -> None:
         projection(time_limit=limit)
 
 
+LEFT_BEHIND = """
+import torch, ddn_cvx as ddn
+
+
+def endless(p):
+    while True:
+        torch.func.vmap(torch.func.grad(lambda v: (v * v).sum()))(p)
+
+
+problem = ddn.TorchProblem((1,), lambda y, p: ((y - p) ** 2).sum(-1), solve=endless, batched=True)
+layer = ddn.DeclarativeLayer(problem, time_limit=0.1, on_failure="nan")
+print([status.name for status in layer.solve(torch.ones(1, 3, dtype=torch.float64)).statuses])
+"""
+
+
+def test_work_left_behind_does_not_abort_the_end_of_the_process() -> None:
+    """Killed below C++ code by the interpreter's end, a thread would take the process along with a signal."""
+    command = [sys.executable, "-W", "ignore", "-c", LEFT_BEHIND]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=200)
+    assert done.returncode == 0 and done.stdout == "['TIME_LIMIT']\n", (done.returncode, done.stderr)
+
+
 # ---------------------------------------------------------------- interrupts
 
 PRELUDE = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import cvxpy as cp
 from torch import Tensor, nn
@@ -165,7 +165,8 @@ class CvxpyLayer(nn.Module):
             solver = choose(self._solver, {**self._solver_args, **_options(solver_args)})
             layer = layer.with_solver(WarmStarted(solver) if warm_start and isinstance(solver, SCS) else solver)
         try:
-            return cast(tuple[Tensor, ...], layer(*params))
+            outputs: tuple[Tensor, ...] = layer(*params)
+            return outputs
         except SolverError as error:
             message = f"{error} Both are of the DeclarativeLayer in the attribute `layer` of this CvxpyLayer."
             raise _solver_error(message, error.status, error.indices) from None

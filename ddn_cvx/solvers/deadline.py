@@ -2,15 +2,19 @@
 
 Solvers are nested (``Auto`` calls others), so the deadline is not an argument of ``solve`` but a context variable, set
 around a solve by ``guard.guarded``. Solvers of this package look at it between iterations or elements. Work that cannot look
-is done in a thread that is left behind when its time is over: Python has no way to stop it.
+is done in a thread that is left behind when its time is over: Python has no safe way to stop it, except at the end of the
+process, where it has to be stopped.
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import math
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -22,6 +26,9 @@ T = TypeVar("T")
 
 GRACE = 0.05
 """Seconds that a solver with a limit of its own has to come back by itself."""
+
+PARTING = 2.0
+"""Seconds that the end of the process waits at most for threads that were left behind and are told to end."""
 
 _limit: ContextVar[tuple[float, float]] = ContextVar("time_limit", default=(math.inf, math.inf))
 
@@ -73,7 +80,9 @@ class Hand:
         self._results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         context, grad = copy_context(), torch.is_grad_enabled()
         # A daemon: what hangs must not keep the process from ending.
-        threading.Thread(target=lambda: context.run(self._run, grad), daemon=True, name="ddn_cvx time limit").start()
+        self._thread = threading.Thread(target=lambda: context.run(self._run, grad), daemon=True, name="ddn_cvx time limit")
+        self._thread.start()
+        _hands.add(self)
 
     def _run(self, grad: bool) -> None:
         with torch.set_grad_enabled(grad):
@@ -98,6 +107,31 @@ class Hand:
     def release(self) -> None:
         """Let the thread end, once it has done what it is doing."""
         self._work.put(None)
+
+    def stop(self) -> None:
+        """Let the thread end as soon as it runs Python code: a step on the way to the end of the process, not before, since
+        what it was doing stays half done."""
+        self.release()
+        if self._thread.is_alive():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(SystemExit))
+
+    def wait(self, seconds: float) -> None:
+        """Until the thread has ended, or so long."""
+        self._thread.join(max(seconds, 0.0))
+
+
+_hands: weakref.WeakSet[Hand] = weakref.WeakSet()
+
+
+@atexit.register
+def _part() -> None:
+    """End what was left behind. A thread that comes back to Python while the interpreter is taken down is killed there,
+    and where that happens below C++ code (a function under ``vmap``, say) the process aborts."""
+    hands, end = list(_hands), time.monotonic() + PARTING
+    for hand in hands:
+        hand.stop()
+    for hand in hands:
+        hand.wait(end - time.monotonic())
 
 
 def in_time(work: Callable[[], T], seconds: float) -> T:

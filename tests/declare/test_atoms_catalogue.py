@@ -18,6 +18,7 @@ from cvxpy.atoms.affine.binary_operators import MulExpression
 from cvxpy.atoms.affine.wraps import Wrap, nonneg_wrap, nonpos_wrap, nsd_wrap, psd_wrap, skew_symmetric_wrap, symmetric_wrap
 from cvxpy.atoms.atom import Atom
 from cvxpy.utilities.warn import CvxpyDeprecationWarning
+from packaging.version import Version
 
 from ddn_cvx.declare.atoms_affine import SCATTER
 from ddn_cvx.declare.atoms_base import RULES, UNSUPPORTED
@@ -79,6 +80,10 @@ nonneg, boolean, parameter, positive_parameter = map(arg, ("nonneg", "boolean", 
 density = arg("density")
 
 
+NEW_ATOMS = Version(cp.__version__) >= Version("1.9.3")
+"""Whether cvxpy can state all of the cases: 1.9.0 cannot state those that are ``new``."""
+
+
 @dataclass(frozen=True)
 class Case:
     build: Callable[..., cp.Expression]
@@ -96,9 +101,17 @@ class Case:
 CASES: dict[str, Case] = {}
 
 
-def case(name: str, build: Callable[..., cp.Expression], *args: Arg, smooth: bool = True, repeats: bool = False) -> None:
+def case(
+    name: str,
+    build: Callable[..., cp.Expression],
+    *args: Arg,
+    smooth: bool = True,
+    repeats: bool = False,
+    new: bool = False,
+) -> None:
     assert name not in CASES
-    CASES[name] = Case(build, args, smooth, repeats)
+    if NEW_ATOMS or not new:
+        CASES[name] = Case(build, args, smooth, repeats)
 
 
 RNG = np.random.default_rng(7)
@@ -126,7 +139,8 @@ for name, build, domain in [
 ]:  # fmt: skip
     for shape in ((), (3,), (2, 3)):
         if shape or name != "harmonic_mean":
-            case(f"{name}{shape}", build, domain(*shape), repeats=len(shape) < 2)
+            new = name == "inv_prod" and len(shape) == 2
+            case(f"{name}{shape}", build, domain(*shape), repeats=len(shape) < 2, new=new)
 for name, build, domain in [
     ("abs", cp.abs, real), ("abs complex", cp.abs, complex_), ("pos", cp.pos, real), ("neg", cp.neg, real),
     ("huber", lambda x: cp.huber(x, 0.7), real), ("loggamma", cp.loggamma, positive), ("ceil", cp.ceil, real),
@@ -176,8 +190,9 @@ case("divide scalars", lambda x, y: x / y, real(), positive(1, 1))
 case("divide broadcast", lambda x, y: x / y, real(3), positive(2, 3))
 for a, b in (((3,), (3,)), ((2, 3), (3,)), ((3,), (3, 2)), ((2, 3), (3, 4)), ((5, 2, 3), (3, 4)), ((3,), (5, 3, 2)),
              ((5, 2, 3), (3,)), ((4, 1, 2, 3), (5, 3, 2)), ((1, 3), (3,)), ((3,), (3, 1))):  # fmt: skip
-    case(f"matmul {a} {b}", lambda x, y: x @ y, real(*a), real(*b))
-    case(f"MulExpression {a} {b}", MulExpression, real(*a), real(*b))
+    new = len(a) == 3 and len(b) == 1
+    case(f"matmul {a} {b}", lambda x, y: x @ y, real(*a), real(*b), new=new)
+    case(f"MulExpression {a} {b}", MulExpression, real(*a), real(*b), new=new)
 case("matmul constant left", lambda x: A23 @ x, real(3))
 case("matmul constant right", lambda x: x @ A23, real(2))
 case("matmul sparse constant", lambda x: sp.csc_array(A23) @ x, real(3, 2))
@@ -213,7 +228,7 @@ case("transpose vector", lambda x: x.T, real(3))
 case("transpose 3d", lambda x: x.T, real(2, 3, 4))
 case("permute_dims", lambda x: cp.permute_dims(x, [1, 2, 0]), real(2, 3, 4))
 case("swapaxes", lambda x: cp.swapaxes(x, 0, -1), real(2, 3, 4))
-case("moveaxis", lambda x: cp.moveaxis(x, 0, -1), real(2, 3, 4))
+case("moveaxis", lambda x: cp.moveaxis(x, [0], [-1]), real(2, 3, 4))
 case("hermitian transpose", lambda x: x.H, complex_(2, 3))
 case("broadcast_to", lambda x: cp.broadcast_to(x, (2, 3)), real(3))
 case("broadcast_to scalar", lambda x: cp.broadcast_to(x, (2, 3)), real())
@@ -236,7 +251,7 @@ case("hstack matrices", lambda x, y: cp.hstack([x, y]), real(2, 2), real(2, 3))
 case("hstack complex", lambda x, y: cp.hstack([x, y]), complex_(2), real(3))
 case("vstack vectors", lambda x, y: cp.vstack([x, y]), real(3), real(2, 3))
 case("vstack scalars", lambda x, y: cp.vstack([x, y, 1.0]), real(), real())
-case("bmat", lambda x, y: cp.bmat([[x, y], [np.ones((1, 2)), 2.0]]), real(2, 2), real(2, 1))
+case("bmat", lambda x, y: cp.bmat([[x, y], [np.ones((1, 2)), 2.0]]), real(2, 2), real(2, 1), new=True)
 for axis in (0, 1, None):
     case(f"concatenate {axis}", lambda x, y, a=axis: cp.concatenate([x, y], axis=a), real(2, 2), real(2, 2))
 case("stack", lambda x, y: cp.stack([x, y], axis=1), real(2, 3), real(2, 3))
@@ -286,17 +301,20 @@ for options in AXES:
             f"geo_mean {approx} {label(options)}",
             lambda x, a=approx, o=options: cp.geo_mean(x, approx=a, **o),
             positive(2, 3),
+            new=True,
         )
-    case(f"mean {label(options)}", lambda x, o=options: cp.mean(x, **o), real(2, 3))
-    case(f"var {label(options)}", lambda x, o=options: cp.var(x, **o), real(2, 3))
+    case(f"mean {label(options)}", lambda x, o=options: cp.mean(x, **o), real(2, 3), new=options.get("axis") in (-1, (0, 1)))
+    case(f"var {label(options)}", lambda x, o=options: cp.var(x, **o), real(2, 3), new="axis" in options)
 for axes in ((0, 2), (1, 2), 1):
     case(f"sum 3d {axes}", lambda x, a=axes: cp.sum(x, axis=a), real(2, 3, 2))
     case(f"max 3d {axes}", lambda x, a=axes: cp.max(x, axis=a, keepdims=True), real(2, 3, 2), smooth=False)
     case(f"prod 3d {axes}", lambda x, a=axes: cp.prod(x, axis=a), real(2, 3, 2))
 case("sum scalar", cp.sum, real())
 case("geo_mean weights", lambda x: cp.geo_mean(x, [1, 0, 2, 0.5]), positive(4))
-case("geo_mean weights matrix", lambda x: cp.geo_mean(x, [1, 0, 2, 3], axis=None), positive(2, 2))
-case("geo_mean weights axis", lambda x: cp.geo_mean(x, [1, 2, 3], axis=1), positive(2, 3))
+for approx in (True, False):
+    case(f"geo_mean vector {approx}", lambda x, a=approx: cp.geo_mean(x, approx=a), positive(3), repeats=True)
+case("geo_mean weights matrix", lambda x: cp.geo_mean(x, [1, 0, 2, 3], axis=None), positive(2, 2), new=True)
+case("geo_mean weights axis", lambda x: cp.geo_mean(x, [1, 2, 3], axis=1), positive(2, 3), new=True)
 case("pnorm complex", lambda x: cp.pnorm(x, 3), complex_(3))
 case("norm2 complex", lambda x: cp.norm(x, 2), complex_(3))
 case("sum_squares complex", cp.sum_squares, complex_(2, 3))

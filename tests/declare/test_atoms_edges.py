@@ -118,4 +118,6 @@ def test_steps_take_cvxpys_side_at_their_jumps() -> None:
     x.value = np.array([1.0 + 2e-5, 0.0, 5e-5, -2e-5])
     for atom in (cp.sign, cp.ceil, cp.floor, cp.length):
         out = evaluate_at(atom(x), (x, torch.as_tensor(x.value)))
-        np.testing.assert_array_equal(out, atom(x).value)
+        # cvxpy 1.9.0 rounds for ceil and not for floor; here both are as in 1.9.3 whatever the version.
+        expected = np.floor(np.around(x.value, 4)) if atom is cp.floor else atom(x).value
+        np.testing.assert_array_equal(out, expected)

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 from cvxpy.expressions.leaf import Leaf
 from hypothesis import HealthCheck, given, seed, settings, strategies as st
+from test_atoms_catalogue import NEW_ATOMS
 
 from ddn_cvx.declare.atoms import compile_expression
 
@@ -28,9 +29,10 @@ ELEMENTWISE: list[Callable[[Expr], Expr]] = [
     lambda x: cp.kl_div(cp.abs(x) + 0.3, 1.2), lambda x: cp.minimum(x, 0.4), lambda x: 1 - 0.5 * x, lambda x: x + 1,
 ]  # fmt: skip
 AXIS: list[Callable[..., Expr]] = [
-    cp.sum, cp.max, cp.min, cp.log_sum_exp, cp.sum_squares, cp.mean, partial(cp.sum_largest, k=1.5), cp.var,
-    lambda x, **o: cp.geo_mean(1 + cp.abs(x), **o),
+    cp.sum, cp.max, cp.min, cp.log_sum_exp, cp.sum_squares, cp.mean, partial(cp.sum_largest, k=1.5),
 ]  # fmt: skip
+if NEW_ATOMS:  # before, these take no axis
+    AXIS += [cp.var, lambda x, **o: cp.geo_mean(1 + cp.abs(x), **o)]
 MATRIX: list[Callable[[Expr], Expr]] = [
     lambda x: x.T, lambda x: cp.vec(x, order="F"), lambda x: cp.reshape(x, (x.size, 1), order="C"), lambda x: x[::-1, :],
     lambda x: x[0], lambda x: x[:, -1], lambda x: x[:, [0]], lambda x: cp.cumsum(x, axis=1), lambda x: cp.norm(x, "fro"),
