@@ -81,9 +81,8 @@ class Unrolled(NonlinearAdjoint):
         at = At(rule, theta.tensors, start, active, ok, start.mu.shape[1]).safe()
         found = start
         for _ in range(self.steps):
-            found = State(
-                *(a - d for a, d in zip(at.state, squeezed(columns(at, active.strong, _conditions(at))), strict=True))
-            )
+            steps = squeezed(columns(at, active.strong, _conditions(at)))
+            found = State(*(_at(a, b - d) for a, b, d in zip(start, at.state, steps, strict=True)))
             at = At(rule, at.tensors, found, active, ok, at.inequalities)
         final = State(*(at.where_ok(t) for t in found))
         return Solved(final, active, ok, final)
