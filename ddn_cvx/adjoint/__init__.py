@@ -6,5 +6,6 @@
 ``root``, ``ode``                               equations and initial value problems
 ``approximate``, ``lpgd``, ``smoothed``, ``unrolled``, ``diffcp``
                                                 the other adjoints, one file each
-``barrier``, ``conic_rows``, ``transforms``     what several of them use
+``transforms``                                  what each of them needs that is an ``autograd.Function``
+``barrier``, ``conic_rows``                     what several of them use
 """

@@ -20,7 +20,8 @@ from ddn_cvx.adjoint.base import Solve
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Solved, require_dense
 from ddn_cvx.adjoint.nonlinear import solution_map
-from ddn_cvx.errors import DeclarationError, DifferentiationError, InputError
+from ddn_cvx.adjoint.transforms import refuse_second_derivatives
+from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.linalg.kkt import DenseKKT
 from ddn_cvx.linalg.saddle import SaddleKKT
 from ddn_cvx.program.active_kkt import ActiveKKT, Columns
@@ -160,8 +161,7 @@ class _ConicFactors:
     @property
     def last(self) -> None:
         """Asked for by second derivatives alone."""
-        reason = f'Approximate("{self._mode}") has first derivatives only'
-        raise DifferentiationError(f"Second derivatives are not available: {reason}; use adjoint=Implicit().")
+        refuse_second_derivatives(f'Approximate("{self._mode}") has first derivatives only')
 
 
 def _identity(like: Tensor) -> Tensor:

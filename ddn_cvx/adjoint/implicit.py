@@ -14,7 +14,6 @@ projection (``dual_curvature``).
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -22,8 +21,16 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
-from ddn_cvx.adjoint.transforms import refuse_nested_forward_mode
-from ddn_cvx.errors import DifferentiationError, InputError
+from ddn_cvx.adjoint.transforms import (
+    apply,
+    flatten,
+    from_columns,
+    refuse_singular,
+    remember_signature,
+    to_columns,
+    unflatten,
+)
+from ddn_cvx.errors import InputError
 from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
@@ -94,21 +101,6 @@ def _sides(kink: WeaklyActive, factors: Factors) -> tuple[tuple[int, Factors], .
     return (({"descent": 0, "inactive": -1, "active": 1}[kink], factors),)
 
 
-def _remember_signature(function: Any) -> None:
-    """torch binds the arguments of every call through ``inspect``, which looks here before it takes the function apart."""
-    function.__signature__ = inspect.signature(function)
-
-
-def _flatten(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """Move a vmapped dimension into the batch: (V, B, ...) -> (V * B, ...)."""
-    moved = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return moved.reshape(size * moved.shape[1], *moved.shape[2:])
-
-
-def _unflatten(tensor: Tensor, size: int) -> Tensor:
-    return tensor.reshape(size, tensor.shape[0] // size if size else 0, *tensor.shape[1:])
-
-
 class _SolutionMap(torch.autograd.Function):
     """``(P, q, A, b) -> (x, v, ok)``; further tensors are what the solve wants to look at and get no gradient."""
 
@@ -167,9 +159,9 @@ class _SolutionMap(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], rule: Rule, *tensors: Tensor) -> Any:
         size = info.batch_size
-        flat = [_flatten(t, d, size) for t, d in zip(tensors, in_dims[1:], strict=True)]
+        flat = [flatten(t, d, size) for t, d in zip(tensors, in_dims[1:], strict=True)]
         outputs = _solution_map(rule, *flat)
-        return tuple(_unflatten(t, size) for t in outputs), (0, 0, 0)
+        return tuple(unflatten(t, size) for t in outputs), (0, 0, 0)
 
 
 def implicit_map(
@@ -180,9 +172,7 @@ def implicit_map(
 
 
 def _solution_map(rule: Rule, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    refuse_nested_forward_mode()
-    out = _SolutionMap.apply(rule, *tensors)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return cast(tuple[Tensor, Tensor, Tensor], out)
+    return cast(tuple[Tensor, Tensor, Tensor], apply(_SolutionMap, rule, *tensors))
 
 
 def _tied(u: Tensor, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -288,18 +278,12 @@ class _LinearSolve(torch.autograd.Function):
         size, dims = info.batch_size, in_dims[2:]
         if all(d is None for d in dims[:4]):
             # One factor, many right-hand sides: the mapped dimension becomes columns.
-            wide = [_to_columns(t, d, size) for t, d in zip(tensors[4:], dims[4:], strict=True)]
+            wide = [to_columns(t, d, size) for t, d in zip(tensors[4:], dims[4:], strict=True)]
             out = linear_solve(factors, forward, *tensors[:4], *wide)
-            return tuple(o.unflatten(2, (o.shape[2] // max(size, 1), size)).movedim(-1, 0) for o in out), (0, 0)
-        flat = [_flatten(t, d, size) for t, d in zip(tensors, dims, strict=True)]
+            return tuple(from_columns(o, size) for o in out), (0, 0)
+        flat = [flatten(t, d, size) for t, d in zip(tensors, dims, strict=True)]
         out = linear_solve(factors, forward, *flat)
-        return tuple(_unflatten(o, size) for o in out), (0, 0)
-
-
-def _to_columns(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """(V, B, n, k) -> (B, n, k * V)."""
-    moved = tensor.unsqueeze(-1).expand(*tensor.shape, size) if dim is None else tensor.movedim(dim, -1)
-    return moved.flatten(2)
+        return tuple(unflatten(o, size) for o in out), (0, 0)
 
 
 def _by_column(function: Any, v: Tensor, *columns: Tensor) -> Tensor:
@@ -325,14 +309,8 @@ def _A_columns(program: ConicProgram, A: Tensor, columns: Tensor) -> Tensor:
 
 def _refuse_singular(factors: Factors) -> None:
     kkt = factors.last
-    count = 0 if kkt is None else int(kkt.null.any.sum())
-    if count:
-        raise DifferentiationError(
-            f"Second derivatives are not available at {count} batch element(s) whose KKT system is singular "
-            "(a valley of solutions or dependent active constraints; see Solution.regularity). "
-            "Add a small quadratic term to the objective, or drop the redundant constraints."
-        )
+    refuse_singular(0 if kkt is None else int(kkt.null.any.sum()))
 
 
-_remember_signature(_SolutionMap.forward)
-_remember_signature(_LinearSolve.forward)
+remember_signature(_SolutionMap.forward)
+remember_signature(_LinearSolve.forward)

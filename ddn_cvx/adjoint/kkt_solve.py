@@ -6,7 +6,6 @@ two reverse passes and one more. So reverse and forward mode of any order need o
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
@@ -17,13 +16,23 @@ from torch.func import grad
 
 from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.implicit import WeaklyActive
-from ddn_cvx.adjoint.transforms import refuse_nested_forward_mode
-from ddn_cvx.errors import DeclarationError, DifferentiationError
+from ddn_cvx.adjoint.transforms import (
+    Flags,
+    apply,
+    from_columns,
+    merge,
+    refuse_second_derivatives,
+    refuse_singular,
+    remember_signature,
+    stacked,
+    to_columns,
+    unflatten,
+)
+from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.active_kkt import Factors
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State
 
-Flags = tuple[bool, ...]
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 """Of w or of a right-hand side: ``(B, n), (B, p), (B, m), (B, n)``, possibly with columns ``(B, ., k)``."""
 
@@ -98,12 +107,6 @@ class Rule:
         return self.solve.program
 
 
-def apply(function: Any, *args: Any) -> tuple[Tensor, ...]:
-    """``function.apply`` where its derivatives can be trusted."""
-    refuse_nested_forward_mode()
-    return cast(tuple[Tensor, ...], function.apply(*args))
-
-
 def lagrangian_slope(program: NonlinearProgram, theta: Theta, at: tuple[Tensor, ...], w: tuple[Tensor, ...]) -> Tensor:
     """The derivative of ``Σ L`` along ``w`` in ``(y, λ, μ)``."""
     y, lam, mu = at
@@ -176,7 +179,7 @@ class LinearSolve(torch.autograd.Function):
             # One factor, many right-hand sides: the mapped dimension becomes columns.
             wide = [to_columns(t, d, size) for t, d in zip(tensors[-4:], dims[-4:], strict=True)]
             out = apply(LinearSolve, rule, *tensors[:-4], *wide)
-            return tuple(o.unflatten(2, (o.shape[2] // max(size, 1), size)).movedim(-1, 0) for o in out), (0,) * 4
+            return tuple(from_columns(o, size) for o in out), (0,) * 4
         own = (*rule.flags, *(True,) * 10)
         batch = tensors[-1].shape[0] if dims[-1] is None else tensors[-1].movedim(dims[-1], 0).shape[1]
         flat, flags = merge(size, batch, tensors, dims, own)
@@ -210,37 +213,6 @@ def _third(rule: Rule, places: list[int], leaves: list[Tensor], first: Parts) ->
     return third
 
 
-def stacked(columns: Tensor) -> Tensor:
-    """(B, n, k) -> (k * B, n)."""
-    return columns.movedim(2, 0).flatten(0, 1)
-
-
-def to_columns(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """(V, B, n, k) -> (B, n, k * V)."""
-    moved = tensor.unsqueeze(-1).expand(*tensor.shape, size) if dim is None else tensor.movedim(dim, -1)
-    return moved.flatten(2)
-
-
-def merge(
-    size: int, batch: int, tensors: tuple[Tensor, ...], dims: tuple[Any, ...], own: Flags
-) -> tuple[list[Tensor], Flags]:
-    """Move a vmapped dimension into the batch: (V, B, ...) -> (V * B, ...); what is shared stays so unless it is mapped."""
-    flat = []
-    for tensor, dim, is_own in zip(tensors, dims, own, strict=True):
-        if dim is None and not is_own:
-            flat.append(tensor)
-            continue
-        moved = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        if not is_own:
-            moved = moved.unsqueeze(1).expand(size, batch, *moved.shape[1:])
-        flat.append(moved.reshape(size * batch, *moved.shape[2:]))
-    return flat, tuple(o or d is not None for o, d in zip(own, dims, strict=True))
-
-
-def unflatten(tensor: Tensor, size: int) -> Tensor:
-    return tensor.reshape(size, tensor.shape[0] // size if size else 0, *tensor.shape[1:])
-
-
 def require_dense(program: NonlinearProgram, name: str) -> None:
     """Refuse programs too large for matrices.
 
@@ -255,20 +227,9 @@ def require_dense(program: NonlinearProgram, name: str) -> None:
 
 def _require_exact(rule: Rule) -> None:
     if rule.solve.inexact is not None:
-        raise DifferentiationError(f"Second derivatives are not available: {rule.solve.inexact}; use adjoint=Implicit().")
+        refuse_second_derivatives(rule.solve.inexact)
     kkt = cast(Factors, rule.solve.factors).last
-    count = 0 if kkt is None else int(kkt.singular.any.sum())
-    if count:
-        raise DifferentiationError(
-            f"Second derivatives are not available at {count} batch element(s) whose KKT system is singular "
-            "(a valley of solutions or dependent active constraints; see Solution.regularity). "
-            "Add a small quadratic term to the objective, or drop the redundant constraints."
-        )
-
-
-def remember_signature(function: Any) -> None:
-    """torch binds the arguments of every call through ``inspect``, which looks here before it takes the function apart."""
-    function.__signature__ = inspect.signature(function)
+    refuse_singular(0 if kkt is None else int(kkt.singular.any.sum()))
 
 
 remember_signature(LinearSolve.forward)

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.func import grad
 
 from ddn_cvx.adjoint.base import Solve
-from ddn_cvx.adjoint.kkt_solve import Flags, NonlinearAdjoint, NonlinearSolve, Solved, apply, merge, unflatten
+from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Solved
+from ddn_cvx.adjoint.transforms import Flags, apply, merge, unflatten
 from ddn_cvx.errors import DifferentiationError, InputError
 from ddn_cvx.program.conic import ConicData
 from ddn_cvx.program.nonlinear import Theta

@@ -21,18 +21,8 @@ from torch import Tensor
 from torch.func import grad
 
 from ddn_cvx.adjoint.implicit import WeaklyActive
-from ddn_cvx.adjoint.kkt_solve import (
-    LinearSolve,
-    NonlinearSolve,
-    Parts,
-    Rule,
-    Solved,
-    apply,
-    lagrangian_slope,
-    merge,
-    remember_signature,
-    unflatten,
-)
+from ddn_cvx.adjoint.kkt_solve import LinearSolve, NonlinearSolve, Parts, Rule, Solved, lagrangian_slope
+from ddn_cvx.adjoint.transforms import apply, merge, remember_signature, unflatten
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from ddn_cvx.adjoint.kkt_solve import Flags, apply, merge, unflatten
+from ddn_cvx.adjoint.transforms import Flags, apply, merge, unflatten
 from ddn_cvx.errors import DifferentiationError
 from ddn_cvx.program.nonlinear import Theta
 

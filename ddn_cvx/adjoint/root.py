@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from ddn_cvx.adjoint.kkt_solve import Flags, apply, merge, remember_signature, stacked, to_columns, unflatten
+from ddn_cvx.adjoint.transforms import Flags, apply, from_columns, merge, remember_signature, stacked, to_columns, unflatten
 from ddn_cvx.errors import DifferentiationError
 from ddn_cvx.linalg.general import GeneralFactor
 from ddn_cvx.linalg.gmres import gmres
@@ -187,7 +187,7 @@ class _JacobianSolve(torch.autograd.Function):
             # One Jacobian, many right-hand sides: the mapped dimension becomes columns.
             wide = to_columns(tensors[-1], dims[-1], size)
             out = _first(apply(_JacobianSolve, rule, *tensors[:-1], wide))
-            return out.unflatten(2, (out.shape[2] // max(size, 1), size)).movedim(-1, 0), 0
+            return from_columns(out, size), 0
         batch = tensors[-1].shape[0] if dims[-1] is None else tensors[-1].movedim(dims[-1], 0).shape[1]
         flat, flags = merge(size, batch, tensors, dims, (*rule.flags, *(True,) * 4))
         merged = Rule(rule.solve, flags[: len(rule.flags)], rule.transpose)
