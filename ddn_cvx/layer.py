@@ -22,6 +22,7 @@ from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.compiled import attach
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.call import Call
+from ddn_cvx.call_parts import without_numbers
 from ddn_cvx.custom_op import call_operator, register
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Variable, declare
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
@@ -278,7 +279,7 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
         outputs, call = self._run(self.node, batch, on_failure="nan")
         report = call.report
         if report is None or report.status.shape[0] != math.prod(batch.shape):
-            raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
+            raise without_numbers()
         ok = report.ok
         with torch.no_grad():
             primal, dual = self.node.everything(report.values, report.x, report.y)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ from torch import Tensor
 from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.dispatch import attach
 from ddn_cvx.adjoint.kkt_solve import Solved
+from ddn_cvx.call_parts import finite_elements, gather_beside, outside_inference, require_followed, without_numbers
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.diagnose import condition_numbers
-from ddn_cvx.errors import DeclarationError, InputError
+from ddn_cvx.errors import DeclarationError
 from ddn_cvx.failure import raise_failures, warn_of
-from ddn_cvx.inputs import Batch, gather, match
+from ddn_cvx.inputs import Batch, match
 from ddn_cvx.program.active_kkt import ActiveKKT, Factors, ProductKKT, polish, violated
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
@@ -94,15 +95,11 @@ class NonlinearCall:
         reason = None if _own_solver(self.run.node) else self.run.solver.unsupported(self.program)
         if reason is not None:
             raise DeclarationError(f"Solver {self.run.solver.name!r} cannot take this problem: {reason}.")
-        own = [t.reshape(batch, -1) for t, b in zip(theta.tensors, theta.batched, strict=True) if b]
-        # Captured constants may hold infinite bounds.
-        shared = [not bool(torch.isnan(t).any()) for t, b in zip(theta.tensors, theta.batched, strict=True) if not b]
         device = theta.tensors[0].device if theta.tensors else self.batch.device
-        status = torch.full((batch,), int(Status.SOLVED), device=device)
-        finite = torch.isfinite(torch.cat([*own, status.unsqueeze(1)], 1)).all(-1) & all(shared)
+        finite = finite_elements(theta, batch, device)
         if isinstance(self.run.node, NonconvexProblem):
             finite = finite & self.run.node.admissible(theta.detach(), batch)
-        status = torch.where(finite, status, int(Status.INVALID_DATA))
+        status = torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA))
         todo = torch.nonzero(finite).flatten()
         some = theta if len(todo) == batch else theta.take(todo)
         start = torch.zeros(len(todo), self.program.n, dtype=torch.float64, device=device)
@@ -229,17 +226,12 @@ class NonlinearCall:
         return torch.where(ok, flags + active.weak * int(Regularity.WEAKLY_ACTIVE), 0)
 
     def _require_followed(self, theta: Theta, y: Tensor) -> None:
-        """A result that requires grad although no argument does depends on something that was not found."""
+        """Look at what the functions depend on."""
         with torch.enable_grad():
             values = self.program.values(y, theta)
             results = (*values, *self.program.bounds(theta, y))
         self.program.tape(y, theta, values)
-        if any(t.requires_grad for t in results):
-            raise DeclarationError(
-                "The functions of the problem use a tensor that requires grad and was not found among their inputs, "
-                "closures, globals and attributes, so that its gradient would be lost. Pass it as an input, or hold it in "
-                "an nn.Module that is the function."
-            )
+        require_followed(results, "The functions of the problem use")
 
 
 @dataclass(frozen=True)
@@ -271,7 +263,7 @@ class NonlinearRun:
         solved, call, batch, theta = self._run(args, named)
         report = call.report if math.prod(batch.shape) else _no_report(solved)
         if report is None or len(report.status) != math.prod(batch.shape):
-            raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
+            raise without_numbers()
         state, _, ok, _ = report.solved
 
         def masked(t: Tensor) -> Tensor:
@@ -327,19 +319,13 @@ class NonlinearRun:
             specs, tensors, layout = self.node.arguments.match(args, named)
         else:
             specs, tensors, layout = list(self.node.parameters), match(self.node.parameters, args, named), ()
-        if torch.is_inference_mode_enabled():
-            # Solving takes derivatives, which inference mode has not.
-            with torch.inference_mode(False), torch.no_grad():
-                return self._solve([t.clone() for t in tensors], specs, layout)
-        return self._solve(tensors, specs, layout)
+        return outside_inference(lambda tensors: self._solve(tensors, specs, layout), tensors)
 
     def _solve(
         self, tensors: Sequence[Tensor], specs: Sequence[ParameterSpec], layout: Any
     ) -> tuple[Solved, NonlinearCall, Batch, Theta]:
-        batch = gather(specs, tensors, {})
         weights = self.node.captured.values() if isinstance(self.node, TorchProblem) else []
-        if not tensors and weights:
-            batch = replace(batch, dtype=weights[0].dtype, device=weights[0].device)
+        batch = gather_beside(weights, specs, tensors)
         count = math.prod(batch.shape)
         theta = self.node.theta(batch.values, batch.device)
         call = NonlinearCall(self, batch, specs, layout)

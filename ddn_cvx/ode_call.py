@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.adjoint.ode import Rates, drift, stretch
 from ddn_cvx.adjoint.unrolled import Unrolled
+from ddn_cvx.call_parts import finite_elements, gather_beside, outside_inference, require_followed, without_numbers
 from ddn_cvx.declare.ode import ODE
-from ddn_cvx.errors import DeclarationError, DifferentiationError, InputError
+from ddn_cvx.errors import DeclarationError, DifferentiationError
 from ddn_cvx.failure import raise_failures
-from ddn_cvx.inputs import Batch, gather
+from ddn_cvx.inputs import Batch
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.solution import Solution, Status
@@ -94,12 +95,7 @@ class OdeCall:
         with torch.enable_grad():
             y, knots = node.start(few, layout, 1), node.knots(few, layout, 1)
             F = node.slope(knots[:, 0].detach(), y.detach(), few, layout)
-        if any(t.requires_grad for t in (F, y, knots)):
-            raise DeclarationError(
-                "The functions use a tensor that requires grad and was not found among their inputs, closures, globals and "
-                "attributes, so that its gradient would be lost. Pass it as an input, or hold it in an nn.Module that is "
-                "the function."
-            )
+        require_followed((F, y, knots))
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ class OdeRun:
         y, call, batch = self._run(args, named)
         status = torch.zeros(0, dtype=torch.int64) if call.status is None else call.status
         if len(status) != math.prod(batch.shape):
-            raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
+            raise without_numbers()
         parts = self.node.functions.unpack(y)
         zero = torch.zeros(batch.shape, dtype=batch.dtype, device=batch.device)
         x = batch.restore(y.detach())
@@ -144,10 +140,7 @@ class OdeRun:
 
     def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, OdeCall, Batch]:
         specs, tensors, layout = self.node.arguments.match(args, named)
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False), torch.no_grad():
-                return self._solve([t.clone() for t in tensors], specs, layout)
-        return self._solve(tensors, specs, layout)
+        return outside_inference(lambda tensors: self._solve(tensors, specs, layout), tensors)
 
     def _solve(
         self, tensors: Sequence[Tensor], specs: Sequence[ParameterSpec], layout: Any
@@ -156,10 +149,7 @@ class OdeRun:
             name = type(self.adjoint).__name__
             raise DeclarationError(f"{name} cannot differentiate an ODE; use adjoint=Implicit() or Unrolled().")
         functions = self.node.functions
-        batch = gather(specs, tensors, {})
-        weights = functions.captured.values()
-        if not tensors and weights:
-            batch = replace(batch, dtype=weights[0].dtype, device=weights[0].device)
+        batch = gather_beside(functions.captured.values(), specs, tensors)
         count = math.prod(batch.shape)
         theta = functions.theta(batch.values, batch.device)
         call = OdeCall(self.node, self.solver, layout, self.time_limit)
@@ -169,9 +159,7 @@ class OdeRun:
             none = torch.zeros(shape, dtype=functions.dtype, device=batch.device)
             return none + sum(0.0 * t.sum() for t in theta.tensors), call, batch
         y, knots = self.node.start(theta, layout, count), self.node.knots(theta, layout, count)
-        ok = torch.cat((y.isfinite(), knots.isfinite()), 1).all(-1)
-        for t, own in zip(theta.tensors, theta.batched, strict=True):
-            ok = ok & (t.reshape(count, -1).isfinite().all(-1) if own else ~t.isnan().any())
+        ok = torch.cat((y.isfinite(), knots.isfinite()), 1).all(-1) & finite_elements(theta, count, y.device)
         states = [y]
         for first, last in zip(knots.unbind(1)[:-1], knots.unbind(1)[1:], strict=True):
             wider = Theta((first, last, *theta.tensors), (True, True, *theta.batched))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor
 from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.adjoint.root import RootSolved, root_map
+from ddn_cvx.call_parts import finite_elements, gather_beside, outside_inference, require_followed, without_numbers
 from ddn_cvx.declare.fixed_point import FixedPoint, Root
 from ddn_cvx.diagnose import condition_numbers
-from ddn_cvx.errors import DeclarationError, InputError
+from ddn_cvx.errors import DeclarationError
 from ddn_cvx.failure import raise_failures, warn_of
-from ddn_cvx.inputs import Batch, gather
+from ddn_cvx.inputs import Batch
 from ddn_cvx.linalg.general import GeneralFactor
 from ddn_cvx.linalg.gmres import gmres
 from ddn_cvx.program.base import ParameterSpec
@@ -72,9 +73,7 @@ class RootCall:
         if reason is not None:
             raise DeclarationError(f"Solver {run.solver.name!r} cannot take these equations: {reason}.")
         device = theta.tensors[0].device if theta.tensors else self.batch.device
-        finite = torch.ones(batch, dtype=torch.bool, device=device)
-        for t, own in zip(theta.tensors, theta.batched, strict=True):
-            finite &= t.reshape(batch, -1).isfinite().all(-1) if own else ~t.isnan().any()
+        finite = finite_elements(theta, batch, device)
         status = torch.where(finite, int(Status.SOLVED), int(Status.INVALID_DATA))
         todo = torch.nonzero(finite).flatten()
         some = theta if len(todo) == batch else theta.take(todo)
@@ -166,15 +165,10 @@ class RootCall:
         return self._kept[1]
 
     def _require_followed(self, y: Tensor, theta: Theta) -> None:
-        """A result that requires grad although no argument does depends on something that was not found."""
+        """Look at what the function depends on."""
         with torch.enable_grad():
             F = self.program.residual(y.detach(), theta.detach())
-        if F.requires_grad:
-            raise DeclarationError(
-                "The function uses a tensor that requires grad and was not found among its inputs, closures, globals and "
-                "attributes, so that its gradient would be lost. Pass it as an input, or hold it in an nn.Module that is "
-                "the function."
-            )
+        require_followed([F], "The function uses", "its")
 
     def regularity(self, theta: Theta) -> Tensor:
         """``Regularity`` flags, ``(B,)``."""
@@ -219,7 +213,7 @@ class RootRun:
             report = _Report(solved, none.to(torch.int64), none.to(torch.int64), none, none.bool())
             flags = report.status
         elif call.report is None or len(call.report.status) != math.prod(batch.shape):
-            raise InputError("solve() reports on real tensors; inside torch.func transforms call the layer itself.")
+            raise without_numbers()
         else:
             report, flags = call.report, call.regularity(theta)
         masked = batch.restore(torch.where(report.solved.ok.unsqueeze(-1), report.solved.y.detach(), torch.nan))
@@ -255,11 +249,7 @@ class RootRun:
 
     def _run(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, RootCall, Batch, Theta]:
         specs, tensors, layout = self.node.arguments.match(args, named)
-        if torch.is_inference_mode_enabled():
-            # Solving takes derivatives, which inference mode has not.
-            with torch.inference_mode(False), torch.no_grad():
-                return self._solve([t.clone() for t in tensors], specs, layout)
-        return self._solve(tensors, specs, layout)
+        return outside_inference(lambda tensors: self._solve(tensors, specs, layout), tensors)
 
     def _solve(
         self, tensors: Sequence[Tensor], specs: Sequence[ParameterSpec], layout: Any
@@ -269,10 +259,7 @@ class RootRun:
                 f"{type(self.adjoint).__name__} cannot differentiate a fixed point or root; use adjoint=Implicit()."
             )
         functions = self.node.functions
-        batch = gather(specs, tensors, {})
-        weights = functions.captured.values()
-        if not tensors and weights:
-            batch = replace(batch, dtype=weights[0].dtype, device=weights[0].device)
+        batch = gather_beside(functions.captured.values(), specs, tensors)
         count = math.prod(batch.shape)
         theta = functions.theta(batch.values, batch.device)
         call = RootCall(self, batch, specs, layout)

@@ -28,7 +28,7 @@ GROUND = {"errors", "solution"}
 # Compiled functions of numpy arrays: they know nothing of the package, and nothing but them knows numba.
 KERNELS = {"kernels"}
 CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
-CALLS = {"call", "nonlinear_call", "root_call", "ode_call"}
+CALLS = {"call", "call_parts", "nonlinear_call", "root_call", "ode_call"}
 # What the compiler of torch sees of a layer.
 TRACED = {"signature", "custom_op"}
 CHOICES = {"inputs", "failure", "explain", "diagnose", "solver_for", "options"}
@@ -46,10 +46,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adjoint": CORE,
     "inputs": GROUND | {"program"},
     "failure": GROUND | {"program"},
+    "call_parts": GROUND | {"program", "inputs"},
     "call": CORE | {"solvers", "inputs", "failure", "diagnose"},
-    "nonlinear_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint", "diagnose"},
-    "ode_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint"},
-    "root_call": CORE | {"solvers", "inputs", "failure", "declare", "adjoint", "diagnose"},
+    "nonlinear_call": CORE | {"call_parts", "solvers", "inputs", "failure", "declare", "adjoint", "diagnose"},
+    "ode_call": CORE | {"call_parts", "solvers", "inputs", "failure", "declare", "adjoint"},
+    "root_call": CORE | {"call_parts", "solvers", "inputs", "failure", "declare", "adjoint", "diagnose"},
     "diagnose": GROUND,
     "explain": CORE | {"declare", "solvers", "adjoint", "inputs"},
     "solver_for": CORE | {"declare", "solvers"},
