@@ -13,6 +13,7 @@ differentiated is no business of theirs; a new one is a file here and a line in 
                         packages that take one instance at a time; each imports its package inside a function
     ``compiled``, ``active_set``, ``mehrotra``
                         the solvers that are kernels (``ddn_cvx.kernels``)
+    ``checks``          what is checked of the options of each
     ``guard``, ``deadline``, ``polish``
                         around every solve: breakdowns, time, and the last digits
 """

@@ -11,7 +11,7 @@ For equalities alone a last Newton step on the optimality conditions, by MINRES,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 import torch
@@ -21,8 +21,8 @@ from ddn_cvx.linalg.iterative import MatrixFreeSaddle
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
-from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.newton import NewtonKrylov
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
@@ -70,7 +70,7 @@ class AugmentedLagrangian(NonlinearSolver):
     """Products that the last Newton step may cost (default 2000)."""
 
     def __post_init__(self) -> None:
-        check_positive(self.name, {name: value for name, value in vars(self).items() if name != "solver"})
+        require_positive(self.name, self, *(option.name for option in fields(self) if option.name != "solver"))
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"

@@ -19,11 +19,11 @@ from ddn_cvx.solution import Status
 from ddn_cvx.solvers.active_set import ActiveSet
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cost import Size, seconds
 from ddn_cvx.solvers.deadline import expired
-from ddn_cvx.solvers.elementwise import require_positive
 from ddn_cvx.solvers.first_order import FirstOrder
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.mehrotra import Mehrotra
@@ -85,7 +85,7 @@ class Auto(Solver):
     """Threads that share a batch; None is one a processor (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "dense_limit", *([] if self.threads is None else ["threads"]))
+        require_positive(f"solver '{self.name}'", self, "dense_limit", "threads")
         sizes = self.batches
         if not (isinstance(sizes, tuple) and sizes and all(isinstance(b, int) and b > 0 for b in sizes)):
             raise InputError(f"batches must be a tuple of positive integers such as (1, 64), got {sizes!r}.")

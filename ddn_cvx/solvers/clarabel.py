@@ -22,8 +22,9 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import limit
-from ddn_cvx.solvers.elementwise import Answer, closed_form, options, require_positive, requires, solve_each
+from ddn_cvx.solvers.elementwise import Answer, closed_form, options, requires, solve_each
 from ddn_cvx.solvers.equilibrate import Equilibration
 
 _STATUS = {
@@ -85,8 +86,8 @@ class Clarabel(Solver):
     """Print Clarabel's progress (default False)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "tol_feas", "tol_gap_abs", "tol_gap_rel", "tol_infeas_abs", "tol_infeas_rel")
-        require_positive(self, "max_iter", "time_limit", *([] if self.threads is None else ["threads"]))
+        tolerances = ("tol_feas", "tol_gap_abs", "tol_gap_rel", "tol_infeas_abs", "tol_infeas_rel")
+        require_positive(f"solver '{self.name}'", self, *tolerances, "max_iter", "time_limit", "threads")
 
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()

@@ -18,8 +18,8 @@ from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.tape import pack
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import clock
-from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
 SMALL = 200
@@ -77,7 +77,7 @@ class CompiledInteriorPoint(NonlinearSolver):
     """Threads that share the batch (default: one a processor)."""
 
     def __post_init__(self) -> None:
-        check_positive(self.name, {name: value for name, value in vars(self).items() if value is not None})
+        require_positive(self.name, self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         if not program.n:

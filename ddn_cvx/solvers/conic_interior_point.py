@@ -17,11 +17,12 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.conic_cones import Cones
 from ddn_cvx.solvers.conic_embedding import Arithmetic, Problem, advance, errors, start
 from ddn_cvx.solvers.conic_scaling import equilibrate
 from ddn_cvx.solvers.deadline import expired
-from ddn_cvx.solvers.elementwise import closed_form, require_positive
+from ddn_cvx.solvers.elementwise import closed_form
 
 _CHUNK = 2**25  # numbers in P and A that are solved at a time
 _PATIENCE = 4  # tests without progress after which an inaccurate iterate is the best there will be
@@ -90,8 +91,7 @@ class ConicInteriorPoint(Solver):
     """Iterations between tests for convergence; None is 1 on CPUs and 4 on devices that wait for them (default None)."""
 
     def __post_init__(self) -> None:
-        names = [option.name for option in fields(self) if option.name not in ("single", "check_every")]
-        require_positive(self, *names, *([] if self.check_every is None else ["check_every"]))
+        require_positive(f"solver '{self.name}'", self, *(option.name for option in fields(self) if option.name != "single"))
 
     def unsupported(self, program: ConicProgram) -> str | None:
         return None

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddn_cvx.errors import InputError
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.deadline import expired
@@ -74,13 +73,6 @@ def unconstrained_only(program: NonlinearProgram) -> str | None:
     if program.p or program.m or program.has_bounds:
         return "it is for problems without constraints and bounds"
     return None if program.n else "it needs at least one variable"
-
-
-def check_positive(name: str, options: dict[str, object]) -> None:
-    """Raise ``InputError`` unless each option is a number above zero."""
-    for option, value in options.items():
-        if not isinstance(value, int | float) or not value > 0:
-            raise InputError(f"option '{option}' of {name} must be a number above 0, got {value!r}")
 
 
 def descend(program: NonlinearProgram, theta: Theta, start: Tensor, directions: Directions, goal: Goal) -> NonlinearPoint:

@@ -17,10 +17,10 @@ from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.elementwise import (
     Answer,
     closed_form,
-    require_positive,
     requires,
     solve_each,
     solve_epigraph,
@@ -67,7 +67,7 @@ class Diffcp(Solver):
     """All of that solver's tolerances (default 1e-9)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "tolerance", *([] if self.max_iterations is None else ["max_iterations"]))
+        require_positive(f"solver '{self.name}'", self, "tolerance", "max_iterations")
         if self.solve_method not in _OPTIONS:
             raise InputError(f"option 'solve_method' of 'diffcp' must be one of {[*_OPTIONS]}, got {self.solve_method!r}")
 

@@ -20,11 +20,11 @@ from ddn_cvx.program.row_order import RowOrder
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.elementwise import (
     Answer,
     closed_form,
     options,
-    require_positive,
     requires,
     solve_each,
     solve_epigraph,
@@ -79,7 +79,7 @@ class ECOS(Solver):
     """Print ECOS's progress (default False)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "abstol", "reltol", "feastol", "max_iters")
+        require_positive(f"solver '{self.name}'", self, "abstol", "reltol", "feastol", "max_iters")
 
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()

@@ -191,11 +191,3 @@ def options(solver: Solver, *without: str) -> dict[str, Any]:
     """The options of a solver by name, except those named."""
     names = (option.name for option in fields(solver))  # type: ignore[arg-type]  # every solver is a dataclass
     return {name: getattr(solver, name) for name in names if name not in without}
-
-
-def require_positive(solver: Solver, *names: str) -> None:
-    """Raise ``InputError`` unless each of these options is a number above zero."""
-    for option in names:
-        value = getattr(solver, option)
-        if not isinstance(value, (int, float)) or not value > 0:
-            raise InputError(f"option '{option}' of solver '{solver.name}' must be a number above 0, got {value!r}")

@@ -23,7 +23,7 @@ not aligned to 16 bytes.  On other devices, where kernels may depend on the size
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -35,8 +35,8 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
-from ddn_cvx.solvers.elementwise import require_positive
 
 SOLVED, INACCURATE, INFEASIBLE, UNBOUNDED, ITERATION_LIMIT, NUMERICAL_ERROR = range(6)
 
@@ -97,7 +97,7 @@ class InteriorPoint(Solver):
     """The proximal weight delta, next to data of order one (default 1e-8)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, *(option.name for option in fields(self)))
+        require_positive(f"solver '{self.name}'", self)
 
     def unsupported(self, program: ConicProgram) -> str | None:
         if not program.cones.is_polyhedral:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.descent import Directions, Goal, check_positive, descend, unconstrained_only
+from ddn_cvx.solvers.checks import require_positive
+from ddn_cvx.solvers.descent import Directions, Goal, descend, unconstrained_only
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
 _CURVED = 1e-12
@@ -51,7 +52,7 @@ class LBFGS(NonlinearSolver):
     """Pairs of steps and gradient changes that are kept (default 20)."""
 
     def __post_init__(self) -> None:
-        check_positive(self.name, dict(vars(self)))
+        require_positive(self.name, self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return unconstrained_only(program)

@@ -19,8 +19,8 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.compiled import FINISHED, Array, Compiled, Prepared, run, solve_batch, unsupported
-from ddn_cvx.solvers.elementwise import require_positive
 
 GOALS = (1e-5, FINISHED)
 """Relative residuals at which Newton's method on the optimality conditions takes over; the second for what it does not
@@ -58,7 +58,7 @@ class Mehrotra(Compiled):
     """Threads that share a batch; None is one a processor (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, *([] if self.threads is None else ["threads"]))
+        require_positive(f"solver '{self.name}'", self, "threads")
 
     def unsupported(self, program: ConicProgram) -> str | None:
         return unsupported(program)

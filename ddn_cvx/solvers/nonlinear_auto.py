@@ -12,8 +12,9 @@ from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.compiled_nonlinear import CompiledInteriorPoint
-from ddn_cvx.solvers.descent import check_positive, unconstrained_only
+from ddn_cvx.solvers.descent import unconstrained_only
 from ddn_cvx.solvers.lbfgs import LBFGS
 from ddn_cvx.solvers.least_squares import LeastSquares
 from ddn_cvx.solvers.newton import Newton, NewtonKrylov
@@ -53,7 +54,7 @@ class NonlinearAuto(NonlinearSolver):
     """n + p + m up to which matrices are formed (default 1000)."""
 
     def __post_init__(self) -> None:
-        check_positive(self.name, dict(vars(self)))
+        require_positive(self.name, self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"

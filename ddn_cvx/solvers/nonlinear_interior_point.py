@@ -21,8 +21,8 @@ from ddn_cvx.linalg.saddle import CondensedFactor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
-from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, choose, put, take
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 from ddn_cvx.solvers.nonlinear_filter import Errors, Filter, Iterate, errors, measures, search
@@ -105,7 +105,7 @@ class NonlinearInteriorPoint(NonlinearSolver):
     """The same for a warm start (default 1e-3)."""
 
     def __post_init__(self) -> None:
-        check_positive(self.name, dict(vars(self)))
+        require_positive(self.name, self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"

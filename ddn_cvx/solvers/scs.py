@@ -17,8 +17,9 @@ from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import limit
-from ddn_cvx.solvers.elementwise import Answer, closed_form, options, require_positive, requires, solve_each
+from ddn_cvx.solvers.elementwise import Answer, closed_form, options, requires, solve_each
 
 Floats = NDArray[np.float64]
 
@@ -96,8 +97,8 @@ class SCS(Solver):
     """Print SCS's progress (default False)."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "eps_abs", "eps_rel", "eps_infeas", "max_iters", "alpha", "rho_x", "scale")
-        require_positive(self, *([] if self.threads is None else ["threads"]))
+        names = ("eps_abs", "eps_rel", "eps_infeas", "max_iters", "alpha", "rho_x", "scale", "threads")
+        require_positive(f"solver '{self.name}'", self, *names)
 
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()

@@ -12,8 +12,8 @@ from torch import Tensor
 from ddn_cvx.errors import InputError
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import own
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
-from ddn_cvx.solvers.descent import check_positive
 from ddn_cvx.solvers.ode_base import Broken, Field, Integrator
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
@@ -52,7 +52,7 @@ class Torchdiffeq(Integrator):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
-        check_positive("Torchdiffeq", {"rtol": self.rtol, "atol": self.atol, "max_steps": self.max_steps})
+        require_positive("Torchdiffeq", self, "rtol", "atol", "max_steps")
 
     def error(self, dtype: torch.dtype) -> float:
         return sum(self._allowed(dtype))
