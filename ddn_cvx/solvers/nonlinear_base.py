@@ -1,10 +1,11 @@
-"""What a forward solver of nonlinear programs is, what it returns, and the measure by which its answers are judged.
+"""What a forward solver of nonlinear programs is, and what it returns.
 
 The program is ``minimise f(y)  s.t.  h(y) = 0, g(y) <= 0, lower <= y <= upper``; a point is optimal to first order where
 
     grad f + Jh'lam + Jg'mu + z = 0,   mu >= 0,   mu g = 0,
 
-with z signed: nonnegative at an upper bound, nonpositive at a lower one, zero between.
+with z signed: nonnegative at an upper bound, nonpositive at a lower one, zero between. Answers are judged by these
+conditions in ``program.optimality``, whoever found them.
 """
 
 from __future__ import annotations
@@ -77,24 +78,3 @@ class NonlinearSolver(ABC):
 
         Never raises for the sake of a single element: its status tells.
         """
-
-
-def optimality_error(program: NonlinearProgram, theta: Theta, point: NonlinearPoint) -> Tensor:
-    """The largest violation of the optimality conditions, ``(B,)``, relative to the sizes of what should cancel.
-
-    Complementarity is measured as ``min(multiplier, distance)``, zero at a solution and insensitive to inactive rows.
-    """
-    first = program.first(point.y, theta)
-    lower, upper = program.bounds(theta, point.y)
-    multipliers = torch.cat((point.lam, point.mu), 1)
-    J = torch.cat((first.Jh, first.Jg), 1)
-    pull = torch.einsum("bk,bkn->bn", multipliers, J)
-    size = 1 + first.gradient.abs().amax(-1) + torch.einsum("bk,bkn->bn", multipliers.abs(), J.abs()).amax(-1)
-    terms = [
-        (first.gradient + pull + point.z).abs() / size.unsqueeze(-1),
-        first.h.abs(),
-        torch.minimum(point.mu, -first.g).abs(),
-        torch.minimum(point.z.clamp(min=0), upper - point.y).abs(),
-        torch.minimum((-point.z).clamp(min=0), point.y - lower).abs(),
-    ]
-    return torch.cat(terms, 1).amax(-1)

@@ -11,8 +11,8 @@ from torch import Tensor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
-from ddn_cvx.solvers.nonlinear_base import optimality_error
 from tests.hock_schittkowski import PROBLEMS
+from tests.optimality import optimality_error
 
 F64 = torch.float64
 SOLVER = AugmentedLagrangian()

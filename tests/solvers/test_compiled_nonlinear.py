@@ -18,9 +18,10 @@ from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.compiled_nonlinear import CompiledInteriorPoint
 from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
-from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, optimality_error
+from ddn_cvx.solvers.nonlinear_base import NonlinearPoint
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 from tests.hock_schittkowski import PROBLEMS, Problem
+from tests.optimality import optimality_error
 
 F64 = torch.float64
 SOLVER = CompiledInteriorPoint(threads=1)

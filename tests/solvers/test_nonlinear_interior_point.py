@@ -11,9 +11,10 @@ from torch import Tensor
 from ddn_cvx.errors import InputError
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
-from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, optimality_error
+from ddn_cvx.solvers.nonlinear_base import NonlinearPoint
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 from tests.hock_schittkowski import PROBLEMS, Problem
+from tests.optimality import optimality_error
 
 F64 = torch.float64
 SOLVER = NonlinearInteriorPoint()
