@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from zoo import maximise, minimise
 
 import ddn_cvx as ddn
 from ddn_cvx.solution import Status
@@ -84,14 +85,6 @@ def case(
         return declare
 
     return register
-
-
-def minimise(objective: Any, *constraints: Any) -> cvxpy.Problem:
-    return cvxpy.Problem(cvxpy.Minimize(objective), list(constraints))
-
-
-def maximise(objective: Any, *constraints: Any) -> cvxpy.Problem:
-    return cvxpy.Problem(cvxpy.Maximize(objective), list(constraints))
 
 
 # Infeasible.
