@@ -64,7 +64,7 @@ class Integrator(ABC):
             ``(s, y[rows], rows) -> dy/ds`` for some rows of the batch.
         """
         status = torch.full((len(y),), int(Status.SOLVED), device=y.device)
-        waiting, finished = [torch.arange(len(y), device=y.device)], []
+        waiting, finished = [torch.arange(len(y), device=y.device)] if len(y) else [], []
         while waiting:
             rows = waiting.pop()
             try:
