@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -19,7 +20,10 @@ KINDS: dict[str, Callable[..., Any]] = {
     "fixed point": lambda w, **more: FixedPoint((), lambda y, *x: 0.5 * y + 0.5 * w(*x), **more),
     "ode": lambda w, **more: ODE((), lambda t, y, *x: w(*x) + 0.0 * y, span=(0.0, 1.0), initial=0.0, **more),
 }
-each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+without_integrator = pytest.mark.skipif(find_spec("torchdiffeq") is None, reason="needs torchdiffeq")
+each_kind = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, id=k, marks=[without_integrator] if k == "ode" else []) for k, kind in KINDS.items()]
+)
 
 
 @each_kind

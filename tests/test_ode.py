@@ -309,3 +309,17 @@ def test_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
     with pytest.raises(InputError, match=r'pip install "ddn_cvx\[ode\]"'):
         DeclarativeLayer(node)
+
+
+@pytest.mark.parametrize("adjoint", [None, Unrolled()])
+@pytest.mark.parametrize("times", [(0.0, 1.0), (0.0, 0.5, 1.0)])
+def test_a_batch_without_any_answer(adjoint: Unrolled | None, times: tuple[float, ...]) -> None:
+    w = torch.tensor(1e200, dtype=f64, requires_grad=True)
+    layer = DeclarativeLayer(ODE((), lambda t, y, x: w * x, times=times, initial=0.0), adjoint=adjoint, on_failure="nan")
+    for x, status in (torch.nan, Status.INVALID_DATA), (1e200, Status.NUMERICAL_ERROR):
+        values = torch.full((2,), x, dtype=f64, requires_grad=True)
+        assert layer.solve(values).statuses == [status] * 2
+        y = layer(values)
+        assert y.shape == (2, len(times)) and bool(y[:, 1:].isnan().all())
+        # As in training, where failed elements are left out of the loss.
+        assert all(g.count_nonzero() == 0 for g in torch.autograd.grad(y[:, 1:].nan_to_num().sum(), (values, w)))
