@@ -82,6 +82,7 @@ class Settings:
     tolerance: float
     polish_steps: int
     on_failure: str
+    time_limit: float | None
 
 
 def explain(
@@ -105,6 +106,8 @@ def explain(
     count = batch if batch is not None else 64 if call is None else math.prod(call.shape)
     where = torch.device(device).type if device is not None else "cpu" if call is None else call.device.type
     failing = "raises SolverError" if settings.on_failure == "raise" else "becomes NaN"
+    if settings.time_limit is not None:
+        failing += f", as does one without an answer after {settings.time_limit:g} s"
     if isinstance(node, ConvexProblem):
         return _convex(node, settings, count, where, failing)
     adjoint = f"{settings.adjoint}"

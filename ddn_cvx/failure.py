@@ -32,9 +32,10 @@ def raise_failures(
     cause : BaseException, optional
         What the solver raised.
     """
-    failed = torch.nonzero(status != int(Status.SOLVED)).flatten().tolist()
-    if not failed:
+    wrong = status != int(Status.SOLVED)
+    if not bool(wrong.any()):
         return
+    failed = [int(i) for i in torch.nonzero(wrong).unbind()]  # not tolist(), which torch 2.6 refuses inside its transforms
     total = len(status)
     codes = [Status(int(status[i])) for i in failed]
     shape = shape if torch.Size(shape).numel() == total else (total,)

@@ -339,7 +339,7 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
         >>> layer.explain(batch=8).solver
         'ActiveSet'
         """
-        settings = Settings(self.solver, self.adjoint, self.tolerance, self.polish_steps, self.on_failure)
+        settings = Settings(self.solver, self.adjoint, self.tolerance, self.polish_steps, self.on_failure, self.time_limit)
         return explain(self.node, settings, params, named, batch, device)
 
     def diagnose(self, *params: Any, seed: int = 0, **named: Any) -> Diagnosis:

@@ -118,7 +118,8 @@ def test_a_device_that_need_not_be_there() -> None:
 def test_checks_follow_the_declaration() -> None:
     plain = least_squares(tolerance=1e-5, on_failure="nan").explain()
     assert any("1e-05" in c for c in plain.checks) and any("NaN" in c for c in plain.checks)
-    assert not any("attributes" in c for c in plain.checks)
+    assert not any("attributes" in c for c in plain.checks) and not any("after 0.5 s" in c for c in plain.checks)
+    assert any("after 0.5 s" in c for c in least_squares(time_limit=0.5).explain().checks)
     x, p = cp.Variable(2), cp.Parameter(2, nonneg=True)
     declared = DeclarativeLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - p))), [p], x)
     assert any("attributes" in c for c in declared.explain().checks)

@@ -18,6 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+SMALL = 10_000
+"""Gathers on the CPU with at most so many entries are left to torch's own derivative, which scatters number by number."""
+
 
 class SparseLinear:
     """``u -> M u`` along the last dimension, for a constant sparse M.
@@ -35,8 +38,13 @@ class SparseLinear:
         self.shape: tuple[int, int] = csr.shape
         counts = np.diff(csr.indptr)
         self.is_gather = bool((counts <= 1).all())
-        square = csr.shape[0] == csr.shape[1] == csr.nnz and self.is_gather
-        self.is_identity = square and bool((csr.data == 1).all() and (csr.indices == np.arange(csr.nnz)).all())
+        full = self.is_gather and csr.shape[0] == csr.nnz > 0
+        plain = full and bool((csr.data == 1).all() and (np.diff(csr.indices) == 1).all())
+        first = int(csr.indices[0]) if plain else 0
+        self.window = slice(first, first + csr.nnz) if plain else None
+        """Where the result stands in the argument, if it is a part of it."""
+        self.is_identity = plain and csr.shape[1] == csr.nnz
+        self.is_small = max(csr.shape) <= SMALL
         self._tensors: dict[tuple[torch.device, torch.dtype], Any] = {}
         self._transpose = transpose
 
@@ -51,8 +59,10 @@ class SparseLinear:
         """Apply to ``u`` (*batch, k); returns (*batch, r)."""
         if self.is_identity:
             return u
-        if self.is_gather and not torch.is_grad_enabled() and 0 not in self.shape:
-            return self.raw(u)  # spares autograd's bookkeeping, which costs more than the gather
+        if self.window is not None:
+            return u[..., self.window]
+        if self.is_gather and 0 not in self.shape and ((self.is_small and u.is_cpu) or not torch.is_grad_enabled()):
+            return self.raw(u)  # spares the bookkeeping of a function of our own, which costs more than the gather
         out: Tensor = _Apply.apply(u, self)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return out
 
