@@ -174,6 +174,11 @@ class NonlinearProgram:
         """
         return self._tapes.confirm(self, y, theta, values)
 
+    def known_tape(self, y: Tensor, theta: Theta) -> Tape | None:
+        """The tape that ``tape`` returned last for parameters of these shapes, if any."""
+        traced = self._tapes.known(y, theta)
+        return None if traced is None else traced.tape
+
     def credible(self, y: Tensor, theta: Theta, first: First) -> Tensor:
         """Whether torch has the values at ``y`` that a tape gave, ``(B,)`` bool: in a tape zero times infinity is zero."""
         if self._tapes.known(y, theta) is None:

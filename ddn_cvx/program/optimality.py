@@ -174,9 +174,13 @@ def curvature(program: NonlinearProgram, theta: Theta, state: State, first: Firs
 
 def _faint(state: State, f: Tensor, forces: Tensor, bend: Tensor) -> Tensor:
     """Elements without a force to compare with, as on a plateau between two groups of points that pull equally, ``(B,)``."""
-    size = 1.0 + largest(state.y)
-    least = FAINT * (1.0 + f.abs() / size)
-    return (forces <= least) & (bend * size <= CURVED * least)
+    least = faint_force(state, f)
+    return (forces <= least) & (bend * (1.0 + largest(state.y)) <= CURVED * least)
+
+
+def faint_force(state: State, f: Tensor) -> Tensor:
+    """The force that rounding may leave of larger ones that cancel, ``(B,)``."""
+    return FAINT * (1.0 + f.abs() / (1.0 + largest(state.y)))
 
 
 def _tremor(
