@@ -98,8 +98,8 @@ class ActiveKKT:
 
     @property
     def nearly_singular(self) -> NullSpace:
-        """``singular``, and those that are so but for the accuracy of the solution: their derivatives are those of the system
-        as it stands, and as large as it makes them. Constraints that depend on each other are told from a flat direction."""
+        """``singular``, and those that are so but for the accuracy of the solution: their derivatives are those of the
+        system as it stands, and as large as it makes them. Dependent constraints are told from a flat direction."""
         strained = self.minimum & (self.saddle.growth > STRAINED)
         rows = torch.nonzero(strained).flatten()
         null = self.singular

@@ -54,7 +54,8 @@ def kinked(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor) -
 
 @torch.no_grad()
 def sinks(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor) -> Tensor:
-    """Elements with hardly any curvature whose objective falls next to the point, ``(B,)`` bool; without constraints but bounds."""
+    """Elements with hardly any curvature, and no active constraints but bounds, whose objective falls next to the point,
+    ``(B,)`` bool."""
     size = 1.0 + largest(point.state.y)
     slight = largest(row_sizes(point.H)) <= SLIGHT * (1.0 + point.first.f.abs() / size)
     rows = torch.nonzero(ok & slight & (point.active.all.g == 0).all(-1)).flatten()
