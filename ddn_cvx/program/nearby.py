@@ -10,10 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddn_cvx.kernels import tape as op
 from ddn_cvx.linalg.blocks import row_sizes, to_dense
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
-from ddn_cvx.program.optimality import Judged, faint_force, largest, probe
+from ddn_cvx.program.optimality import Judged, State, faint_force, largest, probe, pulls
 
 SIDE = 1e-11
 """Relative distance to both sides of a kink, where smooth functions change by their curvature only."""
@@ -27,20 +26,15 @@ AWAY = 1e-3
 """Relative length of the steps along which a minimum must not fall much faster than its curvature lets it rise."""
 FALLS = 10.0
 """How much faster."""
-_BENT = torch.tensor([op.LT, op.LE, op.EQ, op.NE, op.MIN, op.MAX, op.ABS, op.SIGN, op.FLOOR, op.WHEN])
-
-
-def may_have_kinks(program: NonlinearProgram, y: Tensor, theta: Theta) -> bool:
-    """False where the code of the functions (``NonlinearProgram.tape``) has no operation with a kink."""
-    code = program.known_tape(y, theta)
-    return code is None or bool(torch.isin(torch.from_numpy(code.values[:, 0]), _BENT.to(torch.int32)).any())
 
 
 @torch.no_grad()
 def kinked(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor) -> Tensor:
     """Elements whose Lagrangian has a kink at the point, in some direction that its bounds leave, ``(B,)`` bool."""
+    if program.is_smooth(point.state.y, theta):
+        return torch.zeros_like(ok)
     rows = torch.nonzero(ok).flatten()
-    if not len(rows) or not may_have_kinks(program, point.state.y, theta):
+    if not len(rows):
         return torch.zeros_like(ok)
     some = point if len(rows) == len(ok) else point.take(rows)
     theta = theta if len(rows) == len(ok) else theta.take(rows)
@@ -56,10 +50,12 @@ def kinked(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor) -
 def sinks(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor) -> Tensor:
     """Elements with hardly any curvature, and no active constraints but bounds, whose objective falls next to the point,
     ``(B,)`` bool."""
+    if program.p or not program.is_dense:
+        return torch.zeros_like(ok)
     size = 1.0 + largest(point.state.y)
     slight = largest(row_sizes(point.H)) <= SLIGHT * (1.0 + point.first.f.abs() / size)
     rows = torch.nonzero(ok & slight & (point.active.all.g == 0).all(-1)).flatten()
-    if program.p or not program.is_dense or not len(rows):
+    if not len(rows):
         return torch.zeros_like(ok)
     some, theta = point.take(rows), theta.take(rows)
     slopes, steps = _slopes(program, theta, some, AWAY * torch.tensor([-1.0, 1.0], dtype=torch.float64))
@@ -78,6 +74,10 @@ def _slopes(program: NonlinearProgram, theta: Theta, point: Judged, lengths: Ten
     reach = (1.0 + largest(y)).unsqueeze(-1)
     ends = (y + lengths.to(y)[:, None, None] * reach * way).clamp(point.lower, point.upper)
     k = len(lengths)
-    many, (lam, mu) = theta.tile(k), (t.repeat(k, 1) for t in (lam, mu))
-    slopes = program.gradient(ends.flatten(0, 1), many, lam, mu).reshape(ends.shape)
-    return slopes * (point.active.all.box == 0), ends - y
+    many, points = theta.tile(k), State(ends.flatten(0, 1), *(t.repeat(k, 1) for t in (lam, mu, torch.zeros_like(y))))
+    if program.is_smooth(points.y, many) is None:
+        slopes = program.gradient(points.y, many, points.lam, points.mu)
+    else:  # by code that needs no Python
+        first = program.first(points.y, many)
+        slopes = first.gradient + sum(pulls(points, first))
+    return slopes.reshape(ends.shape) * (point.active.all.box == 0), ends - y
