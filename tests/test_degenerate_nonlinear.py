@@ -515,6 +515,16 @@ def test_answer_flag_and_derivative(of: Case) -> None:
             assert np.ptp(around, axis=0).max() <= 1e-2 * np.abs(around).max()  # the one derivative there is
 
 
+@pytest.mark.parametrize("matrices", [True, False])
+def test_an_element_on_a_kink_fails_alone(matrices: bool) -> None:
+    node = problem((), lambda y, p: y.abs() + near(y, p), p=(), matrices=matrices)
+    p = torch.tensor([2.0, 0.0, -3.0], dtype=torch.float64, requires_grad=True)
+    solution = ddn.DeclarativeLayer(node, on_failure="nan").solve(p)
+    assert solution.statuses == [Status.SOLVED, Status.INACCURATE, Status.SOLVED]
+    solution.outputs[0].nansum().backward()
+    assert p.grad is not None and p.grad.tolist() == pytest.approx([1.0, 0.0, 1.0])
+
+
 @pytest.mark.parametrize("name", ["disc twice", "circle twice in cvxpy", "bounds that cross"])
 def test_empty_batch(name: str) -> None:
     of = CASES[name]
