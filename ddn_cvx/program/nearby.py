@@ -73,11 +73,17 @@ def _slopes(program: NonlinearProgram, theta: Theta, point: Judged, lengths: Ten
     way = probe(y) * (1.0 + torch.frac(order * 0.6180339887498949)) * (point.active.all.box == 0)
     reach = (1.0 + largest(y)).unsqueeze(-1)
     ends = (y + lengths.to(y)[:, None, None] * reach * way).clamp(point.lower, point.upper)
-    k = len(lengths)
-    many, points = theta.tile(k), State(ends.flatten(0, 1), *(t.repeat(k, 1) for t in (lam, mu, torch.zeros_like(y))))
-    if program.is_smooth(points.y, many) is None:
-        slopes = program.gradient(points.y, many, points.lam, points.mu)
-    else:  # by code that needs no Python
-        first = program.first(points.y, many)
-        slopes = first.gradient + sum(pulls(points, first))
+    # A large program is evaluated at one of the points after the other, for the sake of memory.
+    together = len(lengths) if program.is_dense else 1
+    slopes = torch.cat([_slope(program, theta, State(some.flatten(0, 1), lam, mu, y)) for some in ends.split(together)])
     return slopes.reshape(ends.shape) * (point.active.all.box == 0), ends - y
+
+
+def _slope(program: NonlinearProgram, theta: Theta, state: State) -> Tensor:
+    """The gradient of the Lagrangian at points ``state.y`` (k B, n), with the multipliers of ``state`` (B, .)."""
+    k = len(state.y) // len(state.z)
+    many, points = theta.tile(k), State(state.y, *(t.repeat(k, 1) for t in (state.lam, state.mu, torch.zeros_like(state.z))))
+    if program.is_smooth(points.y, many) is None:
+        return program.gradient(points.y, many, points.lam, points.mu)
+    first = program.first(points.y, many)  # by code that needs no Python
+    return first.gradient + sum(pulls(points, first))
