@@ -27,6 +27,7 @@ from ddn_cvx.failure import raise_failures, warn_of
 from ddn_cvx.inputs import Batch, match
 from ddn_cvx.program.active_kkt import ActiveKKT, Factors, ProductKKT, polish, violated
 from ddn_cvx.program.base import ParameterSpec
+from ddn_cvx.program.nearby import kinked, sinks
 from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State, judge
 from ddn_cvx.program.verification import descends, multipliers
@@ -156,9 +157,12 @@ class NonlinearCall:
         point = polish(program, some, judge(program, some, start, first=first), usable, run.polish_steps)
         ok = usable & (point.worst <= run.tolerance) & torch.isfinite(point.first.f)
         ok = ok & ~violated(program, some, point, ok, run.tolerance) & program.credible(point.state.y, some, point.first)
+        ok = ok & ~kinked(program, some, point, ok)
         if isinstance(run.node, NonconvexProblem):
             ok = ok & (run.node.violation(point.state.y, point.first.f, some, run.tolerance) <= run.tolerance)
         strong = point.active.strong
+        # Before the factorisation, which changes the units of the Hessian.
+        sunk = torch.zeros_like(ok) if run.node.stationary else sinks(program, some, point, ok)
         if program.is_dense:
             kkt: ActiveKKT | ProductKKT = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok, program.visible)
         else:
@@ -172,6 +176,8 @@ class NonlinearCall:
             wrong = descends(program, some.take(doubtful), point.take(doubtful))
             found = found.index_put((doubtful[wrong],), found.new_tensor(int(Status.SADDLE_POINT)))
             ok = found == int(Status.SOLVED)
+        sunk = sunk & ok
+        found, ok = torch.where(sunk, int(Status.SADDLE_POINT), found), ok & ~sunk
         if isinstance(run.node, NonconvexProblem):
             trapped = ok & (run.node.outside(point.state, some, ok) > run.tolerance)
             found = torch.where(trapped, int(Status.SADDLE_POINT), found)
@@ -221,7 +227,7 @@ class NonlinearCall:
         assert self.report is not None
         state, active, ok, _ = self.report.solved
         flags = torch.zeros_like(self.report.status)
-        null = self.factors.at(theta.detach(), state, active.strong, ok).singular
+        null = self.factors.at(theta.detach(), state, active.strong, ok).nearly_singular
         flags = flags + null.primal * int(Regularity.SINGULAR_HESSIAN) + null.dual * int(Regularity.RANK_DEFICIENT)
         return torch.where(ok, flags + active.weak * int(Regularity.WEAKLY_ACTIVE), 0)
 

@@ -68,7 +68,8 @@ class Regularity(enum.IntFlag):
     """A direction exists along which the solution is not unique, or not determined by conditions that hold to rounding (as
     where an infimum is not attained); the minimum-norm derivative is used where the system is singular to rounding."""
     RANK_DEFICIENT = 2
-    """Active constraints are linearly dependent; the minimum-norm multiplier derivative is used."""
+    """Active constraints are linearly dependent, or as good as that in a nonlinear problem without multipliers; the
+    minimum-norm multiplier derivative is used where the system is singular to rounding."""
     WEAKLY_ACTIVE = 4
     """A constraint is active with a zero multiplier, a kink where one element of the generalised Jacobian is used."""
     SINGULAR_JACOBIAN = 8

@@ -25,6 +25,8 @@ ADD, SUB, MUL, DIV, FMA, COPY, NEG, WHEN, POW, SQRT, EXP, LOG, SIN, COS, TANH, S
 LT, LE, EQ, NE, MIN, MAX, ABS, SIGN, FLOOR, EXPM1, LOG1P, TAN, ASIN, ACOS, ATAN, SINH = range(16, 32)
 COSH, ASINH, ACOSH, ATANH, ATAN2, ERF, ERFC = range(32, 39)
 """The operations. Comparisons give 0 and 1, ``WHEN`` is b where a is not 0, else 0, ``FMA`` adds a * b to what is there."""
+BENT = (LT, LE, EQ, NE, MIN, MAX, ABS, SIGN, FLOOR)
+"""Those with kinks or jumps."""
 
 
 class Tape(NamedTuple):

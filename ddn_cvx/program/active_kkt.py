@@ -38,6 +38,10 @@ PRODUCT_TOLERANCE = 1e-10
 """Relative residual to which systems too large for matrices are solved."""
 PRODUCTS = 5000
 """Products that one may cost."""
+STRAINED = 1e6
+"""Growth beyond which a solution is determined to the root of the tolerance, as where no multipliers exist."""
+DEPENDENT = 1e-4
+"""Smallest singular value of active constraints, of unit length each, which are dependent to that root."""
 NEARLY_FLAT = 1e-5
 """Curvature, relative to the largest entry of the Hessian, of directions that are looked along for lower points."""
 
@@ -92,6 +96,26 @@ class ActiveKKT:
         """Which elements have a valley of solutions, or dependent active constraints."""
         return self.saddle.singular
 
+    @property
+    def nearly_singular(self) -> NullSpace:
+        """``singular``, and those that are so but for the accuracy of the solution: their derivatives are those of the
+        system as it stands, and as large as it makes them. Dependent constraints are told from a flat direction."""
+        strained = self.minimum & (self.saddle.growth > STRAINED)
+        rows = torch.nonzero(strained).flatten()
+        null = self.singular
+        if not len(rows):
+            return null
+        A = self.A[rows] * (1.0 - self.fixed[rows]).unsqueeze(-2)
+        length = A.norm(dim=-1, keepdim=True)
+        A = A / torch.where(length > 0, length, 1.0)
+        gram = A @ A.mT + torch.diag_embed((length == 0).to(A.dtype).squeeze(-1))
+        dependent = torch.zeros_like(rows, dtype=torch.bool)
+        if A.shape[1]:
+            dependent = torch.linalg.eigvalsh(gram)[:, 0] < DEPENDENT**2
+        primal, dual = null.primal.clone(), null.dual.clone()
+        primal[rows], dual[rows] = ~dependent, dependent
+        return NullSpace(primal, dual)
+
     def solve(self, top: Tensor, h: Tensor, g: Tensor, z: Tensor) -> Columns:
         """``(u, t_h, t_g, t_z)`` for right-hand sides ``(B, ., k)``; of least norm where the system is singular."""
         on, fixed = self.on.unsqueeze(-1), self.fixed.unsqueeze(-1)
@@ -132,7 +156,7 @@ class ProductKKT:
         self.program, self.theta, self.state, self.active, self.ok = program, theta, state, active, ok
         self.unit = unit
         self.minimum, self.flat = ok, torch.zeros_like(ok)
-        self.singular = NullSpace(torch.zeros_like(ok), torch.zeros_like(ok))
+        self.singular = self.nearly_singular = NullSpace(torch.zeros_like(ok), torch.zeros_like(ok))
 
     @torch.no_grad()
     def solve(self, top: Tensor, h: Tensor, g: Tensor, z: Tensor) -> Columns:

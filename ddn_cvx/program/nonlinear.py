@@ -174,6 +174,11 @@ class NonlinearProgram:
         """
         return self._tapes.confirm(self, y, theta, values)
 
+    def is_smooth(self, y: Tensor, theta: Theta) -> bool | None:
+        """Whether the functions have no operation with a kink; None where there is no tape to tell."""
+        traced = self._tapes.known(y, theta)
+        return None if traced is None else not traced.bent
+
     def credible(self, y: Tensor, theta: Theta, first: First) -> Tensor:
         """Whether torch has the values at ``y`` that a tape gave, ``(B,)`` bool: in a tape zero times infinity is zero."""
         if self._tapes.known(y, theta) is None:

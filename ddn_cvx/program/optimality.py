@@ -132,15 +132,15 @@ def judge(program: NonlinearProgram, theta: Theta, state: State, bent: bool = Tr
         size = 1.0 + largest(y)
         if program.is_dense:
             H = curvature(program, theta, state, first) if bent else y.new_zeros(len(y), 0, 0)
-            pulls = _pulls(state, first)
+            acting = pulls(state, first)
             bend, steep_h, steep_g = largest(row_sizes(H)), largest(first.Jh), largest(first.Jg)
         else:
             H = y.new_zeros(len(y), 0, 0)
-            pulls = [program.gradient(y, theta, lam, mu) - first.gradient, z]
+            acting = [program.gradient(y, theta, lam, mu) - first.gradient, z]
             bend = largest(program.hvp(y, theta, lam, mu, probe(y)))
             steep_h, steep_g = (t.abs() for t in program.jvp(y, theta, probe(y)))
-        forces = torch.stack([largest(t) for t in (first.gradient, *pulls)]).amax(0)
-        force, residual = forces + bend * size + NOISE, largest(first.gradient + sum(pulls))
+        forces = torch.stack([largest(t) for t in (first.gradient, *acting)]).amax(0)
+        force, residual = forces + bend * size + NOISE, largest(first.gradient + sum(acting))
         # An infinite curvature or force would hide any residual.
         dual = torch.where(force.isfinite(), residual / force, torch.inf)
         rows = torch.nonzero(_faint(state, first.f, forces, bend) & (residual > 0) & bent).flatten()
@@ -162,7 +162,7 @@ def curvature(program: NonlinearProgram, theta: Theta, state: State, first: Firs
     """The Hessian of the Lagrangian ``(B, n, n)``, or its diagonal blocks. Where the curvatures of objective and constraints
     cancel, or those of the terms of an objective that is flat, it is zero: what is left is rounding, not a small Hessian."""
     H = program.curvature(state.y, theta, state.lam, state.mu)
-    forces = torch.stack([largest(t) for t in (first.gradient, *_pulls(state, first))]).amax(0)
+    forces = torch.stack([largest(t) for t in (first.gradient, *pulls(state, first))]).amax(0)
     bend = largest(row_sizes(H))
     cancelled = bend * (1.0 + largest(state.y)) <= ROUNDING * forces
     rows = torch.nonzero(_faint(state, first.f, forces, bend) & (bend > 0)).flatten()
@@ -174,9 +174,13 @@ def curvature(program: NonlinearProgram, theta: Theta, state: State, first: Firs
 
 def _faint(state: State, f: Tensor, forces: Tensor, bend: Tensor) -> Tensor:
     """Elements without a force to compare with, as on a plateau between two groups of points that pull equally, ``(B,)``."""
-    size = 1.0 + largest(state.y)
-    least = FAINT * (1.0 + f.abs() / size)
-    return (forces <= least) & (bend * size <= CURVED * least)
+    least = faint_force(state, f)
+    return (forces <= least) & (bend * (1.0 + largest(state.y)) <= CURVED * least)
+
+
+def faint_force(state: State, f: Tensor) -> Tensor:
+    """The force that rounding may leave of larger ones that cancel, ``(B,)``."""
+    return FAINT * (1.0 + f.abs() / (1.0 + largest(state.y)))
 
 
 def _tremor(
@@ -198,12 +202,12 @@ def _tremor(
     slopes = [program.gradient(points, many, lam, mu)]
     if program.is_dense:
         first = program.first(points, many)
-        slopes.append(first.gradient + sum(_pulls(State(points, lam, mu, torch.zeros_like(points)), first)))
+        slopes.append(first.gradient + sum(pulls(State(points, lam, mu, torch.zeros_like(points)), first)))
     bends = spread(row_sizes(program.curvature(points, many, lam, mu))) if bent else torch.zeros_like(y[:, 0])
     return spread(*slopes), bends
 
 
-def _pulls(state: State, first: First) -> list[Tensor]:
+def pulls(state: State, first: First) -> list[Tensor]:
     """What constraints and bounds add to the gradient, ``(B, n)`` each."""
     pull_h = (state.lam.unsqueeze(-2) @ first.Jh).squeeze(-2)
     return [pull_h, (state.mu.unsqueeze(-2) @ first.Jg).squeeze(-2), state.z]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.kernels.jit import spread
-from ddn_cvx.kernels.tape import Floats, Tape, evaluate
+from ddn_cvx.kernels.tape import BENT, Floats, Tape, evaluate
 from ddn_cvx.program.scalar_graph import POINT, THETA, WEIGHT, Graph, TooLargeError
 from ddn_cvx.program.tape_code import Inputs, differentiate, generate, pull_back
 from ddn_cvx.program.tape_ops import NotScalarError
@@ -88,6 +88,8 @@ class Traced(NamedTuple):
     tape: Tape
     pull: Tape | None
     """The derivatives with respect to the parameters (``tape_code.pull_back``)."""
+    bent: bool
+    """Whether there are operations with kinks or jumps among the values."""
 
 
 def build(program: NonlinearProgram, y: Tensor, theta: Theta) -> Traced | str:
@@ -131,7 +133,8 @@ def build(program: NonlinearProgram, y: Tensor, theta: Theta) -> Traced | str:
         pull = generate(graph, [*given.all, *weights.all], pulled, INSTRUCTIONS)
     except TooLargeError:
         pull = None
-    return Traced(tape, pull if pull is not None and points.agree_on_pull(pull) else None)
+    bent = bool(np.isin(tape.values[:, 0], BENT).any())
+    return Traced(tape, pull if pull is not None and points.agree_on_pull(pull) else None, bent)
 
 
 def pulled(program: NonlinearProgram, pull: Tape, inputs: Floats, theta: Theta) -> list[Tensor]:
