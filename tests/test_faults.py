@@ -78,9 +78,22 @@ def raises(error: BaseException) -> Callable[[RawSolution, Tensor], RawSolution]
     return fault
 
 
+HANG = 60.0
+"""Seconds that a solver hangs, unless the test ends before: far more than a busy machine needs to leave it behind."""
+released = threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def release() -> Iterator[None]:
+    """What hangs in a test goes on when the test is over."""
+    released.clear()
+    yield
+    released.set()
+
+
 def hangs(raw: RawSolution, bad: Tensor) -> RawSolution:
     if bool(bad.any()):
-        time.sleep(3)
+        released.wait(HANG)
     return raw
 
 
@@ -216,15 +229,15 @@ def test_answers_of_a_wrong_form_are_errors(field: str, value: Callable[[Any], A
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def left_behind() -> Iterator[None]:
     begin = time.monotonic()
     yield
-    assert time.monotonic() - begin < seconds
+    assert time.monotonic() - begin < HANG / 2
 
 
 def test_a_solver_that_hangs_is_left_behind() -> None:
-    layer = projection(Broken(hangs), time_limit=0.2)
-    with within(2.5):
+    layer = projection(Broken(hangs), time_limit=1.0)
+    with left_behind():
         found = layer.solve(points())
     assert found.statuses == [S.TIME_LIMIT] * 5  # the solver takes batches: nobody knows which element it was
     good = points()[[0, 1, 3, 4]]
@@ -234,8 +247,8 @@ def test_a_solver_that_hangs_is_left_behind() -> None:
 
 
 def test_a_function_of_the_user_that_hangs_is_left_behind() -> None:
-    with within(2.5):
-        found = own_solver(lambda p: time.sleep(3), time_limit=0.2).solve(points())
+    with left_behind():
+        found = own_solver(lambda p: released.wait(HANG), time_limit=0.2).solve(points())
     assert found.statuses == [S.TIME_LIMIT] * 5
 
 
@@ -247,7 +260,7 @@ def test_one_element_that_hangs_does_not_hurt_the_others(monkeypatch: pytest.Mon
 
     def slow(c: Any, G: Any, h: Any, dims: Any, *equal: Any, **options: Any) -> Any:
         if abs(h).max() > 10 or abs(c).max() > 10:
-            time.sleep(3)
+            released.wait(HANG)
         return honest(c, G, h, dims, *equal, **options)
 
     x, p = cp.Variable(3), cp.Parameter(3)
@@ -256,8 +269,8 @@ def test_one_element_that_hangs_does_not_hurt_the_others(monkeypatch: pytest.Mon
     cost[BAD, 0] = 70.0
     expected = ddn.DeclarativeLayer(linear, [p], x, solver="ecos")(cost)
     monkeypatch.setattr(ecos, "solve", slow)
-    with within(2.5):
-        found = ddn.DeclarativeLayer(linear, [p], x, solver="ecos", time_limit=0.3, on_failure="nan").solve(cost)
+    with left_behind():
+        found = ddn.DeclarativeLayer(linear, [p], x, solver="ecos", time_limit=2.0, on_failure="nan").solve(cost)
     assert found.statuses == [S.SOLVED, S.SOLVED, S.TIME_LIMIT, S.SOLVED, S.SOLVED]
     assert torch.equal(found.outputs[0][[0, 1, 3, 4]], expected[[0, 1, 3, 4]])
 
