@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from ddn_cvx.cones import Cone, Product
 from ddn_cvx.declare.atoms import is_compact
+from ddn_cvx.declare.cone_units import cone_units
 from ddn_cvx.declare.in_cone import InCone
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.linalg.pattern import Pattern
@@ -107,10 +108,11 @@ def canonicalise(problem: cp.Problem, parameters: Sequence[cp.Parameter], gp: bo
         data, chain, inverse = _stand_in(problem).get_problem_data(_Waist(), gp=gp, enforce_dpp=True)
     program: ParamConeProg = data[settings.PARAM_PROB]
     others = _others(program, chain, problem)
-    conic, matrix = _problem_data(program, others)
     maps = _variable_maps(program, chain, problem.variables())
+    visible = np.zeros(program.x.size, bool)
     for real, imag in maps.values():
-        conic.visible[sp.csc_array(abs(real) if imag is None else abs(real) + abs(imag)).sum(axis=0) > 0] = True
+        visible[sp.csc_array(abs(real) if imag is None else abs(real) + abs(imag)).sum(axis=0) > 0] = True
+    conic, matrix, units = _problem_data(program, others, visible)
     # An auxiliary variable with a price that is a parameter: if it is not unique, neither is the derivative with respect to
     # the price (the epigraph variable of w |y| at w = 0).
     prices = sp.csr_array(matrix[conic.P.nnz : conic.P.nnz + conic.n, :-1])
@@ -120,7 +122,7 @@ def canonicalise(problem: cp.Problem, parameters: Sequence[cp.Parameter], gp: bo
         data=matrix,
         sources=tuple(_parameter_sources(program, chain, parameters)),
         variables=maps,
-        duals=_dual_maps(program, chain, inverse, problem, others.place),
+        duals=_dual_maps(program, chain, inverse, problem, others.place, units),
     )
 
 
@@ -153,7 +155,10 @@ def _others(pp: ParamConeProg, chain: Any, problem: cp.Problem) -> _Others:
     return _Others(tuple(cones), order.argsort())
 
 
-def _problem_data(pp: ParamConeProg, others: _Others) -> tuple[ConicProgram, sp.csr_array]:
+def _problem_data(
+    pp: ParamConeProg, others: _Others, visible: NDArray[np.bool_]
+) -> tuple[ConicProgram, sp.csr_array, NDArray[np.float64]]:
+    """The program, the map to its values, and the factor of each row."""
     n, m, width = pp.x.size, int(pp.constr_size), pp.total_param_size + 1
     # cvxpy stacks [A | b] column by column; entry (i, j) is row j * m + i of the tensor, and its sign is s = Ax + b.
     stored, tensor = _nonempty_rows(pp.A if m else sp.coo_array((0, width)))
@@ -181,7 +186,10 @@ def _problem_data(pp: ParamConeProg, others: _Others) -> tuple[ConicProgram, sp.
     power = tuple((float(a), 1.0 - float(a)) for a in dims.p3d) + tuple(tuple(map(float, a)) for a in dims.pnd)
     nonneg = dims.nonneg - sum(cone.dim for cone in others.cones)
     cones = Product(dims.zero, nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, power, others.cones)
-    return ConicProgram(P, A, cones, np.zeros(n, bool)), sp.csr_array(sp.vstack([P_map, q[:n], q[n : n + 1], A_map, b_map]))
+    rows, columns = cone_units(cones, A, abs(A_map).sum(axis=1), visible)
+    factors = (columns[P.rows] * columns[P.cols], columns, np.ones(1), rows[A.rows] * columns[A.cols], rows)
+    matrix = sp.diags_array(np.concatenate(factors)) @ sp.vstack([P_map, q[:n], q[n : n + 1], A_map, b_map])
+    return ConicProgram(P, A, cones, visible), sp.csr_array(matrix), rows
 
 
 def _nonempty_rows(matrix: Any) -> tuple[NDArray[np.int64], sp.csr_array]:
@@ -307,13 +315,18 @@ def _variable_maps(
 
 
 def _dual_maps(
-    pp: ParamConeProg, chain: Any, inverse: Any, problem: cp.Problem, place: NDArray[np.int64]
+    pp: ParamConeProg,
+    chain: Any,
+    inverse: Any,
+    problem: cp.Problem,
+    place: NDArray[np.int64],
+    units: NDArray[np.float64],
 ) -> dict[int, tuple[sp.csr_array, sp.csr_array | None]]:
     saved = [[dual.value for dual in c.dual_variables] for c in problem.constraints]
 
     def apply(y: NDArray[np.float64]) -> dict[int, Any]:
         rows: dict[int, Any] = {}
-        y, start = y[place], 0
+        y, start = (units * y)[place], 0
         for constraint in pp.constraints:
             rows[constraint.id] = y[start : start + constraint.size]
             start += constraint.size
