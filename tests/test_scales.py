@@ -14,8 +14,9 @@ from torch import Tensor
 
 import ddn_cvx as ddn
 from ddn_cvx.cones import Product
-from ddn_cvx.declare.cone_units import cone_units
 from ddn_cvx.linalg.pattern import Pattern
+from ddn_cvx.program.cone_units import ConeUnits
+from ddn_cvx.program.conic import ConicProgram
 from ddn_cvx.solution import Regularity
 
 cp: Any = cvxpy  # cvxpy's star imports are invisible to type checkers
@@ -113,16 +114,87 @@ def test_multipliers_are_those_of_the_rows_as_declared(row: float, solver: str |
         np.testing.assert_allclose(row * found.dual[0][0], form, atol=1e-6, err_msg=name)
 
 
+FACTOR, ROWS = cp.Parameter(nonneg=True), cp.Parameter((3, 3))
+PARAMETRIC: dict[str, tuple[list[Any], Any, Any]] = {
+    "ball": ([cp.norm(ROWS @ X) <= FACTOR], 2 * UNIT, ONTO_BALL / 2),
+    "semidefinite": ([FACTOR * MATRIX >> 0], [2.0, 0.0, -1.0], BOUNDARY),
+    "exponential": ([cp.ExpCone(FACTOR * X[0], FACTOR, FACTOR * X[1])], [1.0, 0.0, 1.0], CURVE),
+}
+
+
+def of_parameters(name: str, solver: str | None) -> tuple[ddn.DeclarativeLayer, Callable[[Tensor], list[Tensor]], Any, Any]:
+    """A layer for p and a factor of its rows, what to give it for factors r (B,), the point, and the derivative there."""
+    constraints, at, slope = PARAMETRIC[name]
+    problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(X - P)), constraints)
+    known = [P, FACTOR, ROWS] if name == "ball" else [P, FACTOR]
+    eye = torch.eye(3, dtype=torch.float64)
+
+    def rest(r: Tensor) -> list[Tensor]:
+        return [r, r[..., None, None] * eye] if name == "ball" else [r]
+
+    layer = ddn.DeclarativeLayer(problem, known, X, solver=solver)
+    return layer, rest, torch.tensor(at, dtype=torch.float64), torch.as_tensor(slope)
+
+
+@pytest.mark.parametrize("solver", [None, "clarabel", "conic_interior_point"])
+@pytest.mark.parametrize("name", PARAMETRIC)
+def test_rows_whose_units_come_from_parameters(name: str, solver: str | None) -> None:
+    """In one batch: each element has units of its own."""
+    layer, rest, at, slope = of_parameters(name, solver)
+    r = torch.tensor([1e-7, 1e-5, 1e-3, 1.0, 1e3, 1e5, 1e7], dtype=torch.float64)
+    assert layer.solve(at.expand(7, 3), *rest(r)).regularities == [REGULAR] * 7
+    jacobian = torch.autograd.functional.jacobian(lambda p: layer(p, *rest(r)).sum(0), at.repeat(7, 1)).movedim(0, 1)
+    torch.testing.assert_close(jacobian, slope.expand(7, 3, 3), rtol=0, atol=1e-9)
+    each = torch.func.vmap(lambda p, r: torch.func.jacrev(lambda p: layer(p, *rest(r)))(p))(at.expand(7, 3), r)
+    torch.testing.assert_close(each, slope.expand(7, 3, 3), rtol=0, atol=1e-9)
+    forth = torch.func.vmap(torch.func.jacfwd(lambda p, r: layer(p, *rest(r))))(at.expand(7, 3), r)
+    torch.testing.assert_close(forth, slope.expand(7, 3, 3), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", PARAMETRIC)
+def test_second_derivatives_in_any_units(name: str) -> None:
+    """Those at factor one, with which there are no units, are checked by finite differences elsewhere."""
+    layer, rest, at, _ = of_parameters(name, None)
+
+    def curvature(r: float) -> Tensor:
+        factor = torch.tensor(r, dtype=torch.float64)
+        return torch.autograd.functional.hessian(lambda p: (layer(p, *rest(factor)) ** 3).sum(), at)
+
+    for r in (1e-6, 1e6):
+        torch.testing.assert_close(curvature(r), curvature(1.0), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", [None, "clarabel"])
+@pytest.mark.parametrize("row", [1e-6, 1.0, 1e6])
+def test_multipliers_of_rows_whose_units_come_from_parameters(row: float, solver: str | None) -> None:
+    """As reported, and as an output: a force of one, so 1 / r; and its derivative, -1 / r**2."""
+    constraint = FACTOR * MATRIX >> 0
+    problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(X - P)), [constraint])
+    layer = ddn.DeclarativeLayer(problem, [P, FACTOR], [X, constraint.dual_variables[0]], solver=solver)
+    at, r = torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64), torch.tensor(row, dtype=torch.float64, requires_grad=True)
+    force = torch.tensor([[0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(row * layer.solve(at, r.detach()).dual[0][0], force, rtol=0, atol=1e-8)
+    _, multiplier = layer(at, r)
+    torch.testing.assert_close(row * multiplier, force, rtol=0, atol=1e-8)
+    (slope,) = torch.autograd.grad(multiplier[1, 1], r)
+    assert abs(row**2 * float(slope) + 1) < 1e-7
+
+
 def test_units_of_rows_and_of_auxiliary_variables() -> None:
     """Visible x0, epigraphs t1 and t2: ``(t1, 1e6 x0)`` and ``(t2, 1e-3 t1)`` in cones, ``t2 <= b``."""
     entries = sp.csc_array(np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1e6, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1e-3, 0.0]]))
     pattern = Pattern.of(entries)
     sizes = np.asarray(entries[pattern.rows, pattern.cols]).ravel()
-    cones = Product(zero=0, nonneg=1, soc=(2, 2))
-    rows, columns = cone_units(cones, pattern, sizes, np.array([True, False, False]))
+
+    def units(cones: Product) -> tuple[Any, Any]:
+        program = ConicProgram(Pattern.of(sp.csc_array((3, 3))), pattern, cones)
+        found = ConeUnits(program, np.array([True, False, False]), 16.0).of(torch.from_numpy(sizes)[None])
+        return found[0][0].numpy(), found[1][0].numpy()
+
+    rows, columns = units(Product(zero=0, nonneg=1, soc=(2, 2)))
     scaled = rows[:, None] * entries.toarray() * columns
     np.testing.assert_allclose(np.log2(np.append(rows, columns)) % 1, 0)  # powers of two
     assert columns[0] == 1 and rows[1] == rows[2] and rows[3] == rows[4]
     assert (np.abs(np.log2(scaled[scaled > 0])) <= 4).all()
-    rows, columns = cone_units(Product(zero=1, nonneg=4), pattern, sizes, np.array([True, False, False]))
+    rows, columns = units(Product(zero=1, nonneg=4))
     assert (rows == 1).all() and (columns == 1).all()

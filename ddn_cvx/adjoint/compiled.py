@@ -45,8 +45,10 @@ def attach(
     """Run ``solve(data, finite, parameters, *extra)`` with what ``binding.bind(pieces)`` gives, and return its
     ``(x, v, ok)`` as differentiable functions of the pieces: compiled if the adjoint is the default one."""
     if adjoint == _DEFAULT and are_plain(pieces) and binding.compiled is not None:
-        out = _CompiledMap.apply(solve, binding, adjoint, extra, *pieces)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return cast(tuple[Tensor, Tensor, Tensor], out)
+        u, ends = _joined(pieces)
+        if binding.is_ordinary(u):
+            out = _CompiledMap.apply(solve, binding, adjoint, extra, u, ends, *pieces)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            return cast(tuple[Tensor, Tensor, Tensor], out)
     return _in_torch(adjoint, solve, binding, pieces, extra)
 
 
@@ -81,16 +83,17 @@ class _CompiledMap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, solve: SolveParameters, binding: Binding, adjoint: Adjoint, extra: tuple[Tensor, ...], *pieces: Tensor
+        ctx: Any,
+        solve: SolveParameters,
+        binding: Binding,
+        adjoint: Adjoint,
+        extra: tuple[Tensor, ...],
+        u: Array,
+        ends: list[int],
+        *pieces: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [_rows(piece.detach().numpy()) for piece in pieces]
-        ctx.ends = ends = [*accumulate(part.shape[1] for part in parts)]
-        if len(parts) == 1:
-            u = np.ascontiguousarray(parts[0])
-        else:
-            u = np.concatenate(parts, axis=1, out=empty(len(parts[0]), ends[-1]))
         data, (x, v, ok) = solve.from_parameters(u, *extra)
-        ctx.binding, ctx.solve, ctx.adjoint, ctx.u, ctx.data = binding, solve, adjoint, u, data
+        ctx.binding, ctx.solve, ctx.adjoint, ctx.u, ctx.ends, ctx.data = binding, solve, adjoint, u, ends, data
         ctx.save_for_backward(x, v, ok, *pieces)
         ctx.mark_non_differentiable(ok)
         ctx.differentiated = False
@@ -100,7 +103,7 @@ class _CompiledMap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, v, ok, *pieces = ctx.saved_tensors
-        needed = ctx.needs_input_grad[4:]
+        needed = ctx.needs_input_grad[6:]
         if torch.is_grad_enabled():
             with torch.enable_grad():
                 known = _Known(ctx.solve, (x.detach(), v.detach(), ok))
@@ -116,7 +119,16 @@ class _CompiledMap(torch.autograd.Function):
                 part = whole[start:stop] if whole_wanted else whole[start:stop].copy()
                 gradients.append(torch.from_numpy(part.reshape(piece.shape)) if need else None)
                 start = stop
-        return (None, None, None, None, *gradients)
+        return (None, None, None, None, None, None, *gradients)
+
+
+def _joined(pieces: Sequence[Tensor]) -> tuple[Array, list[int]]:
+    """The parameter vectors ``(B, k)``, and where in k each piece ends."""
+    parts = [_rows(piece.detach().numpy()) for piece in pieces]
+    ends = [*accumulate(part.shape[1] for part in parts)]
+    if len(parts) == 1:
+        return np.ascontiguousarray(parts[0]), ends
+    return np.concatenate(parts, axis=1, out=empty(len(parts[0]), ends[-1])), ends
 
 
 def _rows(array: Array) -> Array:

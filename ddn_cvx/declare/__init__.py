@@ -1,7 +1,7 @@
 """What the user writes, read once; nothing here solves anything, and only here (and in nodes) is cvxpy imported.
 
 ``node``                                        everything that can be declared
-``cvxpy_convex``, ``canonical``, ``cone_units``, ``auto_dpp``, ``rules``, ``in_cone``
+``cvxpy_convex``, ``canonical``, ``auto_dpp``, ``rules``, ``in_cone``
                                                 convex cvxpy problems -> cone programs
 ``cvxpy_nonconvex``, ``smooth_form*``, ``free_entries``
                                                 other cvxpy problems -> nonlinear programs

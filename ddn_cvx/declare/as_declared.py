@@ -133,8 +133,7 @@ def _elementwise(equalities: list[Pair], inequalities: list[Pair]) -> Tensor:
     left, right = (torch.cat([pair[side] for pair in (*equalities, *inequalities)], 1) for side in (0, 1))
     number = sum(pair[0].shape[1] for pair in equalities)
     excess = left - right
-    excess[:, :number].abs_()
-    excess[:, number:].clamp_(min=0)
+    excess = torch.cat((excess[:, :number].abs(), excess[:, number:].clamp(min=0)), 1)
     return _relative(excess, left, right)
 
 

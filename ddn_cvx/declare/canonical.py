@@ -19,6 +19,7 @@ import cvxpy as cp
 import cvxpy.settings as settings
 import numpy as np
 import scipy.sparse as sp
+import torch
 from cvxpy.constraints import SOC, ExpCone, NonNeg, PowCone3D, PowConeND, SvecPSD
 from cvxpy.reductions.complex2real.complex2real import Complex2Real
 from cvxpy.reductions.cvx_attr2constr import SYMMETRIC_ATTRIBUTES, CvxAttr2Constr, lower_value
@@ -31,11 +32,14 @@ from numpy.typing import NDArray
 
 from ddn_cvx.cones import Cone, Product
 from ddn_cvx.declare.atoms import is_compact
-from ddn_cvx.declare.cone_units import cone_units
 from ddn_cvx.declare.in_cone import InCone
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.linalg.pattern import Pattern
+from ddn_cvx.program.cone_units import ConeUnits
 from ddn_cvx.program.conic import ConicProgram
+
+ORDINARY = 16.0
+"""Coefficients in rows of curved cones between this and its reciprocal are left as they are."""
 
 
 class _Waist(ConicSolver):
@@ -186,10 +190,12 @@ def _problem_data(
     power = tuple((float(a), 1.0 - float(a)) for a in dims.p3d) + tuple(tuple(map(float, a)) for a in dims.pnd)
     nonneg = dims.nonneg - sum(cone.dim for cone in others.cones)
     cones = Product(dims.zero, nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, power, others.cones)
-    rows, columns = cone_units(cones, A, abs(A_map).sum(axis=1), visible)
+    conic = ConicProgram(P, A, cones, visible)
+    sizes = torch.from_numpy(abs(A_map).sum(axis=1)).unsqueeze(0)  # parameters count as 1
+    rows, columns = (units[0].numpy() for units in ConeUnits(conic, visible, ORDINARY).of(sizes))
     factors = (columns[P.rows] * columns[P.cols], columns, np.ones(1), rows[A.rows] * columns[A.cols], rows)
     matrix = sp.diags_array(np.concatenate(factors)) @ sp.vstack([P_map, q[:n], q[n : n + 1], A_map, b_map])
-    return ConicProgram(P, A, cones, visible), sp.csr_array(matrix), rows
+    return conic, sp.csr_array(matrix), rows
 
 
 def _nonempty_rows(matrix: Any) -> tuple[NDArray[np.int64], sp.csr_array]:

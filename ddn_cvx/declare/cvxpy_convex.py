@@ -27,6 +27,7 @@ from ddn_cvx.kernels.substitution import Substitution
 from ddn_cvx.kernels.verification import Plan
 from ddn_cvx.program.affine_map import SparseLinear
 from ddn_cvx.program.base import Bound, ParameterSpec
+from ddn_cvx.program.cone_units import ParametricUnits
 from ddn_cvx.program.conic import ConicProgram
 from ddn_cvx.program.elimination import Elimination, Posed
 from ddn_cvx.program.instance import Point
@@ -135,6 +136,7 @@ class ConvexProblem:
         matrix = sp.csr_array(sp.hstack([canonical.data[:, :theta_size] @ theta, constant]))
         self._elimination = Elimination(Posed(canonical.program, matrix))
         self.program: ConicProgram = self._elimination.reduced
+        self._units = ParametricUnits(self._elimination)
         self.has_conditions = bool(self._lifted or self._logarithms) or any(self.declared.parameters)
         self.curvature_varies = self._elimination.curvature_varies
 
@@ -209,6 +211,10 @@ class ConvexProblem:
         """``bind`` for the compiled kernels; None where they do not take the program."""
         return self._elimination.compiled
 
+    def is_ordinary(self, u: NDArray[np.float64]) -> bool:
+        """Whether ``compiled`` gives the numbers of ``bind`` for u (B, k), which it does but for units of rows."""
+        return self._units.are_one(u)
+
     def pieces(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Parameter values ``(B, *shape)`` as the pieces ``(B, ...)`` of one vector; differentiable."""
         if self._lifted:
@@ -221,7 +227,7 @@ class ConvexProblem:
     def bind(self, pieces: Sequence[Tensor]) -> Bound:
         """Conic data for the pieces of the parameter vector; differentiable."""
         u, finite = _clean(_join(pieces))
-        data = self._elimination.bind(u)
+        data = self._units.bind(u)
         with torch.no_grad():
             finite = finite & torch.isfinite(torch.cat(data, 1)).all(-1)
         return Bound(data, u, finite)
@@ -238,7 +244,9 @@ class ConvexProblem:
     def recover(self, x: Tensor, v: Tensor, pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The requested outputs from the conic solution; differentiable."""
         primal_only = self._direct is not None and all(is_primal for is_primal, _ in self._outputs)
-        y = v if primal_only else self.program.cones.project_dual(v)
+        y = v
+        if not primal_only:
+            x, y = self._units.undo(x, self.program.cones.project_dual(v), _clean(_join(pieces))[0])
         if self._direct is not None:
             raw = [
                 _assemble(x if is_primal else y, maps)
@@ -289,7 +297,7 @@ class ConvexProblem:
         if self._elimination.has_constant:
             canonical = canonical + self._elimination.constant(u)
         if self._direct_primal is None:
-            full, _ = self._elimination.expand(x, y, u)
+            full, _ = self._elimination.expand(*self._units.undo(x, y, u), u)
             variables = {key: self._variable(full, maps) for key, maps in self._primal.items()}
         else:
             pairs = zip(self._primal, self._direct_primal, strict=True)
@@ -302,7 +310,8 @@ class ConvexProblem:
         self, values: Sequence[Tensor], x: Tensor, y: Tensor
     ) -> tuple[dict[str, Tensor], tuple[tuple[Tensor, ...], ...]]:
         """All variables by name, and the dual variables of each declared constraint."""
-        x, y = self._elimination.expand(x, y, _clean(_join(self.pieces(values)))[0])
+        u, _ = _clean(_join(self.pieces(values)))
+        x, y = self._elimination.expand(*self._units.undo(x, y, u), u)
         primal = {name: self._variable(x, self._primal[key]) for name, key in self._variable_ids.items()}
         return primal, tuple(tuple(_assemble(y, self._dual[key]) for key in ids) for ids in self._dual_ids)
 

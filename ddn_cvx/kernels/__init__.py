@@ -4,7 +4,7 @@ knows numba; ``jit`` says how they are compiled and called.
     ``jit``, ``lanes``, ``memory``                  compiling, eight elements side by side, memory that is used again
     ``dense``, ``indefinite``, ``eigen``, ``elementary``, ``fill``
                                                     matrices and functions
-    ``structure``, ``substitution``, ``optimality``, ``verification``
+    ``structure``, ``substitution``, ``cone_units``, ``optimality``, ``verification``
                                                     from parameters to data, and the checks of an answer
     ``active_set``, ``separable``, ``interior_point``, ``kkt``, ``kkt_once``
                                                     equalities and inequalities: solvers, and their derivative

@@ -6,6 +6,7 @@ that is differentiated; solvers and adjoints know nothing else of a problem.
     ``factor``, ``active_kkt``                      the KKT system at a point (``linalg`` solves it)
     ``affine_map``, ``elimination``, ``substituted``
                                                     parameters -> data of a cone program
+    ``cone_units``                                  ordinary coefficients in rows of curved cones
     ``epigraph``, ``row_order``, ``units``          the same program in a form that some solver wants
     ``products``                                    derivatives of a nonlinear program without matrices
     ``tape``, ``tape_*``, ``scalar_graph``          functions -> code that needs no Python

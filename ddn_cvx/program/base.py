@@ -64,6 +64,9 @@ class Binding(Protocol):
     def compiled(self) -> Substitution | None:
         """The same map for the compiled kernels; None where they do not take the program."""
 
+    def is_ordinary(self, u: NDArray[np.float64]) -> bool:
+        """Whether ``compiled`` gives the numbers of ``bind`` for the parameter vectors u (B, k)."""
+
     def bind(self, pieces: Sequence[Tensor]) -> Bound:
         """Problem data for the pieces of the parameter vector. Differentiable."""
 
