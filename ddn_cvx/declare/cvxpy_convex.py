@@ -20,7 +20,7 @@ from ddn_cvx.declare.auto_dpp import has_constant_curvature, to_dpp
 from ddn_cvx.declare.canonical import Canonical, canonicalise
 from ddn_cvx.declare.check_plan import plan_checks
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
-from ddn_cvx.declare.rules import check_declaration, check_parametrised, explain
+from ddn_cvx.declare.rules import check_arguments, check_declaration, check_parametrised, explain
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.kernels.substitution import Substitution
@@ -71,7 +71,7 @@ class ConvexProblem:
         variables: Sequence[cp.Variable],
         gp: bool = False,
     ):
-        _check_arguments(problem, parameters, variables)
+        check_arguments(problem, parameters, variables)
         check_declaration(problem, gp)
         self.gp = gp
         self.sign = -1.0 if isinstance(problem.objective, cp.Maximize) else 1.0
@@ -378,30 +378,5 @@ def declare(
     given = problem.parameters() if parameters is None else list(parameters)
     if gp or problem.is_dcp():
         return ConvexProblem(problem, given, outputs, gp), bare
-    _check_arguments(problem, given, outputs)
+    check_arguments(problem, given, outputs)
     return NonconvexProblem(problem, given, outputs, explain(problem)), bare
-
-
-def _check_arguments(problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]) -> None:
-    for k, p in enumerate(parameters):
-        if not isinstance(p, cp.Parameter):
-            raise DeclarationError(f"parameters[{k}] must be a cvxpy.Parameter, got {type(p).__name__}.")
-    known = {p.id for p in problem.parameters()}
-    given = [p.id for p in parameters]
-    if len(set(given)) != len(given):
-        raise DeclarationError("parameters lists the same cvxpy.Parameter twice.")
-    for k, p in enumerate(parameters):
-        if p.id not in known:
-            raise DeclarationError(f"parameters[{k}] ({p.name()!r}) does not appear in the problem.")
-    missing = [p.name() for p in problem.parameters() if p.id not in set(given)]
-    if missing:
-        raise DeclarationError(f"parameters must list every parameter of the problem; missing: {', '.join(missing)}.")
-    primal = {v.id for v in problem.variables()}
-    dual = {d.id for c in problem.constraints for d in c.dual_variables}
-    for k, v in enumerate(variables):
-        if not isinstance(v, cp.Variable):
-            raise DeclarationError(f"variables[{k}] must be a cvxpy.Variable, got {type(v).__name__}.")
-        if v.id not in primal | dual:
-            raise DeclarationError(
-                f"variables[{k}] ({v.name()!r}) is neither a variable of the problem nor a dual variable of its constraints."
-            )

@@ -1,8 +1,8 @@
-"""Why a problem cannot become a layer: the offending expression and the rule it breaks."""
+"""Why a problem cannot become a layer: the offending argument or expression, and the rule it breaks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cvxpy as cp
 from cvxpy.atoms.quad_form import QuadForm
@@ -10,6 +10,38 @@ from cvxpy.expressions.expression import Expression
 
 from ddn_cvx.declare.as_declared import CONSTRAINTS
 from ddn_cvx.errors import DeclarationError
+
+
+def check_arguments(problem: cp.Problem, parameters: Sequence[cp.Parameter], variables: Sequence[cp.Variable]) -> None:
+    """Raise unless these are all the parameters of the problem, and variables or dual variables of it.
+
+    Raises
+    ------
+    DeclarationError
+        Names the first that is not.
+    """
+    for k, p in enumerate(parameters):
+        if not isinstance(p, cp.Parameter):
+            raise DeclarationError(f"parameters[{k}] must be a cvxpy.Parameter, got {type(p).__name__}.")
+    known = {p.id for p in problem.parameters()}
+    given = [p.id for p in parameters]
+    if len(set(given)) != len(given):
+        raise DeclarationError("parameters lists the same cvxpy.Parameter twice.")
+    for k, p in enumerate(parameters):
+        if p.id not in known:
+            raise DeclarationError(f"parameters[{k}] ({p.name()!r}) does not appear in the problem.")
+    missing = [p.name() for p in problem.parameters() if p.id not in set(given)]
+    if missing:
+        raise DeclarationError(f"parameters must list every parameter of the problem; missing: {', '.join(missing)}.")
+    primal = {v.id for v in problem.variables()}
+    dual = {d.id for c in problem.constraints for d in c.dual_variables}
+    for k, v in enumerate(variables):
+        if not isinstance(v, cp.Variable):
+            raise DeclarationError(f"variables[{k}] must be a cvxpy.Variable, got {type(v).__name__}.")
+        if v.id not in primal | dual:
+            raise DeclarationError(
+                f"variables[{k}] ({v.name()!r}) is neither a variable of the problem nor a dual variable of its constraints."
+            )
 
 
 def check_declaration(problem: cp.Problem, gp: bool) -> None:
