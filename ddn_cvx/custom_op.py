@@ -49,6 +49,7 @@ LAYERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _RUNS: dict[int, _Run] = {}
 _numbers = itertools.count(1)
 
+
 def _dispatched_to() -> tuple[Any, Any]:
     return torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
 

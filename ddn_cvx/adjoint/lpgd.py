@@ -213,6 +213,8 @@ class _Again(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise DifferentiationError("LPGD() has first derivatives only; use adjoint=Implicit().")
 
+    jvp = backward
+
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], kind: Any, flags: Flags, tau: float, *tensors: Tensor) -> Any:
         size, dims = info.batch_size, in_dims[3:]
