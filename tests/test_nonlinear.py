@@ -222,13 +222,13 @@ def test_several_kinks_are_decided_each_for_itself() -> None:
     ids=["redundant", "more rows than variables"],
 )
 def test_dependent_constraints_do_no_harm(rows: object) -> None:
-    layer = DeclarativeLayer(TorchProblem(2, distance, rows, initial=0.3))
+    layer = DeclarativeLayer(TorchProblem(2, distance, rows, initial=0.3, parameters=[(2,)]))
     x = points(3, 2)
     solution = layer.solve(x)
     assert solution.regularities == [Regularity.RANK_DEFICIENT] * 3
     assert torch.allclose(solution.outputs[0], x + (1 - x.sum(-1, keepdim=True)) / 2)
     half = torch.tensor([[0.5, -0.5], [-0.5, 0.5]], dtype=f64).expand(3, 2, 2)
-    assert torch.allclose(vmap(jacrev(lambda x: layer(x.unsqueeze(0))[0]))(x), half, atol=1e-8)
+    assert torch.allclose(vmap(jacrev(layer))(x), half, atol=1e-8)
     with pytest.raises(ddn.DifferentiationError, match="singular"):
         hessian(lambda x: (layer(x) ** 2).sum())(x)
 
