@@ -283,7 +283,7 @@ def bare_forward_rule(module: Module) -> Iterator[str]:
     for kind in ast.walk(module.tree):
         if isinstance(kind, ast.ClassDef) and any(ast.unparse(base).endswith("autograd.Function") for base in kind.bases):
             for rule in kind.body:
-                if isinstance(rule, ast.FunctionDef) and rule.name == "jvp" and not isinstance(rule.body[-1], ast.Raise):
+                if isinstance(rule, ast.FunctionDef) and rule.name == "jvp" and isinstance(rule.body[-1], ast.Return):
                     computes = any(isinstance(node, ast.Call) for line in rule.body for node in ast.walk(line))
                     if computes and "forward_rule" not in map(ast.unparse, rule.decorator_list):
                         yield f"{module.path}:{rule.lineno}: jvp of {kind.name} without forward_rule"
@@ -298,6 +298,18 @@ MODULES = [
     Module(path.relative_to(ROOT / PACKAGE).as_posix(), path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / PACKAGE).rglob("*.py"))
 ]
+
+
+AROUND = [
+    Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    for folder in ("benchmarks", "docs", "examples", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+def test_what_is_around_the_package_uses_public_names() -> None:
+    complaints = [complaint for module in AROUND for complaint in foreign_private(module)]
+    assert not complaints, "\n".join(complaints)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

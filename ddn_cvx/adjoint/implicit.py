@@ -102,7 +102,7 @@ def _sides(kink: WeaklyActive, factors: Factors) -> tuple[tuple[int, Factors], .
     return (({"descent": 0, "inactive": -1, "active": 1}[kink], factors),)
 
 
-class _SolutionMap(torch.autograd.Function):
+class SolutionMap(torch.autograd.Function):
     """``(P, q, A, b) -> (x, v, ok)``; further tensors are what the solve wants to look at and get no gradient."""
 
     @staticmethod
@@ -174,7 +174,7 @@ def implicit_map(
 
 
 def _solution_map(rule: Rule, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return cast(tuple[Tensor, Tensor, Tensor], apply(_SolutionMap, rule, *tensors))
+    return cast(tuple[Tensor, Tensor, Tensor], apply(SolutionMap, rule, *tensors))
 
 
 def _tied(u: Tensor, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -314,5 +314,5 @@ def _refuse_singular(factors: Factors) -> None:
     refuse_singular(0 if kkt is None else int(kkt.null.any.sum()))
 
 
-remember_signature(_SolutionMap.forward)
+remember_signature(SolutionMap.forward)
 remember_signature(_LinearSolve.forward)
