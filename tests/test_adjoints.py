@@ -343,9 +343,9 @@ def test_failed_elements_have_no_gradient_and_harm_no_other(kind: str, adjoint: 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Smoothed(0.0), "width must be positive"),
-        (lambda: LPGD(-1.0), "tau must be positive"),
-        (lambda: Unrolled(0), "steps must be a positive integer"),
+        (lambda: Smoothed(0.0), "width must be a positive number"),
+        (lambda: LPGD(-1.0), "tau must be a positive number"),
+        (lambda: Unrolled(0), "steps must be a whole number of at least 1"),
         (lambda: Approximate("none"), "mode must be one of"),
         (lambda: Implicit("sometimes"), "weakly_active must be one of"),
     ],

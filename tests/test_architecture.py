@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "ddn_cvx"
 
 # Imports go one way, from left to right:
-#   errors, solution, forward_mode, kernels <- cones <- linalg <- program <- {declare | solvers | adjoint} <- layer
+#   errors, solution, checks, forward_mode, kernels <- cones <- linalg <- program <- {declare | solvers | adjoint} <- layer
 #   <- {nodes | compat | testing}
 # Each part of the package, and the parts it may import. Siblings in braces never meet.
-GROUND = {"errors", "solution", "forward_mode"}
+GROUND = {"errors", "solution", "checks", "forward_mode"}
 # Compiled functions of numpy arrays: they know nothing of the package, and nothing but them knows numba.
 KERNELS = {"kernels"}
 CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
@@ -37,6 +37,7 @@ OUTSIDE = LAYER | {"nodes", "compat", "testing", "extend", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "solution": {"errors"},
+    "checks": {"errors"},
     "forward_mode": set(),
     "kernels": KERNELS,
     "cones": GROUND,

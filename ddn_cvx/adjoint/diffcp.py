@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
 from ddn_cvx.adjoint.transforms import apply
+from ddn_cvx.checks import require_positive, require_whole
 from ddn_cvx.errors import DifferentiationError, InputError
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.epigraph import Epigraph
@@ -69,11 +70,10 @@ class DiffcpAdjoint(Adjoint):
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise InputError(f"mode must be one of {get_args(Mode)}, got {self.mode!r}.")
-        for name, value in (("max_iterations", self.max_iterations), ("threads", self.threads)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} must be a positive whole number, got {value!r}.")
-        if not self.tolerance > 0:
-            raise InputError(f"tolerance must be positive, got {self.tolerance!r}.")
+        require_whole("max_iterations", self.max_iterations, 1)
+        require_positive("tolerance", self.tolerance)
+        if self.threads is not None:
+            require_whole("threads", self.threads, 1)
 
     def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         if torch._C._are_functorch_transforms_active():
