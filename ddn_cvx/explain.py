@@ -236,7 +236,9 @@ def _obstacle(node: ConvexProblem, settings: Settings, device: str) -> str:
         return "they know the default adjoint only"
     if device != "cpu":
         return f"they are for the CPU, and the parameters are on {device}"
-    return "the cones are curved" if not node.program.cones.is_polyhedral else "the program is too large for them"
+    if node.program.cones.power or node.program.cones.others:
+        return "there are none for power cones, nor for cones that are not of this package"
+    return "the program is too large for them"
 
 
 def _checks(node: ConvexProblem, settings: Settings, failing: str) -> Iterator[str]:
