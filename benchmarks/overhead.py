@@ -66,7 +66,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "map": [(substitution, "bind"), (ConvexProblem, "pieces"), (ConvexProblem, "bind")],
     "solve and check": [(Call, "from_parameters"), (Call, "__call__")],
     "recovery": [(ConvexProblem, "recover")],
-    "differentiate": [(compiled, "_pull_back"), (implicit._SolutionMap, "backward")],
+    "differentiate": [(compiled, "pull_back"), (implicit.SolutionMap, "backward")],
 }
 
 

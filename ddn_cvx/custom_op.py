@@ -5,7 +5,7 @@ While a model is compiled, ``DeclarativeLayer.forward`` does no more than work o
 derivative ``ddn_cvx::solve_backward`` differentiates what the layer computed.
 
 An operator takes tensors and numbers, so a layer is named by a number, its place in ``LAYERS``, which keeps none alive.
-Weights that the functions of a problem capture are further inputs. What ``solve`` has computed stays in ``_RUNS`` until
+Weights that the functions of a problem capture are further inputs. What ``solve`` has computed stays in ``RUNS`` until
 its backward pass can no longer come: the number under which it is found is an output, and the memory of that tensor,
 which autograd keeps for as long as it may need it, is what keeps the run. Everything that decides about the shapes of the
 results is an argument, because compiled code is kept on disk by the arguments of its operators.
@@ -46,8 +46,9 @@ class _Run(NamedTuple):
 
 
 LAYERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-_RUNS: dict[int, _Run] = {}
+RUNS: dict[int, _Run] = {}
 _numbers = itertools.count(1)
+
 
 def _dispatched_to() -> tuple[Any, Any]:
     return torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
@@ -213,8 +214,8 @@ def _keep(run: _Run) -> Tensor:
     """A number under which the run is found for as long as the memory of this tensor exists."""
     number = next(_numbers)
     holder = np.array(number)
-    _RUNS[number] = run
-    weakref.finalize(holder, _RUNS.pop, number, None).atexit = False
+    RUNS[number] = run
+    weakref.finalize(holder, RUNS.pop, number, None).atexit = False
     return torch.from_numpy(holder)
 
 
@@ -281,7 +282,7 @@ def solve_backward(
     needed: Sequence[bool],
 ) -> list[Tensor]:
     """The gradient of each input that needs one."""
-    known = _RUNS.get(int(run))
+    known = RUNS.get(int(run))
     # A copy of the number, as activations that were moved elsewhere are, keeps no run: compute it once more.
     if known is None or not all(leaf.requires_grad for leaf, need in zip(known.leaves, needed, strict=True) if need):
         known = _record(inputs, arguments, own, layer, needed)

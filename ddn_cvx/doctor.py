@@ -70,12 +70,12 @@ def examine(checks: dict[str, Check] | None = None, progress: Callable[[str], No
     progress : callable
         Gets a line before whatever may take a while.
     """
-    found = [*_versions(), *_solvers(), *_machine()]
+    found = [*_versions(), *solvers(), *_machine()]
     progress("looking at torch's batched LU ...")
-    found.append(_batched_lu())
+    found.append(batched_lu())
     for name, check in (CHECKS if checks is None else checks).items():
         progress(f"checking {name} (its first call compiles the kernels for this machine: up to a minute, once) ...")
-        found.append(_checked(name, check))
+        found.append(checked(name, check))
     return found
 
 
@@ -103,7 +103,8 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-def _installed(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """The version of a package; None if it is not there."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -111,18 +112,19 @@ def _installed(package: str) -> str | None:
 
 
 def _versions() -> Iterator[Finding]:
-    listed = ", ".join(f"{package} {_installed(package)}" for package in PACKAGES)
+    listed = ", ".join(f"{package} {installed(package)}" for package in PACKAGES)
     yield Finding("versions", "ok", f"ddn_cvx {ddn.__version__}, Python {platform.python_version()}, {listed}")
 
 
-def _solvers() -> Iterator[Finding]:
-    there = [f"{name} {version}" for name in (*SOLVERS, *OPTIONAL) if (version := _installed(name))]
+def solvers() -> Iterator[Finding]:
+    """Which solver packages and extras are installed, and what the others would be for."""
+    there = [f"{name} {version}" for name in (*SOLVERS, *OPTIONAL) if (version := installed(name))]
     yield Finding("solvers and extras", "ok", ", ".join(there))
     for name in SOLVERS:
-        if _installed(name) is None:
+        if installed(name) is None:
             outcome = "FAILED" if name == "clarabel" else "note"
             yield Finding(name, outcome, "not installed", f"pip install {name}")
-    missing = [name for name in OPTIONAL if _installed(name) is None]
+    missing = [name for name in OPTIONAL if installed(name) is None]
     if missing:
         uses = "; ".join(f"{name}: {OPTIONAL[name]}" for name in missing)
         yield Finding("optional packages", "note", f"not installed. {uses}", f"pip install {' '.join(missing)}")
@@ -161,7 +163,7 @@ print(float((A @ x - 1).abs().max()))
 """
 
 
-def _batched_lu(command: Sequence[str] = (sys.executable, "-c", _LU)) -> Finding:
+def batched_lu(command: Sequence[str] = (sys.executable, "-c", _LU)) -> Finding:
     """Whether torch's batched LU is right with two threads, which it is not in every build; asked in another process."""
     harmless = "nothing for this package, which does not use it; in your own code use Cholesky, QR or one thread"
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
@@ -180,7 +182,8 @@ def _batched_lu(command: Sequence[str] = (sys.executable, "-c", _LU)) -> Finding
     return Finding("torch's batched LU", "note", f"{what} with two threads", harmless)
 
 
-def _checked(name: str, check: Check) -> Finding:
+def checked(name: str, check: Check) -> Finding:
+    """What a self-check found."""
     begun = time.perf_counter()
     try:
         errors = [float((found.detach() - right).abs().max()) for found, right in check()]
@@ -244,7 +247,7 @@ def _root() -> tuple[Pair, Pair]:
 
 def _decay() -> tuple[Pair, Pair]:
     """y' = -y from 1 to the time 1."""
-    if _installed("torchdiffeq") is None:
+    if installed("torchdiffeq") is None:
         raise ModuleNotFoundError("differential equations need torchdiffeq", name="torchdiffeq")
     node = ddn.ODE((1,), lambda t, y: -y, span=(0.0, 1.0))
     value = float(torch.tensor(-1.0, dtype=torch.float64).exp())

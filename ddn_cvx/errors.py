@@ -45,7 +45,7 @@ class InputError(DeclarativeError, ValueError, TypeError):
     >>> import ddn_cvx as ddn
     >>> ddn.Smoothed(width=-1.0)
     Traceback (most recent call last):
-    ddn_cvx.errors.InputError: width must be positive, got -1.0.
+    ddn_cvx.errors.InputError: width must be a positive number, got -1.0.
     """
 
 

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.implicit import Implicit
+from ddn_cvx.checks import require_whole
 from ddn_cvx.cones import Product
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
@@ -103,6 +104,8 @@ def explain(
         assert not isinstance(node, ConvexProblem | NonconvexProblem)
         specs, tensors, layout = node.arguments.match(args, named)
         call = gather(specs, tensors, {})
+    if batch is not None:
+        require_whole("batch", batch, 0)
     count = batch if batch is not None else 64 if call is None else math.prod(call.shape)
     where = torch.device(device).type if device is not None else "cpu" if call is None else call.device.type
     failing = "raises SolverError" if settings.on_failure == "raise" else "becomes NaN"
@@ -233,7 +236,9 @@ def _obstacle(node: ConvexProblem, settings: Settings, device: str) -> str:
         return "they know the default adjoint only"
     if device != "cpu":
         return f"they are for the CPU, and the parameters are on {device}"
-    return "the cones are curved" if not node.program.cones.is_polyhedral else "the program is too large for them"
+    if node.program.cones.power or node.program.cones.others:
+        return "there are none for power cones, nor for cones that are not of this package"
+    return "the program is too large for them"
 
 
 def _checks(node: ConvexProblem, settings: Settings, failing: str) -> Iterator[str]:

@@ -132,9 +132,7 @@ def _check(spec: ParameterSpec, shape: torch.Size, dtype: torch.dtype, layout: t
             f"Parameter {spec.name!r} is real but got dtype {dtype}; declare it with complex=True or pass its real part."
         )
     if not (dtype.is_floating_point or dtype.is_complex):
-        raise InputError(
-            f"Parameter {spec.name!r} must have a floating-point dtype, got {dtype}; call .float() on it."
-        )
+        raise InputError(f"Parameter {spec.name!r} must have a floating-point dtype, got {dtype}; call .float() on it.")
     if layout != torch.strided and (spec.entries is None or layout not in (torch.sparse_coo, torch.sparse_csr)):
         raise InputError(
             f"Parameter {spec.name!r} must be a dense tensor, got layout {layout}; call .to_dense() on it. Parameters that "

@@ -23,6 +23,7 @@ from ddn_cvx.adjoint.compiled import attach
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.call import Call
 from ddn_cvx.call_parts import without_numbers
+from ddn_cvx.checks import require_positive, require_whole
 from ddn_cvx.custom_op import call_operator, register
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Variable, declare
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
@@ -151,10 +152,8 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
             raise InputError(f"on_failure must be 'raise' or 'nan', got {on_failure!r}.")
         if adjoint is not None and not isinstance(adjoint, Adjoint):
             raise InputError(f"adjoint must be an Adjoint object such as Implicit(), got {adjoint!r}.")
-        if not tolerance > 0:
-            raise InputError(f"tolerance must be positive, got {tolerance!r}.")
-        if polish_steps < 0:
-            raise InputError(f"polish_steps must not be negative, got {polish_steps!r}.")
+        require_positive("tolerance", tolerance)
+        require_whole("polish_steps", polish_steps, 0)
         if time_limit is not None and not (isinstance(time_limit, int | float) and time_limit > 0):
             raise InputError(f"time_limit must be a number of seconds above 0 or None, got {time_limit!r}.")
         self.time_limit = time_limit
@@ -378,9 +377,11 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
         other.on_failure = "nan"
         if isinstance(self.node, ConvexProblem | NonconvexProblem):
             specs: Sequence[Any] = self.node.parameters
-            params, named = tuple(match(self.node.parameters, params, named)), {}
+            tensors = match(self.node.parameters, params, named)
+            params, named = tuple(tensors), {}
         else:
-            specs, _, _ = self.node.arguments.match(params, named)
+            specs, tensors, _ = self.node.arguments.match(params, named)
+        gather(specs, tensors, {})  # says what is wrong with them
         return diagnose(other, other.solve, other._conditioning, [len(spec.shape) for spec in specs], params, named, seed)
 
     def _conditioning(self, params: Sequence[Any], named: Mapping[str, Any], solution: Solution) -> tuple[Tensor, Tensor]:

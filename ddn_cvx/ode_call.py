@@ -154,7 +154,7 @@ class OdeRun:
         theta = functions.theta(batch.values, batch.device)
         call = OdeCall(self.node, self.solver, layout, self.time_limit)
         if not count:
-            times = 1 if self.node.only_last or callable(self.node.times) else len(torch.as_tensor(self.node.times))
+            times = 1 if self.node.only_last else self.node.count or 1
             shape = (0, functions.n) if self.node.only_last else (0, times, functions.n)
             none = torch.zeros(shape, dtype=functions.dtype, device=batch.device)
             return none + sum(0.0 * t.sum() for t in theta.tensors), call, batch

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
 from ddn_cvx.declare.arguments import Arguments
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
@@ -68,4 +66,4 @@ def _shapes(arguments: Arguments) -> tuple[tuple[Shape, ...], ...] | None:
 def _times(node: ODE) -> Shape | None:
     if node.only_last:
         return ()
-    return None if callable(node.times) else (len(torch.as_tensor(node.times)),)
+    return None if node.count is None else (node.count,)

@@ -33,6 +33,8 @@ def solver_for(solver: str | AnySolver | None, options: Mapping[str, Any] | None
     InputError
         An unknown solver or option, or a solver for another kind of problem.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise InputError(f"solver_options must be a mapping of names to values, got {options!r}.")
     if isinstance(node, TorchProblem):
         return resolve_nonlinear(solver, options)
     if isinstance(node, NonconvexProblem):

@@ -222,19 +222,58 @@ def test_third_derivatives(adjoint: ddn.adjoint.base.Adjoint) -> None:
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_forward_over_forward_is_refused(kind: str) -> None:
-    """torch loses a tangent of custom functions there; the other three orders are right."""
-    layer, (A, b) = regression(kind), data()
+def nested(kind: str) -> tuple[DeclarativeLayer, Tensor]:
+    """One layer for every custom function there is, and a point where it is smooth."""
+    point = torch.tensor([1.0, 2.0, 0.5], dtype=f64)
+    y, p = cp.Variable(3), cp.Parameter(3)
+    if kind == "root":
+        return DeclarativeLayer(ddn.Root(3, lambda y, x: y**3 + y - x, parameters=[(3,)])), point
+    if kind == "ode":
+        node = ddn.ODE(3, lambda t, y, x: -y * x, span=(0.0, 1.0), initial=lambda x: x, parameters=[(3,)])
+        return DeclarativeLayer(node), point
+    if kind == "eigenvalues":
+        matrix, top = cp.Parameter((3, 3), symmetric=True), cp.Variable()
+        cost = cp.square(top - cp.lambda_max(matrix)) + cp.exp(top)
+        return DeclarativeLayer(cp.Problem(cp.Minimize(cost)), [matrix], top), torch.diag(point) + 0.3
+    cost, options = cp.sum_squares(y - p), {"adjoint": Unrolled(2)} if kind == "unrolled" else {}
+    constraint = {"exponential": cp.sum(cp.exp(y)) <= 2, "sphere": cp.sum_squares(y) == 1}.get(kind, cp.norm(y) <= 1)
+    return DeclarativeLayer(cp.Problem(cp.Minimize(cost), [constraint]), [p], y, **options), point
 
-    def loss(b: Tensor) -> Tensor:
-        return (layer(A[0], b * b) ** 2).sum()
 
-    with pytest.raises(DifferentiationError, match="jvp of jvp"):
-        jacfwd(jacfwd(loss))(b[0])
-    expected = torch.autograd.functional.hessian(loss, b[0])
-    for second in (jacfwd(jacrev(loss)), jacrev(jacfwd(loss)), jacrev(jacrev(loss))):
-        assert torch.allclose(second(b[0]), expected)
+@pytest.mark.parametrize("kind", ["ball", "exponential", "sphere", "unrolled", "eigenvalues", "root", "ode"])
+def test_modes_may_be_nested_in_any_order(kind: str) -> None:
+    """torch keeps forward mode off while it runs a forward rule, and what moves in an outer mode stands still there."""
+    layer, point = nested(kind)
+
+    def loss(x: Tensor) -> Tensor:
+        return (layer(x * x) ** 3).sum()
+
+    step = 1e-5 * torch.eye(point.numel(), dtype=f64).reshape(-1, *point.shape)
+    slope = jacrev(loss)
+    expected = torch.stack([(slope(point + d) - slope(point - d)) / 2e-5 for d in step]).reshape(*point.shape, *point.shape)
+    for second in (jacfwd(jacfwd(loss)), jacfwd(jacrev(loss)), jacrev(jacfwd(loss)), jacrev(jacrev(loss))):
+        assert torch.allclose(second(point), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["ball", "sphere", "unrolled", "root", "ode"])
+def test_cotangents_may_move_in_two_forward_modes(kind: str) -> None:
+    """The pull-back is linear: that of ``t² g`` has the second derivative 2 J'g in t."""
+    layer, point = nested(kind)
+    _, pull = torch.func.vjp(layer, point)
+    g, one = torch.tensor([1.0, -0.5, 0.3], dtype=f64), torch.ones((), dtype=f64)
+
+    def once(t: Tensor) -> Tensor:
+        return jvp(lambda t: pull(t * t * g)[0], (t,), (one,))[1]
+
+    assert torch.allclose(jvp(once, (1.5 * one,), (one,))[1], 2 * jacrev(layer)(point).mT @ g)
+
+
+def test_projections_may_be_nested_thrice() -> None:
+    def product(v: Tensor) -> Tensor:
+        return ddn.cones.SecondOrder(3).project(v * v).prod()
+
+    point = torch.tensor([0.3, -0.5, 1.2], dtype=f64)
+    assert torch.allclose(jacfwd(jacfwd(jacfwd(product)))(point), jacrev(jacrev(jacrev(product)))(point))
 
 
 # ------------------------------------------------------------------ Approximate
@@ -304,9 +343,9 @@ def test_failed_elements_have_no_gradient_and_harm_no_other(kind: str, adjoint: 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Smoothed(0.0), "width must be positive"),
-        (lambda: LPGD(-1.0), "tau must be positive"),
-        (lambda: Unrolled(0), "steps must be a positive integer"),
+        (lambda: Smoothed(0.0), "width must be a positive number"),
+        (lambda: LPGD(-1.0), "tau must be a positive number"),
+        (lambda: Unrolled(0), "steps must be a whole number of at least 1"),
         (lambda: Approximate("none"), "mode must be one of"),
         (lambda: Implicit("sometimes"), "weakly_active must be one of"),
     ],

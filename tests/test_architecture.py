@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "ddn_cvx"
 
 # Imports go one way, from left to right:
-#   errors, solution, kernels <- cones <- linalg <- program <- {declare | solvers | adjoint} <- layer
+#   errors, solution, checks, forward_mode, kernels <- cones <- linalg <- program <- {declare | solvers | adjoint} <- layer
 #   <- {nodes | compat | testing}
 # Each part of the package, and the parts it may import. Siblings in braces never meet.
-GROUND = {"errors", "solution"}
+GROUND = {"errors", "solution", "checks", "forward_mode"}
 # Compiled functions of numpy arrays: they know nothing of the package, and nothing but them knows numba.
 KERNELS = {"kernels"}
 CORE = GROUND | KERNELS | {"cones", "linalg", "program"}
@@ -37,6 +37,8 @@ OUTSIDE = LAYER | {"nodes", "compat", "testing", "extend", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "solution": {"errors"},
+    "checks": {"errors"},
+    "forward_mode": set(),
     "kernels": KERNELS,
     "cones": GROUND,
     "linalg": GROUND | KERNELS | {"cones"},
@@ -277,15 +279,38 @@ def unread_option(module: Module) -> Iterator[str]:
                         yield f"{module.path}:{option.lineno}: option '{name}' of {kind.name} is never read"
 
 
+def bare_forward_rule(module: Module) -> Iterator[str]:
+    """torch runs the forward rule of a custom function so that modes further out are lost; ours keep them."""
+    for kind in ast.walk(module.tree):
+        if isinstance(kind, ast.ClassDef) and any(ast.unparse(base).endswith("autograd.Function") for base in kind.bases):
+            for rule in kind.body:
+                if isinstance(rule, ast.FunctionDef) and rule.name == "jvp" and isinstance(rule.body[-1], ast.Return):
+                    computes = any(isinstance(node, ast.Call) for line in rule.body for node in ast.walk(line))
+                    if computes and "forward_rule" not in map(ast.unparse, rule.decorator_list):
+                        yield f"{module.path}:{rule.lineno}: jvp of {kind.name} without forward_rule"
+
+
 RULES = [
     *(wrong_direction, misplaced_cvxpy, misplaced_solver, batched_lu, loop_over_batch, runs_text, too_long),
-    *(foreign_private, undocumented, stale_map, unread_option),
+    *(foreign_private, undocumented, stale_map, unread_option, bare_forward_rule),
 ]
 
 MODULES = [
     Module(path.relative_to(ROOT / PACKAGE).as_posix(), path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / PACKAGE).rglob("*.py"))
 ]
+
+
+AROUND = [
+    Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    for folder in ("benchmarks", "docs", "examples", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+def test_what_is_around_the_package_uses_public_names() -> None:
+    complaints = [complaint for module in AROUND for complaint in foreign_private(module)]
+    assert not complaints, "\n".join(complaints)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -337,6 +362,12 @@ EXAMPLES = [
         "solvers/a.py",
         "@dataclass\nclass A(Solver):\n    x: int = 1\n    def __post_init__(self): check(self.x)",
         "@dataclass\nclass A(Solver):\n    x: int = 1\n    def solve(self): return self.x",
+    ),
+    (
+        bare_forward_rule,
+        "adjoint/a.py",
+        "class A(torch.autograd.Function):\n    def jvp(ctx, t): return f(t)",
+        "class A(torch.autograd.Function):\n    @forward_rule\n    def jvp(ctx, saved, t): return f(t)",
     ),
     (too_long, "layer.py", "x = 1\n" * 401, '"""Long for a reason."""\n' + "x = 1\n" * 401),
 ]

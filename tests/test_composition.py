@@ -84,3 +84,17 @@ def test_an_inner_node_without_shapes_is_refused(name: str, outer: Any) -> None:
     found = around(ddn.DeclarativeLayer(INNER[name](parameters=[(2,)])))(POINT)
     again = ddn.DeclarativeLayer(INNER[name]())(found)  # outside of any function the first dimension is the batch
     torch.testing.assert_close(found, POINT + 0.1 * again, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_a_mapped_node_without_shapes_is_refused(name: str) -> None:
+    """``torch.func.vmap`` takes a dimension away, and what is left in front need not be a batch."""
+    layer, declared = (ddn.DeclarativeLayer(INNER[name](**given)) for given in ({}, {"parameters": [(2,)]}))
+    points = torch.cat((POINT, 2 * POINT))
+    for transformed in (lambda f: f, torch.func.jacrev, torch.func.jacfwd):
+        with pytest.raises(ddn.DeclarationError, match=r"inside torch.func.vmap.*declare it with parameters=\[shape"):
+            torch.func.vmap(transformed(layer))(points)
+    torch.testing.assert_close(torch.func.vmap(declared)(points), layer(points), rtol=0, atol=1e-8)
+    # Forward mode maps over directions, not over inputs.
+    jacobian = torch.func.jacfwd(layer)(points)
+    torch.testing.assert_close(jacobian[0, :, 0], torch.func.jacfwd(declared)(points[0]), rtol=0, atol=1e-8)

@@ -36,7 +36,7 @@ def lacks() -> tuple[doctor.Pair, doctor.Pair]:
 
 def test_outcomes() -> None:
     checks = {"a": right, "b": wrong_gradient, "c": not_a_number, "d": raises, "e": lacks}
-    found = {name: doctor._checked(name, check) for name, check in checks.items()}
+    found = {name: doctor.checked(name, check) for name, check in checks.items()}
     assert [one.outcome for one in found.values()] == ["ok", "FAILED", "FAILED", "FAILED", "note"]
     assert "gradient by 1e-03" in found["b"].detail and "do not trust" in found["b"].advice
     assert "SolverError: no solution [here]" in found["d"].detail
@@ -47,7 +47,7 @@ def test_outcomes() -> None:
 def test_paths_are_right_here(name: str) -> None:
     if name == "differential equation":
         pytest.importorskip("torchdiffeq")
-    assert doctor._checked(name, doctor.CHECKS[name]).outcome == "ok"
+    assert doctor.checked(name, doctor.CHECKS[name]).outcome == "ok"
 
 
 def test_a_broken_path_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_a_broken_path_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         reverse = DenseKKT.reverse
         patch.setattr(DenseKKT, "reverse", lambda self, g, h: reverse(self, 1.001 * g, h))
-        found = doctor._checked("cone program, torch", doctor.CHECKS["cone program, torch"])
+        found = doctor.checked("cone program, torch", doctor.CHECKS["cone program, torch"])
         assert found.outcome == "FAILED", found
     solve = ConicInteriorPoint.solve
 
@@ -67,13 +67,13 @@ def test_a_broken_path_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return raw._replace(status=torch.full_like(raw.status, 3))
 
     monkeypatch.setattr(ConicInteriorPoint, "solve", shifted)
-    found = doctor._checked("cone program, torch", doctor.CHECKS["cone program, torch"])
+    found = doctor.checked("cone program, torch", doctor.CHECKS["cone program, torch"])
     assert found.outcome == "FAILED", found
 
 
 def test_exit_status_and_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lu = doctor.Finding("torch's batched LU", "note", "hangs with two threads")
-    monkeypatch.setattr(doctor, "_batched_lu", lambda: lu)
+    monkeypatch.setattr(doctor, "batched_lu", lambda: lu)
     monkeypatch.setattr(doctor, "CHECKS", {"good": right, "bad": raises})
     assert doctor.run() == 1
     out, err = capsys.readouterr()
@@ -95,14 +95,14 @@ def test_exit_status_and_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 )
 def test_batched_lu(monkeypatch: pytest.MonkeyPatch, code: str, outcome: str, text: str) -> None:
     monkeypatch.setattr(doctor, "LIMIT", 3 if "sleep" in code else 60)
-    found = doctor._batched_lu((sys.executable, "-c", code))
+    found = doctor.batched_lu((sys.executable, "-c", code))
     assert found.outcome == outcome and text in found.detail
     assert outcome == "ok" or "does not use it" in found.advice
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = doctor._installed
-    monkeypatch.setattr(doctor, "_installed", lambda name: None if name in ("ecos", "osqp") else installed(name))
-    found = {one.name: one for one in doctor._solvers()}
+    installed = doctor.installed
+    monkeypatch.setattr(doctor, "installed", lambda name: None if name in ("ecos", "osqp") else installed(name))
+    found = {one.name: one for one in doctor.solvers()}
     assert found["ecos"].advice == "pip install ecos"
     assert "osqp" in found["optional packages"].advice and "piqp" not in found["optional packages"].advice.split()

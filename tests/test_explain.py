@@ -21,8 +21,8 @@ def least_squares(n: int = 3, **options: object) -> DeclarativeLayer:
     return DeclarativeLayer(cp.Problem(cp.Minimize(cp.sum_squares(A @ x - b)), [x >= 0]), [A, b], x, **options)  # type: ignore[arg-type]
 
 
-def ball(**options: object) -> DeclarativeLayer:
-    x, p = cp.Variable(3), cp.Parameter(3)
+def ball(n: int = 3, **options: object) -> DeclarativeLayer:
+    x, p = cp.Variable(n), cp.Parameter(n)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.norm(x) <= 1])
     return DeclarativeLayer(problem, [p], x, **options)  # type: ignore[arg-type]
 
@@ -49,8 +49,8 @@ def used(monkeypatch: pytest.MonkeyPatch, layer: DeclarativeLayer, *params: Tens
         monkeypatch.setattr(kind, "solve", spied(kind.solve, kind.__name__))
         if issubclass(kind, Compiled):
             monkeypatch.setattr(kind, "prepare", spied(kind.prepare, kind.__name__))
-    pull_back = compiled._pull_back
-    monkeypatch.setattr(compiled, "_pull_back", lambda *a: kernels.append(True) or pull_back(*a))
+    pull_back = compiled.pull_back
+    monkeypatch.setattr(compiled, "pull_back", lambda *a: kernels.append(True) or pull_back(*a))
     layer(*(p.clone().requires_grad_() for p in params)).sum().backward()
     return solvers, kernels
 
@@ -94,10 +94,11 @@ def test_candidates_and_why() -> None:
     assert "n = 3, m = 3 (3 inequalities)" in report.problem
     assert least_squares(solver="clarabel").explain().reason == "it was given"
     curved = power().explain()
-    assert "cones" in curved.candidates["Mehrotra"] and "curved" in curved.path and "power" in curved.problem
+    assert "cones" in curved.candidates["Mehrotra"] and "none for power cones" in curved.path and "power" in curved.problem
     assert "estimated" in curved.candidates["Clarabel"]
     assert "default adjoint" in least_squares(adjoint=ddn.LPGD(tau=0.1)).explain().path
     assert "too large" in least_squares(600).explain().path
+    assert "too large" in ball(300).explain().path
 
 
 def test_parameter_map() -> None:

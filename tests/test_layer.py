@@ -174,6 +174,15 @@ def test_bad_input_names_the_argument(case: str) -> None:
         call(capped_layer())
 
 
+def test_reports_look_at_their_inputs_first() -> None:
+    layer = capped_layer()
+    for wrong, message in [([0.0, 0.0, 0.0], "got list"), (torch.zeros(3).long(), "floating-point dtype")]:
+        with pytest.raises(ddn.InputError, match=message):
+            layer.diagnose(wrong, torch.tensor(1.0))
+    with pytest.raises(ddn.InputError, match="batch must be a whole number of at least 0, got -1"):
+        layer.explain(batch=-1)
+
+
 def test_bad_declarations_name_the_culprit() -> None:
     x, p, stranger = cp.Variable(2, name="x"), cp.Parameter(2, name="p"), cp.Parameter(name="stranger")
     problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)))
@@ -183,6 +192,7 @@ def test_bad_declarations_name_the_culprit() -> None:
         (([p, p], [x]), "twice"),
         (([p], [cp.Variable(name="other")]), "'other'.*neither"),
         (([x], [x]), r"parameters\[0\] must be a cvxpy.Parameter, got Variable"),
+        ((p, [x]), r"parameters must be a list of cvxpy.Parameter objects; write \[p\]"),
         (([p], [p]), r"variables\[0\] must be a cvxpy.Variable"),
     ]:
         with pytest.raises(ddn.DeclarationError, match=message):
@@ -215,8 +225,11 @@ def test_unknown_options_are_errors() -> None:
         ({"solver": "clarabel", "solver_options": {"max_iterations": 3}}, "max_iter"),
         ({"on_failure": "ignore"}, "on_failure"),
         ({"adjoint": "implicit"}, "adjoint"),
-        ({"tolerance": 0.0}, "tolerance"),
-        ({"polish_steps": -1}, "polish_steps"),
+        ({"tolerance": 0.0}, "tolerance must be a positive number, got 0.0"),
+        ({"tolerance": "1e-6"}, "tolerance must be a positive number, got '1e-6'"),
+        ({"polish_steps": -1}, "polish_steps must be a whole number of at least 0, got -1"),
+        ({"polish_steps": 2.5}, "polish_steps must be a whole number"),
+        ({"solver": "clarabel", "solver_options": [1]}, "solver_options must be a mapping"),
     ]:
         with pytest.raises(ddn.InputError, match=message):
             simplex_layer(**options)

@@ -222,13 +222,13 @@ def test_several_kinks_are_decided_each_for_itself() -> None:
     ids=["redundant", "more rows than variables"],
 )
 def test_dependent_constraints_do_no_harm(rows: object) -> None:
-    layer = DeclarativeLayer(TorchProblem(2, distance, rows, initial=0.3))
+    layer = DeclarativeLayer(TorchProblem(2, distance, rows, initial=0.3, parameters=[(2,)]))
     x = points(3, 2)
     solution = layer.solve(x)
     assert solution.regularities == [Regularity.RANK_DEFICIENT] * 3
     assert torch.allclose(solution.outputs[0], x + (1 - x.sum(-1, keepdim=True)) / 2)
     half = torch.tensor([[0.5, -0.5], [-0.5, 0.5]], dtype=f64).expand(3, 2, 2)
-    assert torch.allclose(vmap(jacrev(lambda x: layer(x.unsqueeze(0))[0]))(x), half, atol=1e-8)
+    assert torch.allclose(vmap(jacrev(layer))(x), half, atol=1e-8)
     with pytest.raises(ddn.DifferentiationError, match="singular"):
         hessian(lambda x: (layer(x) ** 2).sum())(x)
 
@@ -469,3 +469,25 @@ def test_flat_minima_are_minima() -> None:
     ):
         layer = DeclarativeLayer(TorchProblem((2,), objective, initial=0.7))
         assert layer.solve(torch.ones(1, 1, dtype=torch.float64)).statuses == [Status.SOLVED]
+
+
+@pytest.mark.parametrize(
+    "upper", [0.1, [0.1, 0.1], np.full(2, 0.1), lambda x: [0.1, 0.1]], ids=["number", "list", "array", "function"]
+)
+def test_bounds_are_not_rounded_to_single_precision(upper: object) -> None:
+    layer = DeclarativeLayer(TorchProblem(2, distance, upper=upper, parameters=[(2,)]))
+    assert layer(torch.ones(2, dtype=f64)).tolist() == [0.1, 0.1]
+
+
+def test_tensors_in_a_list_of_bounds_have_their_derivatives() -> None:
+    bound = torch.tensor(0.1, dtype=f64, requires_grad=True)
+    captured = DeclarativeLayer(TorchProblem(2, distance, upper=[bound, 0.2], parameters=[(2,)]))
+    assert torch.autograd.grad(captured(torch.ones(2, dtype=f64)).sum(), bound)[0] == 1
+    given = DeclarativeLayer(TorchProblem(2, lambda y, x: distance(y, 1.0), upper=lambda x: [x, 0.2], parameters=[()]))
+    assert jacrev(given)(bound.detach()).tolist() == [1.0, 0.0]
+
+
+def test_bounds_that_are_no_numbers_are_named() -> None:
+    layer = DeclarativeLayer(TorchProblem(2, distance, lower="small", parameters=[(2,)]))
+    with pytest.raises(ddn.DeclarationError, match="lower must be a number, a tensor or a list of these, got 'small'"):
+        layer(torch.ones(2, dtype=f64))

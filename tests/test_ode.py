@@ -279,6 +279,8 @@ def test_dynamics_that_forget_are_an_error_not_a_wrong_gradient(rate: float) -> 
 REFUSED = {
     "shape": (lambda: ODE(2, lambda t, y: y.sum(), span=(0.0, 1.0)), r"dynamics must return shape \(2,\)"),
     "initial shape": (lambda: ODE(3, lambda t, y: y, span=(0.0, 1.0)), r"initial must return shape \(2, 3\)"),
+    "no numbers": (lambda: ODE(2, lambda t, y: y, span="ab"), "span must be a number, a tensor or a list"),
+    "table": (lambda: ODE(2, lambda t, y: y, times=torch.zeros(2, 2)), "times must be times one after the other"),
     "three ends": (lambda: ODE(2, lambda t, y: y, span=lambda: torch.zeros(3)), "span must be two times"),
     "item": (lambda: ODE(2, lambda t, y: y * t.item(), span=(0.0, 1.0)), "cannot be evaluated"),
     "mixes": (lambda: ODE(2, lambda t, y: y - y.mean(0), span=(0.0, 1.0), batched=True), "mixes the elements"),
@@ -323,3 +325,20 @@ def test_a_batch_without_any_answer(adjoint: Unrolled | None, times: tuple[float
         assert y.shape == (2, len(times)) and bool(y[:, 1:].isnan().all())
         # As in training, where failed elements are left out of the loss.
         assert all(g.count_nonzero() == 0 for g in torch.autograd.grad(y[:, 1:].nan_to_num().sum(), (values, w)))
+
+
+@pytest.mark.parametrize("adjoint", [ddn.Implicit(), Unrolled()])
+@pytest.mark.parametrize("name", ["span", "times"])
+def test_a_tensor_among_the_times_has_its_derivative(name: str, adjoint: ddn.Implicit | Unrolled) -> None:
+    end = torch.tensor(0.1, dtype=f64, requires_grad=True)
+    layer = DeclarativeLayer(ODE((), lambda t, y: -y, parameters=[], **{name: (0.0, end)}), adjoint=adjoint)
+    assert [id(p) for p in layer.parameters()] == [id(end)]
+    found = layer(torch.ones((), dtype=f64))
+    last = found if name == "span" else found[-1]
+    assert torch.allclose(torch.autograd.grad(last, end)[0], -torch.exp(-end.detach()), atol=1e-8)
+
+
+@pytest.mark.parametrize("span", [(0.0, 0.1), [0.0, 0.1], lambda: [0.0, 0.1]], ids=["tuple", "list", "function"])
+def test_times_are_not_rounded_to_single_precision(span: object) -> None:
+    layer = DeclarativeLayer(ODE((), lambda t, y: 0 * y + 1, span=span, parameters=[]))
+    assert abs(float(layer(torch.zeros((), dtype=f64))) - 0.1) < 1e-14

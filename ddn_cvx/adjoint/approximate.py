@@ -80,7 +80,7 @@ class _Approximated:
 
     def __init__(self, solve: NonlinearSolve, mode: Mode):
         self._solve, self._mode = solve, mode
-        self.inexact = f'Approximate("{mode}") has first derivatives only'
+        self.inexact = _first_only(mode)
         self.failures = False
 
     kinks = False
@@ -161,7 +161,11 @@ class _ConicFactors:
     @property
     def last(self) -> None:
         """Asked for by second derivatives alone."""
-        refuse_second_derivatives(f'Approximate("{self._mode}") has first derivatives only')
+        refuse_second_derivatives(_first_only(self._mode))
+
+
+def _first_only(mode: Mode) -> str:
+    return f'Approximate("{mode}") has first derivatives only'
 
 
 def _identity(like: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ class _CompiledMap(torch.autograd.Function):
                 found = iter(torch.autograd.grad(again[:2], wanted, grads[:2], create_graph=True))
             gradients = [next(found) if need else None for need in needed]
         else:
-            whole, start, gradients, whole_wanted = _pull_back(ctx, x, v, ok, *grads[:2]), 0, [], all(needed)
+            whole, start, gradients, whole_wanted = pull_back(ctx, x, v, ok, *grads[:2]), 0, [], all(needed)
             for piece, need in zip(pieces, needed, strict=True):
                 stop = start + piece.numel()
                 # A part of the whole keeps all of its memory: a copy, unless all of it is wanted.
@@ -136,7 +136,7 @@ def _rows(array: Array) -> Array:
     return array if array.ndim == 2 else array.reshape(len(array), math.prod(array.shape[1:]))
 
 
-def _pull_back(ctx: Any, x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
+def pull_back(ctx: Any, x: Tensor, v: Tensor, ok: Tensor, gx: Tensor, gv: Tensor) -> Array:
     """The gradient with respect to the parameters, piece after piece: ``J'(g, h) = (gx, gv)``, and from there back.
 
     The system is solved with factors that are not kept, unless there are some or this is not the first time. With curved

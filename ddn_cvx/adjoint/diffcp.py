@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Never, cast, get_args
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,10 +19,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ddn_cvx.adjoint.base import Adjoint, Solve
-from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.adjoint.transforms import apply
+from ddn_cvx.checks import require_positive, require_whole
+from ddn_cvx.errors import DifferentiationError, InputError
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.epigraph import Epigraph
 from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
+
+Mode = Literal["lsqr", "lsmr", "dense"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class DiffcpAdjoint(Adjoint):
     Raises
     ------
     DifferentiationError
-        From the backward pass: power cones, or diffcp cannot solve an element.
+        From the backward pass: power cones, or diffcp cannot solve an element. From ``torch.func`` and forward mode.
     InputError
-        From the backward pass: diffcp is not installed.
+        An option that diffcp does not have. From the backward pass: diffcp is not installed.
 
     Examples
     --------
@@ -53,18 +57,28 @@ class DiffcpAdjoint(Adjoint):
     tensor([ 0.5000, -0.5000])
     """
 
-    mode: Literal["lsqr", "lsmr", "dense"] = "dense"
+    mode: Mode = "dense"
     """How diffcp solves its linear system (default "dense"; the iterative ones stop short of an accurate solution where
     it is ill conditioned, and do not say so)."""
     max_iterations: int = 100_000
     """Iterations of SCS for one element (default 100000)."""
     tolerance: float = 1e-10
     """Absolute and relative tolerance to which the programs are solved again (default 1e-10)."""
-    threads: int = -1
-    """Threads of diffcp; -1 is one a processor (default -1)."""
+    threads: int | None = None
+    """Threads of diffcp. Default: one a processor."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InputError(f"mode must be one of {get_args(Mode)}, got {self.mode!r}.")
+        require_whole("max_iterations", self.max_iterations, 1)
+        require_positive("tolerance", self.tolerance)
+        if self.threads is not None:
+            require_whole("threads", self.threads, 1)
 
     def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor, Tensor], _SolutionMap.apply(self, solve, *data, *extra))  # type: ignore[no-untyped-call]  # torch does not type Function.apply
+        if torch._C._are_functorch_transforms_active():
+            _refuse_transform()
+        return cast(tuple[Tensor, Tensor, Tensor], apply(_SolutionMap, self, solve, *data, *extra))
 
     def vjp(
         self,
@@ -115,7 +129,13 @@ class DiffcpAdjoint(Adjoint):
 
     def _diffcp(self, program: ConicProgram, order: RowOrder, *arrays: Any) -> list[Tensor]:
         """Gradients with respect to c, the values of A and b, in SCS's order of rows."""
-        import diffcp
+        try:
+            import diffcp
+        except ImportError as error:
+            raise InputError(
+                f"DiffcpAdjoint() needs the Python package 'diffcp', which cannot be imported ({error}); install it with "
+                "`pip install diffcp`, or use adjoint=Implicit()."
+            ) from error
 
         c, A, b, x, y, s, gx, gy, gs = arrays
         cones = scs_cones(program.cones)
@@ -127,8 +147,8 @@ class DiffcpAdjoint(Adjoint):
                     list(b),
                     list(c),
                     [cones] * len(c),
-                    n_jobs_forward=self.threads,
-                    n_jobs_backward=self.threads,
+                    n_jobs_forward=self.threads or -1,
+                    n_jobs_backward=self.threads or -1,
                     mode=self.mode,
                     warm_starts=list(zip(x, y, s, strict=True)),
                     eps=self.tolerance,
@@ -142,6 +162,13 @@ class DiffcpAdjoint(Adjoint):
         for matrix in dA:
             matrix.sort_indices()
         return [torch.as_tensor(np.array(rows)) for rows in (dc, [matrix.data for matrix in dA], db)]
+
+
+def _refuse_transform() -> Never:
+    raise DifferentiationError(
+        "DiffcpAdjoint() has first derivatives in reverse mode by loss.backward() or torch.autograd.grad only, and works "
+        "outside of torch.func transforms; use adjoint=Implicit()."
+    )
 
 
 def _matrix(order: RowOrder, values: Any) -> sp.csc_matrix:
@@ -176,3 +203,7 @@ class _SolutionMap(torch.autograd.Function):
             for grad, value in zip(grads, found, strict=True):
                 grad[ok] = value
         return (None, None, *grads, *(None,) * ctx.extra)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Never:
+        _refuse_transform()

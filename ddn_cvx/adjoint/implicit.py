@@ -31,6 +31,7 @@ from ddn_cvx.adjoint.transforms import (
     unflatten,
 )
 from ddn_cvx.errors import InputError
+from ddn_cvx.forward_mode import forward_rule
 from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.factor import Factors
@@ -101,7 +102,7 @@ def _sides(kink: WeaklyActive, factors: Factors) -> tuple[tuple[int, Factors], .
     return (({"descent": 0, "inactive": -1, "active": 1}[kink], factors),)
 
 
-class _SolutionMap(torch.autograd.Function):
+class SolutionMap(torch.autograd.Function):
     """``(P, q, A, b) -> (x, v, ok)``; further tensors are what the solve wants to look at and get no gradient."""
 
     @staticmethod
@@ -138,8 +139,9 @@ class _SolutionMap(torch.autograd.Function):
         return (None, grad_P, -u, grad_A, w, *(None,) * ctx.extra)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor, None]:
-        *data, x, v, ok = ctx.saved_tensors
+    @forward_rule
+    def jvp(ctx: Any, saved: tuple[Tensor, ...], *tangents: Any) -> tuple[Tensor, Tensor, None]:
+        *data, x, v, ok = saved
         program = ctx.rule.program
         dP, dq, dA, db = tangents[1:5]
         y = program.cones.project_dual(v)
@@ -172,7 +174,7 @@ def implicit_map(
 
 
 def _solution_map(rule: Rule, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return cast(tuple[Tensor, Tensor, Tensor], apply(_SolutionMap, rule, *tensors))
+    return cast(tuple[Tensor, Tensor, Tensor], apply(SolutionMap, rule, *tensors))
 
 
 def _tied(u: Tensor, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -208,8 +210,7 @@ def linear_solve(
     factors: Factors, forward: bool, P: Tensor, A: Tensor, v: Tensor, ok: Tensor, r: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Solve with J, or with its transpose if not ``forward``; differentiable in all that J depends on."""
-    out = _LinearSolve.apply(factors, forward, P, A, v, ok, r, t)  # type: ignore[no-untyped-call]  # torch's own
-    return cast(tuple[Tensor, Tensor], out)
+    return cast(tuple[Tensor, Tensor], apply(_LinearSolve, factors, forward, P, A, v, ok, r, t))
 
 
 class _LinearSolve(torch.autograd.Function):
@@ -248,8 +249,9 @@ class _LinearSolve(torch.autograd.Function):
         return (None, None, grad_P, grad_A, grad_v, None, *other)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
-        P, A, v, ok, first, second = ctx.saved_tensors
+    @forward_rule
+    def jvp(ctx: Any, saved: tuple[Tensor, ...], *tangents: Any) -> tuple[Tensor, Tensor]:
+        P, A, v, ok, first, second = saved
         factors, program = ctx.factors, ctx.factors.program
         dP, dA, dv, _, dr, dt = tangents[2:8]
         top = torch.zeros_like(first) if dr is None else dr
@@ -312,5 +314,5 @@ def _refuse_singular(factors: Factors) -> None:
     refuse_singular(0 if kkt is None else int(kkt.null.any.sum()))
 
 
-remember_signature(_SolutionMap.forward)
+remember_signature(SolutionMap.forward)
 remember_signature(_LinearSolve.forward)

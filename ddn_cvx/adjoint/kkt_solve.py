@@ -29,6 +29,7 @@ from ddn_cvx.adjoint.transforms import (
     unflatten,
 )
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.forward_mode import forward_rule
 from ddn_cvx.program.active_kkt import Factors
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State
@@ -153,9 +154,10 @@ class LinearSolve(torch.autograd.Function):
         return (None, *found, *other)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+    @forward_rule
+    def jvp(ctx: Any, saved: tuple[Tensor, ...], *tangents: Any) -> tuple[Tensor, ...]:
         rule: Rule = ctx.rule
-        theta, at, first = _split(rule, ctx.saved_tensors)
+        theta, at, first = _split(rule, saved)
         leaves = [*theta.tensors, *at[:3]]
         moving = [k for k, t in enumerate(tangents[1 : 1 + len(leaves)]) if t is not None]
         right = [torch.zeros_like(f) if t is None else t for f, t in zip(first, tangents[-4:], strict=True)]

@@ -21,7 +21,8 @@ from torch.func import grad
 from ddn_cvx.adjoint.base import Solve
 from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Solved
 from ddn_cvx.adjoint.transforms import Flags, apply, merge, unflatten
-from ddn_cvx.errors import DifferentiationError, InputError
+from ddn_cvx.checks import require_positive
+from ddn_cvx.errors import DifferentiationError
 from ddn_cvx.program.conic import ConicData
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.optimality import Active, State
@@ -59,8 +60,7 @@ class LPGD(NonlinearAdjoint):
     """Solve for ``tau`` and ``-tau`` and take the mean: twice the work, an error of second order (default False)."""
 
     def __post_init__(self) -> None:
-        if not self.tau > 0:
-            raise InputError(f"tau must be positive, got {self.tau!r}.")
+        require_positive("tau", self.tau)
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -212,6 +212,8 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise DifferentiationError("LPGD() has first derivatives only; use adjoint=Implicit().")
+
+    jvp = backward
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], kind: Any, flags: Flags, tau: float, *tensors: Tensor) -> Any:

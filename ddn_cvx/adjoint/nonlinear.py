@@ -23,6 +23,7 @@ from torch.func import grad
 from ddn_cvx.adjoint.implicit import WeaklyActive
 from ddn_cvx.adjoint.kkt_solve import LinearSolve, NonlinearSolve, Parts, Rule, Solved, lagrangian_slope
 from ddn_cvx.adjoint.transforms import apply, merge, remember_signature, unflatten
+from ddn_cvx.forward_mode import forward_rule
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State
 
@@ -72,9 +73,10 @@ class _SolutionMap(torch.autograd.Function):
         return (None, None, *found)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+    @forward_rule
+    def jvp(ctx: Any, saved: tuple[Tensor, ...], *tangents: Any) -> tuple[Any, ...]:
         rule: Rule = ctx.rule
-        at = At.of(rule, ctx.saved_tensors)
+        at = At.of(rule, saved)
         safe = at.safe()
         moving = [k for k, t in enumerate(tangents[2:]) if t is not None]
         moves = [tangents[2 + k] for k in moving]

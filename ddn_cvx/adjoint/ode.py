@@ -24,6 +24,7 @@ from torch.func import vjp
 
 from ddn_cvx.adjoint.transforms import Flags, apply, merge, unflatten
 from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.forward_mode import forward_rule
 from ddn_cvx.program.nonlinear import Theta
 
 _DRIFT = 1e3
@@ -188,8 +189,9 @@ class _Stretch(torch.autograd.Function):
         return (None, None, *_pulled(ctx.rule, field, ok, start, end, tensors, grads[:1]))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
-        _, ok, start, *tensors = ctx.saved_tensors
+    @forward_rule
+    def jvp(ctx: Any, saved: tuple[Tensor, ...], *tangents: Any) -> tuple[Tensor, None]:
+        _, ok, start, *tensors = saved
         (moved,) = _pushed(ctx.rule, Onwards(ctx.rule.flow), ok, start, tensors, tangents[2:])
         return moved, None
 
@@ -238,8 +240,9 @@ class _Path(torch.autograd.Function):
         return (None, None, None, None, *_pulled(ctx.rule, ctx.field, ok, start, end, tensors, grads))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        _, ok, start, *tensors = ctx.saved_tensors
+    @forward_rule
+    def jvp(ctx: Any, saved: tuple[Tensor, ...], *tangents: Any) -> tuple[Tensor, ...]:
+        _, ok, start, *tensors = saved
         return _pushed(ctx.rule, ctx.field, ok, start, tensors, tangents[4:])
 
     @staticmethod

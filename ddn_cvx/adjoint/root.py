@@ -17,6 +17,7 @@ from torch.func import grad
 
 from ddn_cvx.adjoint.transforms import Flags, apply, from_columns, merge, remember_signature, stacked, to_columns, unflatten
 from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.forward_mode import forward_rule
 from ddn_cvx.linalg.general import GeneralFactor
 from ddn_cvx.linalg.gmres import gmres
 from ddn_cvx.program.nonlinear import Theta
@@ -97,9 +98,10 @@ class _RootMap(torch.autograd.Function):
         return (None, None, *found)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+    @forward_rule
+    def jvp(ctx: Any, saved: tuple[Tensor, ...], *tangents: Any) -> tuple[Any, ...]:
         rule: Rule = ctx.rule
-        tensors, y, scale, ok = _split(rule, ctx.saved_tensors)
+        tensors, y, scale, ok = _split(rule, saved)
         moving = [k for k, t in enumerate(tangents[2:]) if t is not None]
         motion = torch.zeros_like(y)
         if moving:
@@ -163,9 +165,10 @@ class _JacobianSolve(torch.autograd.Function):
         return (None, *found, None, None, _first(other))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+    @forward_rule
+    def jvp(ctx: Any, saved: tuple[Tensor, ...], *tangents: Any) -> Tensor:
         rule: Rule = ctx.rule
-        tensors, y, scale, ok, x = _unpacked(rule, ctx.saved_tensors)
+        tensors, y, scale, ok, x = _unpacked(rule, saved)
         leaves = [*tensors, y]
         moving = [k for k, t in enumerate(tangents[1 : 1 + len(leaves)]) if t is not None]
         right = torch.zeros_like(x) if tangents[-1] is None else tangents[-1]

@@ -24,7 +24,8 @@ from ddn_cvx.adjoint.base import Solve
 from ddn_cvx.adjoint.conic_rows import attach_rows
 from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Solved, require_dense
 from ddn_cvx.adjoint.nonlinear import solution_map
-from ddn_cvx.errors import DifferentiationError, InputError
+from ddn_cvx.checks import require_positive
+from ddn_cvx.errors import DifferentiationError
 from ddn_cvx.linalg.saddle import SaddleKKT
 from ddn_cvx.program.active_kkt import Columns
 from ddn_cvx.program.conic import ConicData
@@ -72,8 +73,7 @@ class Smoothed(NonlinearAdjoint):
     """How far from the solution the derivative is taken: ``μ s = width``, in units of the objective (default 0.01)."""
 
     def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise InputError(f"width must be positive, got {self.width!r}.")
+        require_positive("width", self.width)
 
     def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         if not solve.program.cones.is_polyhedral:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import inspect
 from typing import Any, Never, cast
 
-import torch
 from torch import Tensor
 
 from ddn_cvx.errors import DifferentiationError
@@ -17,8 +16,7 @@ Flags = tuple[bool, ...]
 
 
 def apply(function: Any, *args: Any) -> tuple[Tensor, ...]:
-    """``function.apply`` where its derivatives can be trusted."""
-    refuse_nested_forward_mode()
+    """``function.apply``, which torch leaves untyped."""
     return cast(tuple[Tensor, ...], function.apply(*args))
 
 
@@ -68,25 +66,6 @@ def from_columns(tensor: Tensor, size: int) -> Tensor:
 def stacked(columns: Tensor) -> Tensor:
     """(B, n, k) -> (k * B, n)."""
     return columns.movedim(2, 0).flatten(0, 1)
-
-
-def refuse_nested_forward_mode() -> None:
-    """Raise inside forward mode over forward mode.
-
-    torch (2.13) loses a tangent there: ``jvp(jvp(f))`` of any ``autograd.Function`` f that is not applied to the innermost
-    argument itself comes out wrong, without a word. Forward over reverse (``torch.func.hessian``), reverse over forward and
-    reverse over reverse are right.
-
-    Raises
-    ------
-    DifferentiationError
-    """
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
-        raise DifferentiationError(
-            "Forward mode over forward mode (jvp of jvp, jacfwd of jacfwd) comes out wrong in torch for custom functions. "
-            "Use reverse mode for one of the two: torch.func.hessian, jacfwd(jacrev(f)) or jacrev(jacfwd(f))."
-        )
 
 
 def refuse_second_derivatives(reason: str) -> Never:

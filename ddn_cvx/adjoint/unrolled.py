@@ -21,7 +21,7 @@ from ddn_cvx.adjoint.conic_rows import attach_rows
 from ddn_cvx.adjoint.implicit import implicit_map, linear_solve
 from ddn_cvx.adjoint.kkt_solve import NonlinearAdjoint, NonlinearSolve, Parts, Rule, Solved
 from ddn_cvx.adjoint.nonlinear import At, columns, solution_map, squeezed
-from ddn_cvx.errors import InputError
+from ddn_cvx.checks import require_whole
 from ddn_cvx.program.conic import ConicData
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.optimality import State
@@ -54,8 +54,7 @@ class Unrolled(NonlinearAdjoint):
     second-order, semidefinite, exponential or power cones: up to order ``steps``, and 2 at most."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise InputError(f"steps must be a positive integer, got {self.steps!r}.")
+        require_whole("steps", self.steps, 1)
 
     def attach(self, solve: Solve, data: ConicData, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         if solve.program.cones.is_polyhedral:

@@ -4,26 +4,19 @@ A node is a class that says what is minimised and how it is solved. Names, signa
 every input and the output have one leading batch dimension, functions take the inputs first and the output as ``y=``.
 What the solver returns is polished, checked and differentiated as in a ``TorchProblem``, so that the gradient is right for
 linear and nonlinear constraints, active and inactive ones in one batch, redundant ones, and in single precision.
-
-The module is long for one reason: each class is shown by an example.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ddn_cvx.compat.ddn_response import OwnGradient, Response, answer
 from ddn_cvx.declare.capture import Captured
-from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.errors import DeclarationError
-from ddn_cvx.layer import DeclarativeLayer as Layer
-
-TOLERANCE = 1e-6
-"""Accepted relative residual of the optimality conditions, or ``eps`` of the node where that is larger."""
 
 
 class AbstractNode:
@@ -131,11 +124,11 @@ class AbstractDeclarativeNode(AbstractNode):
     def _traced(self, xs: Sequence[Any], y: Tensor | None) -> tuple[Tensor, list[Any], list[int]]:
         """The output as a function of fresh leaves in the places ``wanted``."""
         if y is None:
-            y = _answer(self, xs)
+            y = answer(self, xs)
         wanted = [k for k, x in enumerate(xs) if isinstance(x, Tensor) and x.requires_grad]
         leaves = [x.detach().requires_grad_() if k in wanted else x for k, x in enumerate(xs)]
         with torch.enable_grad():
-            return _Response(self, "raise", False)(leaves, y.detach()), leaves, wanted
+            return Response(self, "raise", False)(leaves, y.detach()), leaves, wanted
 
 
 class EqConstDeclarativeNode(AbstractDeclarativeNode):
@@ -377,133 +370,17 @@ class DeclarativeLayer(nn.Module):
     def __init__(self, problem: AbstractNode, on_failure: Literal["raise", "nan"] = "raise", stationary: bool = False):
         super().__init__()
         self.problem = problem
-        self._respond: _Response | None = None
+        self._respond: Response | None = None
         if isinstance(problem, AbstractDeclarativeNode) and not _has_own_gradient(problem):
-            self._respond = _Response(problem, on_failure, stationary)
+            self._respond = Response(problem, on_failure, stationary)
             self.captured = Captured(_functions(problem))
 
     def forward(self, *inputs: Any) -> Tensor:
         """The output ``(b, ...)``."""
         if self._respond is None:
-            found: Tensor = _OwnGradient.apply(self.problem, *inputs)  # type: ignore[no-untyped-call]  # torch's
+            found: Tensor = OwnGradient.apply(self.problem, *inputs)  # type: ignore[no-untyped-call]  # torch's
             return found
-        return self._respond(inputs, _answer(self.problem, inputs))
-
-
-class _Response:
-    """``(xs, y) -> y`` with the derivative of the node's optimality conditions."""
-
-    def __init__(self, node: AbstractDeclarativeNode, on_failure: Literal["raise", "nan"], stationary: bool):
-        self.node, self.on_failure, self.stationary = node, on_failure, stationary
-        self.layers: dict[Any, Layer] = {}
-
-    def __call__(self, xs: Sequence[Any], y: Tensor) -> Tensor:
-        own = [k for k, x in enumerate(xs) if isinstance(x, Tensor) and x.ndim and len(x) == len(y)]
-        lost = [k for k, x in enumerate(xs) if isinstance(x, Tensor) and x.requires_grad and k not in own]
-        if lost:
-            raise DeclarationError(
-                f"Input {lost[0]} requires grad and has shape {tuple(xs[lost[0]].shape)}, without the batch of {len(y)} in "
-                "front; expand it to one row for each element."
-            )
-        others = {k: x for k, x in enumerate(xs) if k not in own}
-        whole = {k: xs[k] for k in own if not xs[k].is_floating_point()}
-        tensors = [xs[k].to(y.dtype) if k in whole else xs[k] for k in own]
-        gamma = getattr(self.node, "gamma", None)
-        if gamma:  # around an answer of the node itself, not of the damped one
-            with torch.no_grad():
-                y = self._layer(y, own, others, whole, 0.0)(*(t.detach() for t in tensors), y)
-        return self._layer(y, own, others, whole, gamma or 0.0)(*tensors, y)
-
-    def _layer(self, y: Tensor, own: list[int], others: dict[int, Any], whole: dict[int, Tensor], gamma: float) -> Layer:
-        key = (tuple(y.shape[1:]), tuple(own), gamma)
-        if others or whole or key not in self.layers:
-            problem = _problem(self.node, tuple(y.shape[1:]), own, others, whole, gamma, self.stationary)
-            layer = Layer(problem, on_failure=self.on_failure, tolerance=max(TOLERANCE, getattr(self.node, "eps", 0.0)))
-            if others or whole:  # they may be others next time
-                return layer
-            self.layers[key] = layer
-        return self.layers[key]
-
-
-def _problem(
-    node: AbstractDeclarativeNode,
-    shape: tuple[int, ...],
-    own: list[int],
-    others: dict[int, Any],
-    whole: dict[int, Tensor],
-    gamma: float,
-    stationary: bool,
-) -> TorchProblem:
-    """The node as a problem whose inputs are those with a batch, and then the answer of its solver."""
-
-    def arguments(tensors: Sequence[Tensor]) -> list[Any]:
-        found = {k: _like(whole[k], t) if k in whole else t for k, t in zip(own, tensors, strict=True)}
-        return [(found | others)[k] for k in range(len(own) + len(others))]
-
-    def objective(y: Tensor, *tensors: Tensor) -> Tensor:
-        value = node.objective(*arguments(tensors[:-1]), y=y)
-        return value + 0.5 * gamma * (y - tensors[-1]).square().flatten(1).sum(1).reshape(value.shape) if gamma else value
-
-    def equality(y: Tensor, *tensors: Tensor) -> Any:
-        return node.equality_constraints(*arguments(tensors[:-1]), y=y) if isinstance(node, EqConstDeclarativeNode) else None
-
-    def inequality(y: Tensor, *tensors: Tensor) -> Any:
-        if not isinstance(node, IneqConstDeclarativeNode):
-            return None
-        return node.inequality_constraints(*arguments(tensors[:-1]), y=y)
-
-    if not math.prod(shape):
-        raise DeclarationError(f"solve of {type(node).__name__} must return at least one number for each element.")
-    return TorchProblem(
-        variable=shape,
-        objective=objective,
-        equality=equality,
-        inequality=inequality,
-        solve=lambda *tensors: tensors[-1],
-        batched=True,
-        stationary=stationary,
-    )
-
-
-class _OwnGradient(torch.autograd.Function):
-    """A node with its own ``gradient``."""
-
-    @staticmethod
-    def forward(ctx: Any, node: AbstractNode, *inputs: Any) -> Tensor:
-        y, ctx.context = node.solve(*(x.detach() if isinstance(x, Tensor) else x for x in inputs))
-        ctx.node, ctx.places = node, [k for k, x in enumerate(inputs) if isinstance(x, Tensor)]
-        ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
-        ctx.save_for_backward(y, *(inputs[k] for k in ctx.places))
-        return y.detach().clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        y, *tensors = ctx.saved_tensors
-        inputs = list(ctx.others)
-        for place, tensor in zip(ctx.places, tensors, strict=True):
-            inputs[place] = tensor
-        with torch.enable_grad():
-            found = ctx.node.gradient(*inputs, y=y.detach().requires_grad_(), v=v, ctx=ctx.context)
-        return (None, *found)
-
-
-def _answer(node: AbstractNode, xs: Sequence[Any]) -> Tensor:
-    with torch.no_grad():
-        found = node.solve(*(x.detach() if isinstance(x, Tensor) else x for x in xs))
-    y = found[0] if isinstance(found, tuple) else found
-    if not isinstance(y, Tensor) or not y.ndim:
-        name = type(node).__name__
-        raise DeclarationError(f"solve of {name} must return (y, ctx) with y of shape (b, ...), got {found!r}.")
-    return y.detach()
-
-
-def _like(whole: Tensor, values: Tensor) -> Tensor:
-    """Integers or truth values again, none of which was not among those given."""
-    if not whole.numel():
-        return values.to(whole.dtype)
-    given = whole.to(values.dtype)
-    return values.clamp(given.amin(), given.amax()).to(whole.dtype)
+        return self._respond(inputs, answer(self.problem, inputs))
 
 
 def _functions(node: AbstractDeclarativeNode) -> dict[str, object]:

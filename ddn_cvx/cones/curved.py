@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ddn_cvx.cones.base import Cone
 from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.forward_mode import forward_rule
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,9 @@ class _DerivativeTensor(torch.autograd.Function):
         return tuple(grads)
 
     @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Any) -> Any:
-        (v, *rest), n = ctx.saved_tensors, ctx.order
+    @forward_rule
+    def jvp(ctx: Any, saved: tuple[Tensor, ...], *grad_inputs: Any) -> Any:
+        (v, *rest), n = saved, ctx.order
         directions, factor = rest[:n], rest[n:]
         dv, *tangents = grad_inputs[2 : 3 + n]
         terms = [

@@ -55,13 +55,13 @@ class Power(Curved):
         lengths = {len(alpha) for alpha in self.alphas}
         if len(lengths) != 1 or lengths == {0}:
             raise DeclarationError(
-                f"Power: alphas must be nonempty tuples of one length, and lengths {sorted(lengths)} came; "
+                f"Power: alphas must be nonempty tuples of one length, got lengths {sorted(lengths)}; "
                 "stack cones of different dimensions separately."
             )
         for alpha in self.alphas:
             if min(alpha) <= 0 or abs(sum(alpha) - 1) > 1e-6:
                 raise DeclarationError(
-                    f"Power: exponents must be positive with sum 1, and {alpha} came; divide them by their sum."
+                    f"Power: exponents must be positive with sum 1, got {alpha}; divide them by their sum."
                 )
         exponents = torch.tensor(self.alphas, dtype=torch.float64)
         exponents = exponents / exponents.sum(-1, keepdim=True)

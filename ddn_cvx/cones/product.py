@@ -12,7 +12,7 @@ and the kinks and eigenvectors are those of K at −v.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import is_whole
 from ddn_cvx.cones.base import Cone, Spectrum
 from ddn_cvx.cones.exponential import Exponential
 from ddn_cvx.cones.nonnegative import Nonnegative
@@ -119,12 +120,12 @@ class Product:
 
     def __post_init__(self) -> None:
         for name, least in (("zero", 0), ("nonneg", 0), ("exp", 0), ("soc", 1), ("psd", 1)):
-            value = getattr(self, name)
-            sizes = value if name in ("soc", "psd") else (value,)
-            if any(k < least or int(k) != k for k in sizes):
-                raise DeclarationError(f"Product: {name} takes whole numbers of at least {least}, and {value} came.")
-            whole = tuple(int(k) for k in sizes)
-            object.__setattr__(self, name, whole if name in ("soc", "psd") else whole[0])
+            value, several = getattr(self, name), name in ("soc", "psd")
+            sizes = value if several else (value,)
+            if not isinstance(sizes, Sequence) or not all(is_whole(k, least) for k in sizes):
+                what = "a tuple of whole numbers" if several else "a whole number"
+                raise DeclarationError(f"Product: {name} must be {what} of at least {least}, got {value!r}.")
+            object.__setattr__(self, name, tuple(int(k) for k in sizes) if several else int(value))
         object.__setattr__(self, "power", tuple(tuple(float(a) for a in alpha) for alpha in self.power))
         _ = self._layout  # makes every cone, and the power cones check their exponents
 
@@ -310,8 +311,8 @@ class Product:
     def _checked(self, v: Tensor) -> Tensor:
         if v.shape[-1:] != (self.size,):
             raise InputError(
-                f"A product of cones with {self.size} rows takes tensors (*batch, {self.size}), and one of shape "
-                f"{tuple(v.shape)} came; the rows are the last dimension."
+                f"A product of cones with {self.size} rows takes tensors (*batch, {self.size}), got shape "
+                f"{tuple(v.shape)}; the rows are the last dimension."
             )
         return v
 

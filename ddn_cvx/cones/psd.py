@@ -14,6 +14,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import is_whole
 from ddn_cvx.cones.base import Spectrum
 from ddn_cvx.cones.curved import Curved, eigh
 from ddn_cvx.errors import DeclarationError
@@ -36,8 +37,8 @@ class PSD(Curved):
     _column: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.order < 1:
-            raise DeclarationError(f"PSD: order must be at least 1, and {self.order} came; leave the cone out.")
+        if not is_whole(self.order, 1):
+            raise DeclarationError(f"PSD: order must be a whole number of at least 1, got {self.order!r}.")
         column, row = torch.tril_indices(self.order, self.order)
         place = torch.empty(self.order, self.order, dtype=torch.int64)
         place[row, column] = place[column, row] = torch.arange(len(row))

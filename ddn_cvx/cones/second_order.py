@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import is_whole
 from ddn_cvx.cones.base import Diagonal, Spectrum
 from ddn_cvx.cones.curved import Curved
 from ddn_cvx.errors import DeclarationError
@@ -28,8 +29,8 @@ class SecondOrder(Curved):
     smooth_factor: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise DeclarationError(f"SecondOrder: dim must be at least 1 row, and {self.dim} came; leave the cone out.")
+        if not is_whole(self.dim, 1):
+            raise DeclarationError(f"SecondOrder: dim must be a whole number of at least 1, got {self.dim!r}.")
 
     @property
     def degree(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from typing_extensions import TypeVar
@@ -74,7 +75,8 @@ class Arguments:
         InputError
             Wrong count, name or nesting.
         DeclarationError
-            Inputs of undeclared shapes in a function of one instance, where none of their dimensions is a batch.
+            Inputs of undeclared shapes in a function of one instance, or mapped by ``torch.func.vmap``: their first
+            dimension need not be a batch there.
         """
         names = self.names if self.declared is not None else [self._name(k) for k in range(len(args))]
         trees = dict(zip(names, args, strict=False))
@@ -96,11 +98,12 @@ class Arguments:
         for k, name in enumerate(order):
             leaves, tree = pytree.tree_flatten(trees[name])
             if self.declared is None:
-                if ONE_INSTANCE.get() and any(getattr(leaf, "ndim", 0) for leaf in leaves):
+                inner = ONE_INSTANCE.get() and any(getattr(leaf, "ndim", 0) for leaf in leaves)
+                if inner or any(map(_is_mapped, leaves)):
+                    place = "a function of one instance of another node" if inner else "torch.func.vmap"
                     raise DeclarationError(
-                        f"A node whose input shapes are not declared got {name!r} inside a function of one instance of "
-                        "another node, where it would take the first dimension for a batch; declare it with "
-                        "parameters=[shape, ...]."
+                        f"A node whose input shapes are not declared got {name!r} inside {place}, where it would take the "
+                        "first dimension for a batch; declare it with parameters=[shape, ...]."
                     )
                 found = [_undeclared(_label(name, i, len(leaves)), leaf) for i, leaf in enumerate(leaves)]
             else:
@@ -170,6 +173,16 @@ def shapes_of(name: str, tree: Any) -> tuple[list[ParameterSpec], Any]:
             )
     specs = [ParameterSpec(_label(name, i, len(leaves)), tuple(s), False) for i, s in enumerate(leaves)]
     return specs, pytree.tree_unflatten([0] * len(leaves), spec)
+
+
+def _is_mapped(value: Any) -> bool:
+    """Whether ``torch.func.vmap`` has taken a dimension off a tensor."""
+    functorch = torch._C._functorch
+    while isinstance(value, Tensor) and functorch.is_functorch_wrapped_tensor(value):
+        if functorch.is_batchedtensor(value):
+            return True
+        value = functorch.get_unwrapped(value)
+    return False
 
 
 def _undeclared(name: str, value: Any) -> ParameterSpec:

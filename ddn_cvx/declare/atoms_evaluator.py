@@ -70,6 +70,8 @@ class Evaluator:
     ----------
     shape : tuple of int
         The shape of the first expression.
+    dependent : tuple of bool
+        Whether each expression depends on an input.
     differentiable : bool
         False if some atom is evaluated in numpy.
     """
@@ -84,7 +86,9 @@ class Evaluator:
         shapes: Sequence[tuple[int, ...]],
     ):
         self.shape = shapes[0]
-        self.dependent = tuple(_uses(out, len(inputs), len(constants), steps) for out in outputs)
+        # A step has an operand that is not constant: those that have none are folded into a constant.
+        first, last = len(inputs), len(inputs) + len(constants)
+        self.dependent = tuple(not first <= out < last for out in outputs)
         self.differentiable = all(step.name != NUMERIC for step in steps)
         self._leaves = tuple(leaves)
         self._inputs = tuple(inputs)
@@ -164,13 +168,6 @@ class Evaluator:
         if not given:
             return torch.get_default_dtype(), torch.device("cpu")
         return reduce(torch.promote_types, [value.dtype.to_real() for _, value in given]), given[0][1].device
-
-
-def _uses(slot: int, inputs: int, constants: int, steps: Sequence[Step]) -> bool:
-    """Whether what is in a slot depends on an input."""
-    if slot < inputs + constants:
-        return slot < inputs
-    return any(_uses(operand, inputs, constants, steps) for operand in steps[slot - inputs - constants].operands)
 
 
 def _read(leaf: Input, values: Mapping[int, Tensor], dtype: torch.dtype) -> Tensor:

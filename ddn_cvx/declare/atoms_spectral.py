@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.declare.atoms_base import Node, real_product, rule, same_dtype, squared, symmetrised
+from ddn_cvx.forward_mode import forward_rule
 
 
 def _tied(values: Tensor) -> Tensor:
@@ -59,20 +60,16 @@ class _Eigh(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        values, vectors = _saved(ctx)
+        values, vectors = ctx.saved_tensors
         inner = torch.diag_embed(grads[0]) + _inverse_gaps(values) * (vectors.mH @ grads[1])
         return vectors @ inner @ vectors.mH
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, Tensor]:
-        values, vectors = _saved(ctx)
+    @forward_rule
+    def jvp(ctx: Any, saved: tuple[Tensor, Tensor], *tangents: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = saved
         moved = tangents[0] @ vectors
         return real_product(vectors, moved).sum(-2), vectors @ (_inverse_gaps(values) * (vectors.mH @ moved))
-
-
-def _saved(ctx: Any) -> tuple[Tensor, Tensor]:
-    values, vectors = ctx.saved_tensors
-    return values, vectors
 
 
 def eigh(a: Tensor) -> tuple[Tensor, Tensor]:

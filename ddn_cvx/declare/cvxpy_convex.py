@@ -375,6 +375,8 @@ def declare(
         raise DeclarationError(f"problem must be a cvxpy.Problem, got {type(problem).__name__}.")
     bare = isinstance(variables, cp.Variable)
     outputs = problem.variables() if variables is None else [variables] if bare else list(variables)
+    if isinstance(parameters, cp.Parameter):
+        raise DeclarationError(f"parameters must be a list of cvxpy.Parameter objects; write [{parameters.name()}].")
     given = problem.parameters() if parameters is None else list(parameters)
     if gp or problem.is_dcp():
         return ConvexProblem(problem, given, outputs, gp), bare

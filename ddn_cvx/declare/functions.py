@@ -313,10 +313,30 @@ def broadcast(
     parts = []
     for key, part in values.items():
         shape = (*lead, *shapes[key])
-        tensor = torch.as_tensor(part, device=device).to(dtype)
+        tensor = numbers(part, name, dtype, device)
         try:
             parts.append(tensor.expand(shape).reshape(*lead, math.prod(shapes[key])))
         except RuntimeError:
             got = tuple(tensor.shape)
             raise DeclarationError(f"{name} must broadcast to shape {shape} of the variable, got {got}.") from None
     return torch.cat(parts, -1)
+
+
+def numbers(value: Any, name: str, dtype: torch.dtype, device: torch.device | None, dim: int = 0) -> Tensor:
+    """A number, a tensor, or a list of these along ``dim``, as a tensor: numbers are rounded once, to ``dtype``, and tensors
+    keep their derivatives.
+
+    Raises
+    ------
+    DeclarationError
+        It is something else.
+    """
+    try:
+        if isinstance(value, Tensor):
+            return value.to(device=device, dtype=dtype)
+        if isinstance(value, list | tuple) and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
+            parts = [numbers(part, name, dtype, device, dim) for part in value]
+            return torch.stack(torch.broadcast_tensors(*parts), dim)
+        return torch.as_tensor(value, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DeclarationError(f"{name} must be a number, a tensor or a list of these, got {value!r}: {error}") from error

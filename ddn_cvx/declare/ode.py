@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ddn_cvx.declare.arguments import V_co, shapes_of
-from ddn_cvx.declare.functions import Function, Functions, OfFunctions, Value
+from ddn_cvx.declare.functions import Function, Functions, OfFunctions, Value, numbers
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.program.nonlinear import Theta
 
-Times = Sequence[float] | Tensor | Function
+Times = Sequence[float | Tensor] | Tensor | Function
 
 
 class ODE(OfFunctions, Generic[V_co]):
@@ -32,7 +32,7 @@ class ODE(OfFunctions, Generic[V_co]):
     dynamics : callable
         ``dynamics(t, y, *inputs)`` returns the derivative, shaped like y. For one instance, ``t`` a scalar; or with
         ``batched=True`` for a batch, ``t`` being ``(B,)``. May be an ``nn.Module`` and may capture tensors.
-    span : pair of numbers, tensor (2,), or callable of the inputs
+    span : pair of numbers or scalar tensors, tensor (2,), or callable of the inputs
         First and last time. A callable returns the two for one instance (batched: ``(B, 2)``), differentiable like a tensor,
         so that each element has its own end.
     times : sequence of numbers, tensor (K,), or callable of the inputs
@@ -85,9 +85,8 @@ class ODE(OfFunctions, Generic[V_co]):
             if self.arguments.declared is not None:
                 self.arguments.declared.insert(0, shapes_of("initial", tree))
             self.functions.hidden = 1
-        if not callable(self.times):
-            count = len(torch.as_tensor(self.times).reshape(-1))
-            self._check(count)
+        self.count = None if callable(self.times) else self._counted(self.times)
+        """How many times there are, if that is known before a call."""
 
     def slope(self, t: Tensor, y: Tensor, theta: Theta, layout: Any) -> Tensor:
         """``dy/dt (B, n)`` at ``t (B,)``."""
@@ -116,16 +115,24 @@ class ODE(OfFunctions, Generic[V_co]):
 
         def one(*tensors: Tensor) -> Tensor:
             with functions.substitute(tensors):
-                if callable(self.times):
-                    value = functions.call(self.times, (), tensors, layout)
-                else:
-                    value = self.times if isinstance(self.times, Tensor) else torch.tensor(self.times, device=device)
-                parts = value if isinstance(value, Tensor) else torch.stack([torch.as_tensor(v) for v in value], -1)
-                return parts.to(device=device, dtype=functions.dtype) * 1.0
+                value = functions.call(self.times, (), tensors, layout) if callable(self.times) else self.times
+                return numbers(value, self._given, functions.dtype, device, dim=-1) * 1.0
 
         found = functions.over_batch(one, theta.tensors, theta.batched) if callable(self.times) else one(*theta.tensors)
         self._check(found.shape[-1] if found.ndim else 0)
         return found.expand(batch, found.shape[-1])
+
+    @property
+    def _given(self) -> str:
+        return "span" if self.only_last else "times"
+
+    def _counted(self, times: Any) -> int:
+        with torch.no_grad():
+            found = numbers(times, self._given, self.functions.dtype, None, dim=-1)
+        if found.ndim != 1:
+            raise DeclarationError(f"{self._given} must be times one after the other, got shape {tuple(found.shape)}.")
+        self._check(len(found))
+        return len(found)
 
     def _check(self, count: int) -> None:
         if self.only_last and count != 2:

@@ -8,7 +8,7 @@ function is smooth, lies within w of the original (w log n for the largest of n 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Smooth(TorchFunctionMode):
-    """Replaces abs, relu, leaky_relu, clamp, maximum, minimum, amax, amin and norms of order 2 in every torch call."""
+    """Replaces abs, relu, leaky_relu, clamp, maximum, minimum, amax, amin and Euclidean norms in every torch call."""
 
     def __init__(self, width: float):
         super().__init__()
@@ -99,11 +99,21 @@ def _amin(width: float, x: Tensor, dim: Any = (), keepdim: bool = False) -> Tens
     return -_amax(width, -x, dim, keepdim)
 
 
-def _norm(width: float, x: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, **options: Any) -> Tensor | None:
-    if ord not in (None, 2, 2.0, "fro") or options or (ord in (2, 2.0) and x.ndim > 1 and dim is None):
+def _vector_norm(
+    width: float, x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, **options: Any
+) -> Tensor | None:
+    if ord not in (2, 2.0) or options:
         return None
     dims = tuple(range(x.ndim)) if dim is None else dim
     return ((x * x).sum(dims, keepdim) + width * width).sqrt() if x.ndim else _root(x, width)
+
+
+def _norm(width: float, x: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, **options: Any) -> Tensor | None:
+    """``torch.linalg.norm``, whose order 2 is the largest singular value where it is that of a matrix."""
+    of_matrix = x.ndim == 2 if dim is None else isinstance(dim, Sequence) and len(dim) == 2
+    if ord not in (None, 2, 2.0, "fro") or (ord in (2, 2.0) and of_matrix):
+        return None
+    return _vector_norm(width, x, 2, dim, keepdim, **options)
 
 
 def _old_norm(
@@ -112,7 +122,7 @@ def _old_norm(
     """``torch.norm``, whose order is called p and which takes a tensor without ``dim`` as a vector."""
     if p not in (None, 2, 2.0, "fro") or out is not None or dtype is not None:
         return None
-    return _norm(width, x, None, dim, keepdim)
+    return _vector_norm(width, x, 2, dim, keepdim)
 
 
 _ROUNDED: dict[Any, Callable[..., Tensor | None]] = {
@@ -128,6 +138,7 @@ _ROUNDED: dict[Any, Callable[..., Tensor | None]] = {
     **dict.fromkeys((torch.min, Tensor.min), _min),
     **dict.fromkeys((torch.amax, Tensor.amax), _amax),
     **dict.fromkeys((torch.amin, Tensor.amin), _amin),
-    **dict.fromkeys((torch.linalg.norm, torch.linalg.vector_norm), _norm),
+    torch.linalg.norm: _norm,
+    torch.linalg.vector_norm: _vector_norm,
     **dict.fromkeys((torch.norm, Tensor.norm), _old_norm),
 }

@@ -56,7 +56,7 @@ class TorchProblem(Generic[V_co]):
     parameters : list or dict of shapes, optional
         Shapes of one instance of each input, possibly nested; inputs then have any leading batch dimensions, and those
         without are shared. With a dict every function takes the inputs that it names. Default: dimension 0 of every
-        input is the batch.
+        input is the batch, and ``torch.func.vmap`` over the layer is an error, for it takes dimensions away.
     batched : bool
         The functions take and return a batch. Each element may only depend on its own row.
     maximise : bool

@@ -20,8 +20,10 @@ SMALL = 8_192
 KEPT = 16_000_000
 """Numbers that are kept at most (128 MB); beyond that everything is given back."""
 
-_free: defaultdict[int, list[Array]] = defaultdict(list)
-_kept = [0]
+FREE: defaultdict[int, list[Array]] = defaultdict(list)
+"""What may be lent, by size."""
+HELD = [0]
+"""Numbers in it."""
 
 
 class _Block:
@@ -31,11 +33,11 @@ class _Block:
         self.memory, self.__array_interface__ = memory, memory.__array_interface__
 
     def __del__(self) -> None:
-        if _kept[0] + self.memory.size > KEPT:
-            _free.clear()
-            _kept[0] = 0
-        _kept[0] += self.memory.size
-        _free[self.memory.size].append(self.memory)
+        if HELD[0] + self.memory.size > KEPT:
+            FREE.clear()
+            HELD[0] = 0
+        HELD[0] += self.memory.size
+        FREE[self.memory.size].append(self.memory)
 
 
 def empty(*shape: int) -> Array:
@@ -44,8 +46,8 @@ def empty(*shape: int) -> Array:
     if size < SMALL:
         return np.empty(shape)
     try:
-        memory = _free[size].pop()
-        _kept[0] -= size
+        memory = FREE[size].pop()
+        HELD[0] -= size
     except IndexError:
         memory = np.empty(size)
     return np.asarray(_Block(memory)).reshape(shape)

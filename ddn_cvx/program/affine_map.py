@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddn_cvx.forward_mode import forward_rule
+
 SMALL = 10_000
 """Gathers on the CPU with at most so many entries are left to torch's own derivative, which scatters number by number."""
 
@@ -138,7 +140,8 @@ class _Apply(torch.autograd.Function):
         return ctx.linear.T(grads[0]), None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+    @forward_rule
+    def jvp(ctx: Any, saved: tuple[()], *tangents: Any) -> Tensor:
         out: Tensor = ctx.linear(tangents[0])
         return out
 

@@ -44,11 +44,11 @@ def factorise(
     if program.structure is not None and program.cones.is_polyhedral and v.device.type == "cpu":
 
         def some(rows: Tensor) -> DenseKKT:
-            return _dense(program, P[rows], A[rows], v[rows], ok[rows])
+            return dense_factor(program, P[rows], A[rows], v[rows], ok[rows])
 
         return PolyhedralKKT(program.structure, P, A, v, ok, some)
     if program.is_dense:
-        return _dense(program, P, A, v, ok, dense)
+        return dense_factor(program, P, A, v, ok, dense)
     spectrum = program.cones.dual_spectrum(v)
     if not program.has_sparse_factor:
         visible = torch.as_tensor(program.visible, device=v.device)
@@ -56,9 +56,10 @@ def factorise(
     return SparseKKT(program.P, program.A, P, A, program.cones, spectrum, ok, program.visible)
 
 
-def _dense(
+def dense_factor(
     program: ConicProgram, P: Tensor, A: Tensor, v: Tensor, ok: Tensor, dense: tuple[Tensor, Tensor] | None = None
 ) -> DenseKKT:
+    """``factorise`` by dense linear algebra in torch, for cones of every kind."""
     spectrum = program.cones.dual_spectrum(v)
     whole_P, whole_A = program.dense(ConicData(P, P, A, A)) if dense is None else dense
     visible = torch.as_tensor(program.visible, device=v.device)

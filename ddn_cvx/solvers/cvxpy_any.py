@@ -206,7 +206,7 @@ Recipe = tuple[Callable[[Any], Any], Callable[[Any], Floats]]
 
 def _constraints(program: ConicProgram, s: Any) -> tuple[list[Any], list[Callable[[Any], Floats]]]:
     """``s`` in K as cvxpy constraints, and how to read the rows of y from each."""
-    recipes = [(block.rows, _RECIPES[block.kind](block.extra)) for block in program.cones.blocks()]
+    recipes = [(block.rows, RECIPES[block.kind](block.extra)) for block in program.cones.blocks()]
     return [make(s[rows]) for rows, (make, _) in recipes], [read for _, (_, read) in recipes]
 
 
@@ -249,7 +249,7 @@ def _power(alpha: tuple[float, ...]) -> Recipe:
     return lambda s: cp.PowConeND(s[:-1], s[-1], np.array(alpha)), _stacked
 
 
-_RECIPES: dict[str, Callable[[Any], Recipe]] = {
+RECIPES: dict[str, Callable[[Any], Recipe]] = {
     "zero": _zero,
     "nonneg": _nonneg,
     "soc": _second_order,

@@ -178,12 +178,12 @@ def test_shapes(K: Product, batch: tuple[int, ...]) -> None:
 def test_errors() -> None:
     counts = [dict(zero=-1), dict(nonneg=-2), dict(exp=-1), dict(zero=0.5)]
     for bad in (*counts, dict(soc=(0,)), dict(psd=(0,)), dict(soc=(3, 2.5)), dict(power=((0.5, 0.6),))):
-        with pytest.raises(DeclarationError, match="came"):
+        with pytest.raises(DeclarationError, match="must be"):
             Product(**bad)
     for K in (SORTED, Product(2, 3)):
         v, wrong = sample(K, 2), torch.zeros(2, K.size + 1, dtype=F64)
         for call in (K.project, K.project_dual, K.dual_spectrum, K.dual_margin, K.distance, K.dual_distance):
-            with pytest.raises(InputError, match=rf"{K.size} rows.*\(2, {K.size + 1}\) came"):
+            with pytest.raises(InputError, match=rf"{K.size} rows.*got shape \(2, {K.size + 1}\)"):
                 call(wrong)
         with pytest.raises(InputError):
             K.dual_derivative(wrong, v)

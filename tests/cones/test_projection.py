@@ -201,5 +201,5 @@ def test_skew_exponents_and_many_factors() -> None:
     ],
 )
 def test_impossible_cones(make) -> None:
-    with pytest.raises(DeclarationError, match="came"):
+    with pytest.raises(DeclarationError, match="must be"):
         make()

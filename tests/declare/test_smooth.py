@@ -34,6 +34,8 @@ FUNCTIONS = {
     "norm": lambda x: x.norm(),
     "norm of rows": lambda x: torch.linalg.vector_norm(x.reshape(2, -1), dim=1),
     "linalg norm": torch.linalg.norm,
+    "norm of all entries": lambda x: torch.linalg.vector_norm(x.reshape(2, -1), 2),
+    "old norm of all entries": lambda x: torch.norm(x.reshape(2, -1), 2, dim=(0, 1)),
 }
 
 
@@ -58,8 +60,15 @@ def test_rounded_functions(name: str) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda x: x.max(0).values, lambda x: torch.linalg.norm(x, 1), lambda x: torch.sort(x).values, torch.sin],
-    ids=["max with its place", "another norm", "sort", "smooth"],
+    [
+        lambda x: x.max(0).values,
+        lambda x: torch.linalg.norm(x, 1),
+        lambda x: torch.linalg.norm(torch.outer(x, x) + torch.diag(x), 2),
+        lambda x: torch.linalg.norm(torch.outer(x, x) + torch.diag(x), 2, dim=(0, 1)),
+        lambda x: torch.sort(x).values,
+        torch.sin,
+    ],
+    ids=["max with its place", "another norm", "largest singular value", "that of two dimensions", "sort", "smooth"],
 )
 def test_other_functions_stay_as_they_are(function: object) -> None:
     x = torch.tensor([-1.0, 0.5, 0.0], dtype=f64)

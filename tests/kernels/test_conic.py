@@ -13,7 +13,7 @@ from ddn_cvx.cones import Product
 from ddn_cvx.kernels import conic, spectrum
 from ddn_cvx.kernels.jit import spread
 from ddn_cvx.program.conic import ConicData, ConicProgram
-from ddn_cvx.program.factor import _dense
+from ddn_cvx.program.factor import dense_factor
 from ddn_cvx.program.instance import Instance
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
@@ -77,7 +77,7 @@ def test_transposed_system_is_that_of_torch(name: str, quadratic: bool) -> None:
     u, w, healthy = np.empty(g.shape), np.empty(h.shape), np.empty(30, np.bool_)
     arrays = [t.numpy() for t in (data.P, data.A, v.contiguous(), ok, g, h)]
     conic_newton.reverse_once(0, 30, program.curved, *arrays, u, w, healthy)
-    kkt = _dense(program, data.P, data.A, v, ok)
+    kkt = dense_factor(program, data.P, data.A, v, ok)
     expected = [t.squeeze(-1) for t in kkt.reverse(g.unsqueeze(-1), h.unsqueeze(-1))]
     assert healthy.sum() >= 25
     good = torch.from_numpy(healthy) & ok & ~kkt.null.any

@@ -17,8 +17,8 @@ SIZE = 2 * memory.SMALL
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
-    monkeypatch.setattr(memory, "_free", type(memory._free)(list))
-    monkeypatch.setattr(memory, "_kept", [0])
+    monkeypatch.setattr(memory, "FREE", type(memory.FREE)(list))
+    monkeypatch.setattr(memory, "HELD", [0])
 
 
 def address(array: np.ndarray) -> int:
@@ -56,14 +56,14 @@ def test_whatever_looks_at_it_keeps_it(view: object) -> None:
 
 def test_small_arrays_are_numpys() -> None:
     memory.empty(3)
-    assert not memory._free and memory.empty(0, 5).shape == (0, 5)
+    assert not memory.FREE and memory.empty(0, 5).shape == (0, 5)
 
 
 def test_kept_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "KEPT", 3 * SIZE)
     for k in range(20):
         memory.empty(SIZE + k)  # no two alike
-        assert sum(size * len(free) for size, free in memory._free.items()) == memory._kept[0] <= memory.KEPT
+        assert sum(size * len(free) for size, free in memory.FREE.items()) == memory.HELD[0] <= memory.KEPT
 
 
 def test_threads_never_share() -> None:

@@ -267,14 +267,15 @@ def test_threads_change_nothing_but_time(solver, monkeypatch):
 
 
 def test_scs_reuses_a_factorisation_while_the_matrices_stay(monkeypatch):
+    scs = pytest.importorskip("scs")
     program, data = random_program(CONES["all but higher power"], batch=6)
     data = ConicData(*(t.clone() for t in data))
     data.P[1:3], data.A[1:3] = data.P[:1], data.A[:1]
     data.P[4], data.b[1:3] = data.P[3], data.b[:1] + 0.1
     data.q[1:3] = data.q[:1] * 1.1
     made = []
-    original = SCS._solver
-    monkeypatch.setattr(SCS, "_solver", lambda *a: made.append(1) or original(*a))
+    original = scs.SCS
+    monkeypatch.setattr(scs, "SCS", lambda *a, **k: made.append(1) or original(*a, **k))
     raw = solve(SCS(reuse=True, threads=1), program, data)
     assert len(made) == 4
     assert raw.status.tolist() == [Status.SOLVED] * 6

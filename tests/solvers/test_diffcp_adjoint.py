@@ -1,5 +1,8 @@
 """diffcp's derivative against finite differences of tight solves and against this package's own."""
 
+import sys
+
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,8 @@ from programs import CONES, random_program, select
 
 from ddn_cvx.adjoint.diffcp import DiffcpAdjoint
 from ddn_cvx.cones import Product
-from ddn_cvx.errors import DifferentiationError
+from ddn_cvx.errors import DifferentiationError, InputError
+from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.program.conic import ConicData
 from ddn_cvx.solvers.base import Workspace
 from ddn_cvx.solvers.clarabel import Clarabel
@@ -116,3 +120,24 @@ def test_infeasible_program_is_refused():
     data.A[:] = 0.0
     with pytest.raises(DifferentiationError, match="could not solve"):
         DiffcpAdjoint().vjp(program, data, raw.x, raw.y, raw.s, raw.x, raw.y)
+
+
+def test_what_it_does_not_do_is_refused(monkeypatch):
+    y, p = cp.Variable(2), cp.Parameter(2)
+    layer = DeclarativeLayer(cp.Problem(cp.Minimize(cp.sum_squares(y - p))), [p], y, adjoint=DiffcpAdjoint(threads=1))
+    point = torch.tensor([0.8, 0.6]).double()
+    for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.vmap):
+        with pytest.raises(DifferentiationError, match=r"outside of torch.func transforms; use adjoint=Implicit\(\)"):
+            transform(layer)(torch.stack([point, point]))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(DifferentiationError, match="reverse mode"):
+        layer(torch.autograd.forward_ad.make_dual(point, point))
+    out = layer(point.requires_grad_())
+    monkeypatch.setitem(sys.modules, "diffcp", None)
+    with pytest.raises(InputError, match="pip install diffcp"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("name, value", [("mode", "lu"), ("threads", 0), ("max_iterations", 1.5), ("tolerance", 0)])
+def test_bad_options_are_named(name, value):
+    with pytest.raises(InputError, match=f"{name} must be .*, got"):
+        DiffcpAdjoint(**{name: value})

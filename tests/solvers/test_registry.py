@@ -74,8 +74,7 @@ def test_uninstalled_solver_is_named(monkeypatch):
 
 def test_cvxpy_solver_without_duals_is_refused(monkeypatch):
     program, data = random_program(CONES["linear"], batch=1)
-    monkeypatch.setattr(cvxpy_any, "_nonneg", None)
-    monkeypatch.setitem(cvxpy_any._RECIPES, "nonneg", lambda _: (lambda s: [s >= 0][0], lambda c: c.dual_value))
+    monkeypatch.setitem(cvxpy_any.RECIPES, "nonneg", lambda _: (lambda s: [s >= 0][0], lambda c: c.dual_value))
     solver = CvxpySolver("OSQP")
     monkeypatch.setattr("cvxpy.constraints.nonpos.Inequality.dual_value", None)
     with pytest.raises(InputError, match="no dual variables"):
