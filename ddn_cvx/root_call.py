@@ -19,6 +19,7 @@ from ddn_cvx.diagnose import condition_numbers
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.failure import raise_failures, warn_of
 from ddn_cvx.inputs import Batch
+from ddn_cvx.linalg.blocks import per_element
 from ddn_cvx.linalg.general import GeneralFactor
 from ddn_cvx.linalg.gmres import gmres
 from ddn_cvx.program.base import ParameterSpec
@@ -140,7 +141,7 @@ class RootCall:
             new, further, factor = self._judged(best.y - newton, theta, reference)
             better = new.error < 0.5 * best.error
             pairs = ((getattr(new, f.name), getattr(best, f.name)) for f in fields(_Point))
-            best = _Point(*(torch.where(better.reshape(-1, *(1,) * (a.ndim - 1)), a, b) for a, b in pairs))
+            best = _Point(*(torch.where(per_element(better, a), a, b) for a, b in pairs))
             newton = torch.where(better.unsqueeze(-1), further, 0.0)
             if not bool(better.any()):
                 break

@@ -23,6 +23,7 @@ from ddn_cvx.declare.free_entries import FreeEntries
 from ddn_cvx.declare.smooth_form import Bound, Row, named
 from ddn_cvx.declare.smooth_form_cones import CONSTRAINTS, smooth
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.linalg.blocks import per_element
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import State
@@ -236,7 +237,7 @@ class NonconvexProblem:
 
         # Where an element failed, the expressions are evaluated at ones: their derivatives at zero may be infinite.
         def safe(t: Tensor) -> Tensor:
-            return torch.where(ok.reshape(-1, *(1,) * (t.ndim - 1)), t, 1.0)
+            return torch.where(per_element(ok, t), t, 1.0)
 
         theta = Theta(tuple(safe(t) for t in theta.tensors), theta.batched)
         y, lam, mu, z = (safe(t) for t in state)

@@ -25,7 +25,7 @@ from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.newton import NewtonKrylov
-from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
+from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver, require_solver
 
 _FASTER = 0.25  # the violation must fall to this part, or rho grows
 _GROWTH = 10.0
@@ -42,7 +42,7 @@ class AugmentedLagrangian(NonlinearSolver):
     Raises
     ------
     InputError
-        An option that is not positive.
+        An option that is not positive, or a solver that is not an object.
 
     Examples
     --------
@@ -72,6 +72,7 @@ class AugmentedLagrangian(NonlinearSolver):
 
     def __post_init__(self) -> None:
         require_positive(self.name, self, *(option.name for option in fields(self) if option.name != "solver"))
+        require_solver(self.name, self.solver)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"
