@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.inputs import Batch, gather
+from ddn_cvx.linalg.blocks import per_element
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nonlinear import Theta
 
@@ -53,6 +54,11 @@ def require_followed(results: Iterable[Tensor], who: str = "The functions use", 
             f"{who} a tensor that requires grad and was not found among {whose} inputs, closures, globals and attributes, "
             "so that its gradient would be lost. Pass it as an input, or hold it in an nn.Module that is the function."
         )
+
+
+def nan_where_failed(ok: Tensor, tensor: Tensor) -> Tensor:
+    """``tensor`` (B, ...) with NaN in the elements that are not ``ok`` (B,)."""
+    return torch.where(per_element(ok, tensor), tensor, torch.nan)
 
 
 def without_numbers() -> InputError:

@@ -22,7 +22,7 @@ from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.compiled import attach
 from ddn_cvx.adjoint.implicit import Implicit
 from ddn_cvx.call import Call
-from ddn_cvx.call_parts import without_numbers
+from ddn_cvx.call_parts import nan_where_failed, without_numbers
 from ddn_cvx.checks import require_positive, require_whole
 from ddn_cvx.custom_op import call_operator, register
 from ddn_cvx.declare.cvxpy_convex import ConvexProblem, Parameter, Variable, declare
@@ -34,6 +34,7 @@ from ddn_cvx.diagnose import Diagnosis, diagnose
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.explain import Explanation, Settings, explain
 from ddn_cvx.inputs import Batch, gather, match
+from ddn_cvx.linalg.blocks import per_element
 from ddn_cvx.nonlinear_call import NonlinearRun
 from ddn_cvx.ode_call import OdeRun
 from ddn_cvx.options import CvxpyProblem, DeclaredSeveral, DeclaredSingle, Options, Out
@@ -64,7 +65,8 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
         The outputs. A bare variable makes the layer return a tensor, a sequence a tuple.
         ``constraint.dual_variables[i]`` are allowed. Default: ``problem.variables()``.
     solver : str or Solver, optional
-        The forward solver, by name or as an object with its options. Default: chosen by the structure of the problem.
+        The forward solver: its name, that of its class, or an object with its options. Default: chosen by the structure of
+        the problem.
     solver_options : mapping, optional
         Options for a solver given by name.
     adjoint : Adjoint, optional
@@ -284,7 +286,7 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
             primal, dual = self.node.everything(report.values, report.x, report.y)
 
         def masked(t: Tensor) -> Tensor:
-            return batch.restore(_nan_where_failed(ok, t))
+            return batch.restore(nan_where_failed(ok, t))
 
         def integers(t: Tensor) -> Tensor:
             return t.reshape(batch.shape)
@@ -460,12 +462,12 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
         if node.has_conditions:
             with torch.no_grad():
                 admissible = node.admissible(values)
-            values = [torch.where(_like(admissible, v), v, torch.ones_like(v)) for v in values]
+            values = [torch.where(per_element(admissible, v), v, torch.ones_like(v)) for v in values]
         pieces = node.pieces(values)
         x, v, ok = attach(self.adjoint, call, node, pieces, (admissible, *values))
         outputs = node.recover(x, v, pieces)
         if not call.complete:
-            outputs = tuple(_nan_where_failed(ok, out) for out in outputs)
+            outputs = tuple(nan_where_failed(ok, out) for out in outputs)
         return tuple(batch.restore(out) for out in outputs), call
 
     def extra_repr(self) -> str:
@@ -482,11 +484,3 @@ class DeclarativeLayer(nn.Module, Generic[Out]):
 def _outside(function: Callable[..., Result], params: Sequence[Any], named: Mapping[str, Any]) -> Result:
     """Call a function that the compiler is not to look into."""
     return function(params, named)
-
-
-def _nan_where_failed(ok: Tensor, tensor: Tensor) -> Tensor:
-    return torch.where(_like(ok, tensor), tensor, torch.nan)
-
-
-def _like(mask: Tensor, tensor: Tensor) -> Tensor:
-    return mask.reshape(-1, *(1,) * (tensor.ndim - 1))

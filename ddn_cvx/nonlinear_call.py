@@ -18,22 +18,34 @@ from torch import Tensor
 from ddn_cvx.adjoint.base import Adjoint
 from ddn_cvx.adjoint.dispatch import attach
 from ddn_cvx.adjoint.kkt_solve import Solved
-from ddn_cvx.call_parts import finite_elements, gather_beside, outside_inference, require_followed, without_numbers
+from ddn_cvx.call_parts import (
+    finite_elements,
+    gather_beside,
+    nan_where_failed,
+    outside_inference,
+    require_followed,
+    without_numbers,
+)
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
 from ddn_cvx.declare.torch_problem import TorchProblem
 from ddn_cvx.diagnose import condition_numbers
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.failure import raise_failures, warn_of
 from ddn_cvx.inputs import Batch, match
-from ddn_cvx.program.active_kkt import ActiveKKT, Factors, ProductKKT, polish, violated
+from ddn_cvx.program.active_kkt import ActiveKKT, Factors, ProductKKT, kkt_matrix, polish, strays, violated
 from ddn_cvx.program.base import ParameterSpec
 from ddn_cvx.program.nearby import kinked, sinks
 from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
-from ddn_cvx.program.optimality import Active, State, judge
+from ddn_cvx.program.optimality import Active, Judged, State, judge, largest
+from ddn_cvx.program.pushed import pushed
 from ddn_cvx.program.verification import descends, multipliers
 from ddn_cvx.solution import Regularity, Solution, Status
 from ddn_cvx.solvers.guard import guarded
+from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
+
+REMOTE = 1e7
+"""How much farther from the start than the numbers of the problem an answer may be and not be looked at."""
 
 
 @dataclass(frozen=True)
@@ -114,23 +126,30 @@ class NonlinearCall:
         if not bool(sensible.all()):
             todo, start = todo[sensible], start[sensible]
             some = theta.take(todo)
-        return self._check(theta, some, *self._point(some, start), status, todo)
+        return self._check(theta, some, start, *self._point(some, start), status, todo)
 
     def _point(self, theta: Theta, start: Tensor) -> tuple[NonlinearPoint, First | None]:
-        """What the solver found, and the derivatives there if they are known already."""
-        node, program = self.run.node, self.program
+        """What was found from ``start``, and the derivatives there if they are known already."""
         if not len(start):
-            return NonlinearPoint.blank(program, start), None
-        seconds, solver = self.run.time_limit, self.run.solver
-        if not (isinstance(node, TorchProblem) and _own_solver(node)):
+            return NonlinearPoint.blank(self.program, start), None
+        if isinstance(self.run.node, TorchProblem) and _own_solver(self.run.node):
+            return self._users_point(self.run.node, theta, start)
+        point, self._cause = self._solved(theta, start)
+        return point, None
 
-            def solve(rows: Tensor | None) -> NonlinearPoint:
-                some = (theta, start) if rows is None else (theta.take(rows), start[rows])
-                return solver.solve(program, *some)
+    def _solved(self, theta: Theta, start: Tensor) -> tuple[NonlinearPoint, BaseException | None]:
+        """What the solver finds from ``start``, and what it raised."""
+        solver, program = self.run.solver, self.program
 
-            nothing = NonlinearPoint.blank(program, torch.full_like(start, torch.nan))
-            point, self._cause = guarded(solve, nothing, solver.name, solver.minds_time, seconds)
-            return point, None
+        def solve(rows: Tensor | None) -> NonlinearPoint:
+            some = (theta, start) if rows is None else (theta.take(rows), start[rows])
+            return solver.solve(program, *some)
+
+        nothing = NonlinearPoint.blank(program, torch.full_like(start, torch.nan))
+        return guarded(solve, nothing, solver.name, solver.minds_time, self.run.time_limit)
+
+    def _users_point(self, node: TorchProblem, theta: Theta, start: Tensor) -> tuple[NonlinearPoint, First]:
+        """What the user's own solver finds, with multipliers."""
 
         def answer(rows: Tensor | None) -> _Answer:
             some = (theta, start) if rows is None else (theta.take(rows), start[rows])
@@ -139,27 +158,23 @@ class NonlinearCall:
 
         codes = torch.full(start.shape[:1], int(Status.NUMERICAL_ERROR), device=start.device)
         blank = _Answer(torch.full_like(start, torch.nan), codes)
-        found, self._cause = guarded(answer, blank, "solve", False, seconds)
+        found, self._cause = guarded(answer, blank, "solve", False, self.run.time_limit)
         y = found.y
         usable = torch.isfinite(y).all(-1)
-        (_, lam, mu, z), first = multipliers(program, theta, torch.where(usable.unsqueeze(-1), y, start), usable)
+        (_, lam, mu, z), first = multipliers(self.program, theta, torch.where(usable.unsqueeze(-1), y, start), usable)
         status = torch.where(found.status == int(Status.TIME_LIMIT), found.status, int(Status.NUMERICAL_ERROR))
         status = torch.where(usable, int(Status.SOLVED), status)
         return NonlinearPoint(y, lam, mu, z, status, torch.zeros_like(status)), first
 
     def _check(
-        self, theta: Theta, some: Theta, raw: NonlinearPoint, first: First | None, status: Tensor, todo: Tensor
+        self, theta: Theta, some: Theta, start: Tensor, raw: NonlinearPoint, first: First | None, code: Tensor, todo: Tensor
     ) -> Solved:
-        program, run, whole = self.program, self.run, len(todo) == len(status)
-        vectors = (raw.y, raw.lam, raw.mu, raw.z)
-        usable = torch.isfinite(torch.cat(vectors, 1)).all(-1)
-        start = State(*(torch.where(usable.unsqueeze(-1), v, 0.0) for v in vectors))
-        point = polish(program, some, judge(program, some, start, first=first), usable, run.polish_steps)
-        ok = usable & (point.worst <= run.tolerance) & torch.isfinite(point.first.f)
-        ok = ok & ~violated(program, some, point, ok, run.tolerance) & program.credible(point.state.y, some, point.first)
-        ok = ok & ~kinked(program, some, point, ok)
-        if isinstance(run.node, NonconvexProblem):
-            ok = ok & (run.node.violation(point.state.y, point.first.f, some, run.tolerance) <= run.tolerance)
+        """Polish, judge and report what was found for the elements ``todo``, whose parameters are ``some``; the others
+        have a status (``code``) already."""
+        program, run, whole = self.program, self.run, len(todo) == len(code)
+        state, usable = _usable(raw)
+        point = polish(program, some, judge(program, some, state, first=first), usable, run.polish_steps)
+        ok = self._satisfied(some, point, usable)
         strong = point.active.strong
         # Before the factorisation, which changes the units of the Hessian.
         sunk = torch.zeros_like(ok) if run.node.stationary else sinks(program, some, point, ok)
@@ -167,22 +182,14 @@ class NonlinearCall:
             kkt: ActiveKKT | ProductKKT = ActiveKKT(point.H, point.first.Jh, point.first.Jg, strong, ok, program.visible)
         else:
             kkt = ProductKKT(program, some, point.state, strong, ok)
+        ok = ok & ~strays(program, point, kkt, ok)
         claims = (raw.status == int(Status.SOLVED)) | (raw.status == int(Status.INACCURATE))
         verdict = torch.where(usable, int(Status.INACCURATE), int(Status.NUMERICAL_ERROR))
         found = torch.where(ok, int(Status.SOLVED), torch.where(claims, verdict, raw.status))
-        doubtful = ok & (~kkt.minimum | kkt.flat) if program.is_dense else ok & _own_solver(run.node)
-        doubtful = torch.nonzero(doubtful).flatten()
-        if len(doubtful) and not run.node.stationary:
-            wrong = descends(program, some.take(doubtful), point.take(doubtful))
-            found = found.index_put((doubtful[wrong],), found.new_tensor(int(Status.SADDLE_POINT)))
-            ok = found == int(Status.SOLVED)
-        sunk = sunk & ok
-        found, ok = torch.where(sunk, int(Status.SADDLE_POINT), found), ok & ~sunk
-        if isinstance(run.node, NonconvexProblem):
-            trapped = ok & (run.node.outside(point.state, some, ok) > run.tolerance)
-            found = torch.where(trapped, int(Status.SADDLE_POINT), found)
-            ok = ok & ~trapped
-        status = status.index_copy(0, todo, found)
+        found = found.masked_fill(self._no_minimum(some, point, kkt, ok) | (sunk & ok), int(Status.SADDLE_POINT))
+        found = found.masked_fill(self._recedes(some, start, point, found), int(Status.UNBOUNDED))
+        ok = found == int(Status.SOLVED)
+        status = code.index_copy(0, todo, found)
         state = State(*(torch.where(ok.unsqueeze(-1), t, 0.0) for t in point.state))
         active = Active(*(torch.where(ok.unsqueeze(-1), t, 0.0) for t in point.active))
 
@@ -202,24 +209,57 @@ class NonlinearCall:
         warn_of(self._cause)
         return solved
 
+    def _satisfied(self, theta: Theta, point: Judged, usable: Tensor) -> Tensor:
+        """Where the first-order conditions of the problem as declared hold, ``(B,)`` bool."""
+        program, node, tolerance = self.program, self.run.node, self.run.tolerance
+        ok = usable & (point.worst <= tolerance) & torch.isfinite(point.first.f)
+        ok = ok & ~violated(program, theta, point, ok, tolerance) & program.credible(point.state.y, theta, point.first)
+        ok = ok & ~kinked(program, theta, point, ok)
+        if isinstance(node, NonconvexProblem):
+            ok = ok & (node.violation(point.state.y, point.first.f, theta, tolerance) <= tolerance)
+        return ok
+
+    def _no_minimum(self, theta: Theta, point: Judged, kkt: ActiveKKT | ProductKKT, ok: Tensor) -> Tensor:
+        """Elements ``ok`` that can go down all the same, ``(B,)`` bool."""
+        program, node = self.program, self.run.node
+        wrong = torch.zeros_like(ok)
+        if node.stationary:
+            return wrong
+        doubtful = ok & (~kkt.minimum | kkt.flat) if program.is_dense else ok & _own_solver(node)
+        rows = torch.nonzero(doubtful).flatten()
+        if len(rows):
+            wrong = wrong.index_put((rows,), descends(program, theta.take(rows), point.take(rows)))
+        if isinstance(node, NonconvexProblem):
+            wrong = wrong | (ok & (node.outside(point.state, theta, ok) > self.run.tolerance))
+        return wrong
+
+    def _recedes(self, theta: Theta, start: Tensor, point: Judged, found: Tensor) -> Tensor:
+        """Elements SOLVED very far from ``start`` that, solved again from twice as far, end elsewhere and no higher: they
+        only tend to their infimum, ``(B,)`` bool."""
+        y, program = point.state.y, self.program
+        reach = 1.0 + largest(start) + theta.largest(start[:, 0])
+        gone = (found == int(Status.SOLVED)) & (largest(y) > REMOTE * reach)
+        rows = torch.nonzero(gone).flatten()
+        if not len(rows) or _own_solver(self.run.node):
+            return torch.zeros_like(gone)
+        some, home = theta.take(rows), y[rows]
+        lower, upper = program.bounds(some, home)
+        raw, _ = self._solved(some, (2 * home - start[rows]).clamp(lower, upper))
+        state, usable = _usable(raw)
+        again = polish(program, some, judge(program, some, state), usable, self.run.polish_steps)
+        elsewhere = largest(again.state.y - home) > 0.1 * largest(home)
+        f = point.first.f[rows]
+        no_higher = again.first.f <= f + self.run.tolerance * (1.0 + f.abs())
+        there = usable & (again.worst <= self.run.tolerance) & elsewhere & no_higher
+        return torch.zeros_like(gone).index_put((rows,), there)
+
     def perturbed(self, theta: Theta, push: Tensor, start: State) -> tuple[State, Tensor]:
         """The solution near ``start`` with ``push . y`` added to the objective, and which elements have one."""
-
-        def evaluate(y: Tensor, wider: Theta) -> tuple[Tensor, Tensor, Tensor]:
-            f, h, g = self.program.values(y, Theta(wider.tensors[:-1], wider.batched[:-1]))
-            return f + (wider.tensors[-1] * y).sum(-1), h, g
-
-        def box(wider: Theta) -> tuple[Tensor, Tensor]:
-            return self.program.bounds(Theta(wider.tensors[:-1], wider.batched[:-1]), wider.tensors[-1])
-
-        p = self.program
-        pushed = NonlinearProgram(p.n, p.p, p.m, evaluate, box if p.has_bounds else None)
-        wider = Theta((*theta.tensors, push), (*theta.batched, True))
+        program, wider = pushed(self.program, theta, push)
+        solver = self.run.solver if self.run.solver.unsupported(program) is None else NonlinearAuto()
         zero = torch.zeros(len(push), dtype=torch.int64, device=push.device)
-        raw = self.run.solver.solve(pushed, wider, start.y, NonlinearPoint(*start, zero, zero))
-        usable = torch.isfinite(torch.cat((raw.y, raw.lam, raw.mu, raw.z), 1)).all(-1)
-        state = State(*(torch.where(usable.unsqueeze(-1), t, 0.0) for t in (raw.y, raw.lam, raw.mu, raw.z)))
-        point = polish(pushed, wider, judge(pushed, wider, state), usable, self.run.polish_steps)
+        state, usable = _usable(solver.solve(program, wider, start.y, NonlinearPoint(*start, zero, zero)))
+        point = polish(program, wider, judge(program, wider, state), usable, self.run.polish_steps)
         return point.state, usable & (point.worst <= self.run.tolerance)
 
     def regularity(self, theta: Theta) -> Tensor:
@@ -262,7 +302,7 @@ class NonlinearRun:
             found = self.node.unpack(solved.state.y)
         else:
             found = self.node.recover(solved.state, theta, solved.ok)
-        return {name: _nan_where_failed(solved.ok, value) for name, value in found.items()}
+        return {name: nan_where_failed(solved.ok, value) for name, value in found.items()}
 
     def solution(self, args: Sequence[Any], named: Mapping[str, Any]) -> Solution:
         """Everything that is known about the answer."""
@@ -273,7 +313,7 @@ class NonlinearRun:
         state, _, ok, _ = report.solved
 
         def masked(t: Tensor) -> Tensor:
-            return batch.restore(_nan_where_failed(ok, t.detach()))
+            return batch.restore(nan_where_failed(ok, t.detach()))
 
         def integers(t: Tensor) -> Tensor:
             return t.reshape(batch.shape)
@@ -303,16 +343,7 @@ class NonlinearRun:
         rows = torch.cat((on, held), 1) > 0
         if not call.program.is_dense:
             return rows, torch.full_like(call.report.value, torch.nan)
-        point = judge(call.program, theta.detach(), state)
-        n, free = call.program.n, 1.0 - held
-        H = point.H * free.unsqueeze(-1) * free.unsqueeze(-2) + torch.diag_embed(
-            held * point.H.abs().amax((1, 2)).unsqueeze(-1)
-        )
-        A = torch.cat((point.first.Jh, point.first.Jg * on.unsqueeze(-1)), 1) * free.unsqueeze(1)
-        off = torch.cat((torch.zeros_like(point.first.Jh[..., 0]), 1.0 - on), 1)
-        K = torch.cat((torch.cat((H, A.mT), -1), torch.cat((A, torch.diag_embed(off)), -1)), 1)
-        assert K.shape[-1] == n + A.shape[1]
-        return rows, condition_numbers(K, ok)
+        return rows, condition_numbers(kkt_matrix(judge(call.program, theta.detach(), state), active.all), ok)
 
     def _duals(self, state: State, theta: Theta, ok: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         if isinstance(self.node, TorchProblem):
@@ -340,6 +371,13 @@ class NonlinearRun:
         return attach(self.adjoint, call, theta, count), call, batch, theta
 
 
+def _usable(raw: NonlinearPoint) -> tuple[State, Tensor]:
+    """The point, zero where it is not finite, and where it is."""
+    vectors = (raw.y, raw.lam, raw.mu, raw.z)
+    usable = torch.isfinite(torch.cat(vectors, 1)).all(-1)
+    return State(*(torch.where(usable.unsqueeze(-1), v, 0.0) for v in vectors)), usable
+
+
 def _own_solver(node: TorchProblem | NonconvexProblem) -> bool:
     return isinstance(node, TorchProblem) and "solve" in node.functions
 
@@ -360,7 +398,3 @@ def _no_report(solved: Solved) -> Report:
     none = state.y[:, 0]
     codes = none.to(torch.int64)
     return Report(Solved(state, solved.active, solved.ok, state), none, state.mu, codes, codes, none, none, none)
-
-
-def _nan_where_failed(ok: Tensor, tensor: Tensor) -> Tensor:
-    return torch.where(ok.reshape(-1, *(1,) * (tensor.ndim - 1)), tensor, torch.nan)

@@ -19,6 +19,7 @@ from ddn_cvx.diagnose import condition_numbers
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.failure import raise_failures, warn_of
 from ddn_cvx.inputs import Batch
+from ddn_cvx.linalg.blocks import per_element
 from ddn_cvx.linalg.general import GeneralFactor
 from ddn_cvx.linalg.gmres import gmres
 from ddn_cvx.program.base import ParameterSpec
@@ -28,6 +29,7 @@ from ddn_cvx.solution import Regularity, Solution, Status
 from ddn_cvx.solvers.guard import guarded
 from ddn_cvx.solvers.root_base import RootPoint, RootSolver, probes, units
 
+_REMOTE = 1e3  # so much farther out than the start, or with so much smaller a Jacobian, large systems are looked at
 _NEAR = 1e4  # points that are fewer roundings than this apart have the same Jacobian
 
 
@@ -118,17 +120,18 @@ class RootCall:
         """A singular Jacobian makes a small residual meaningless; it then has to vanish to rounding, and not by escaping."""
         eps = torch.finfo(point.y.dtype).eps
         tolerance = max(self.run.tolerance, 100 * eps)
-        escaped = (1 + point.y.abs().amax(-1)) / (1 + start.abs().amax(-1))
-        strict = point.singular & (point.error * escaped <= min(tolerance, 1e3 * eps))
+        strict = point.singular & (point.error * _escaped(point.y, start) <= min(tolerance, 1e3 * eps))
         return torch.where(point.singular, strict, (point.error <= tolerance) & (point.step <= 10 * tolerance))
 
     def _checked(self, y: Tensor, theta: Theta, start: Tensor) -> _Point:
         """The point after Newton steps that improve it, as far as the Jacobian is formed."""
         program = self.program
         if not program.is_dense:
-            scale = torch.maximum(units(program, theta, start), units(program, theta, y)).unsqueeze(-1).expand_as(y)
+            before, after = units(program, theta, start), units(program, theta, y)
+            scale = torch.maximum(before, after).unsqueeze(-1).expand_as(y)
             error = _size(program.residual(y, theta) / scale, y)
-            return _Point(y, error, torch.zeros_like(error), torch.zeros_like(error, dtype=torch.bool), scale)
+            doubtful = (_escaped(y, start) > _REMOTE) | (after < before / _REMOTE)
+            return _Point(y, error, torch.zeros_like(error), self._singular(y, theta, scale, doubtful), scale)
         reference = torch.ones_like(y)
         if not program.is_map:  # that J has shrunk since the start may be the sign of a double root
             reference = program.linearise(start, theta).matrix().abs().amax(-1).nan_to_num(0.0, 0.0, 0.0)
@@ -140,7 +143,7 @@ class RootCall:
             new, further, factor = self._judged(best.y - newton, theta, reference)
             better = new.error < 0.5 * best.error
             pairs = ((getattr(new, f.name), getattr(best, f.name)) for f in fields(_Point))
-            best = _Point(*(torch.where(better.reshape(-1, *(1,) * (a.ndim - 1)), a, b) for a, b in pairs))
+            best = _Point(*(torch.where(per_element(better, a), a, b) for a, b in pairs))
             newton = torch.where(better.unsqueeze(-1), further, 0.0)
             if not bool(better.any()):
                 break
@@ -174,16 +177,19 @@ class RootCall:
         """``Regularity`` flags, ``(B,)``."""
         assert self.report is not None
         y, scale, ok = self.report.solved
-        singular = self.report.singular
-        if not self.program.is_dense and bool(ok.any()):
-            rows = torch.nonzero(ok).flatten()
-            linear = self.program.linearise(y[rows], theta.detach().take(rows))
-            eps = torch.finfo(y.dtype).eps
-            right = probes(y[rows])[0] * scale[rows]
-            found = gmres(linear.push, right, 1e3 * eps)
-            bad = (found.residual > eps**0.4) | (found.x.abs().amax(-1) > 0.1 / eps**0.5)
-            singular = singular.index_copy(0, rows, bad)
+        singular = self.report.singular if self.program.is_dense else self._singular(y, theta.detach(), scale, ok)
         return singular * int(Regularity.SINGULAR_JACOBIAN)
+
+    def _singular(self, y: Tensor, theta: Theta, scale: Tensor, asked: Tensor) -> Tensor:
+        """Elements, of those ``asked`` for (B,), whose Jacobian is as good as singular, by products with it, ``(B,)``."""
+        rows, singular = torch.nonzero(asked).flatten(), torch.zeros_like(asked)
+        if not len(rows):
+            return singular
+        linear = self.program.linearise(y[rows], theta.take(rows))
+        eps = torch.finfo(y.dtype).eps
+        found = gmres(linear.push, probes(y[rows])[0] * scale[rows], 1e3 * eps)
+        bad = (found.residual > eps**0.4) | (found.x.abs().amax(-1) > 0.1 / eps**0.5)
+        return singular.index_copy(0, rows, bad)
 
 
 @dataclass(frozen=True)
@@ -268,6 +274,11 @@ class RootRun:
             return none + sum(0.0 * t.sum() for t in theta.tensors), call, batch, theta
         solved = root_map(call, theta, count)
         return torch.where(solved.ok.unsqueeze(-1), solved.y, torch.nan), call, batch, theta
+
+
+def _escaped(y: Tensor, start: Tensor) -> Tensor:
+    """How much farther out than the start, ``(B,)``."""
+    return (1 + y.abs().amax(-1)) / (1 + start.abs().amax(-1))
 
 
 def _size(vector: Tensor, y: Tensor) -> Tensor:

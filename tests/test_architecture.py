@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adjoint": CORE,
     "inputs": GROUND | {"program"},
     "failure": GROUND | {"program"},
-    "call_parts": GROUND | {"program", "inputs"},
+    "call_parts": GROUND | {"linalg", "program", "inputs"},
     "call": CORE | {"solvers", "inputs", "failure", "diagnose"},
     "nonlinear_call": CORE | {"call_parts", "solvers", "inputs", "failure", "declare", "adjoint", "diagnose"},
     "ode_call": CORE | {"call_parts", "solvers", "inputs", "failure", "declare", "adjoint"},

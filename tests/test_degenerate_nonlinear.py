@@ -398,6 +398,36 @@ def infimum_at_infinity() -> Any:
     return problem((), lambda y, p: p * (-y).exp(), p=())
 
 
+@case(None, Status.INACCURATE, p=1.0)
+def infimum_at_infinity_beside_a_bound() -> Any:
+    return problem(2, lambda y, p: p * (-y[0]).exp() + y[1], None, lambda y, p: -y[1], p=(), initial=1.0)
+
+
+@case(None, Status.INACCURATE, p=1.0)
+def epigraph_of_the_inverse() -> Any:
+    return problem(2, lambda y, p: y[1], None, lambda y, p: p / y[0] - y[1], p=(), lower=0.0, initial=1.0)
+
+
+@case(None, Status.INACCURATE, p=1.0)
+def branch_of_a_hyperbola() -> Any:
+    return problem(2, lambda y, p: p * y[0], lambda y, p: y[0] * y[1] - 1, p=(), lower=0.0, initial=1.0)
+
+
+@case(None, Status.UNBOUNDED, p=1.0)
+def behind_a_hyperbola() -> Any:
+    return problem(2, lambda y, p: p * y[0], None, lambda y, p: 1 - y[0] * y[1], p=(), lower=0.0, initial=1.0)
+
+
+@case(None, Status.UNBOUNDED, p=1.0)
+def square_over_a_variable() -> Any:
+    return problem(2, lambda y, p: y[0] ** 2 / y[1], lambda y, p: y[0] - p, p=(), lower=torch.tensor([-9, 0.1]), initial=1.0)
+
+
+@case(lambda p: 1e12 * p, p=1.0)
+def far_away() -> Any:
+    return problem((), lambda y, p: 0.5e-12 * y**2 - p * y, p=())
+
+
 # Problems in cvxpy syntax that are not convex.
 
 

@@ -65,6 +65,23 @@ def test_curved_cone() -> None:
     assert ball.diagnose(torch.tensor([3.0, 4.0], dtype=F64)).healthy
 
 
+def test_blocks_of_a_large_hessian() -> None:
+    """``cosh(y) - x y`` for each variable, neighbours coupled in pairs: blocks of two."""
+    n = 400
+
+    def objective(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return (y.cosh() - x * y).sum() + 0.5 * (y[::2] * y[1::2]).sum()
+
+    layer = DeclarativeLayer(ddn.TorchProblem((n,), objective, lower=0.0, parameters=[(n,)]))
+    x = torch.cat((-torch.ones(n // 2, dtype=F64), torch.linspace(0.5, 1, n // 2, dtype=F64)))
+    report, y = layer.diagnose(x), layer(x)
+    assert report.active.shape == (1, n) and int(report.active.sum()) == int((y == 0).sum()) == n // 2
+    free = y[n // 2 :].cosh().reshape(-1, 2)
+    blocks = torch.diag_embed(free) + 0.5 * torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    values = torch.linalg.svdvals(blocks / blocks.abs().amax(-1, keepdim=True))
+    assert report.condition.item() == pytest.approx(float(values.max() / values.min()), rel=1e-6)
+
+
 def test_nonlinear_equations_and_differential_equations() -> None:
     node = ddn.TorchProblem(
         (3,), lambda y, x: ((y - x) ** 2).sum(), equality=lambda y, x: y.sum() - 1, lower=0.0, parameters=[(3,)]

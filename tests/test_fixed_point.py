@@ -378,3 +378,15 @@ def test_large_jacobians_are_solved_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     A = contraction(100, 0.5)
     J = torch.func.jacrev(DeclarativeLayer(FixedPoint(100, lambda y, b: A @ y + b)))(points(2, 100))
     assert torch.allclose(J[0, :, 0], torch.linalg.inv(torch.eye(100, dtype=f64) - A), atol=1e-9) and (J[0, :, 1] == 0).all()
+
+
+@pytest.mark.parametrize("n", [3, 100])
+def test_solutions_at_infinity_are_none(n: int) -> None:
+    """Whether the Jacobian is formed or not; what is merely far away is found."""
+    x = torch.ones(n, dtype=f64)
+    for node in (FixedPoint(n, lambda y, x: y + 1e-3 * x), Root(n, lambda y, x: (-y).exp() * x, initial=0.3)):
+        solution = DeclarativeLayer(node, on_failure="nan").solve(x[None])
+        assert solution.statuses != [Status.SOLVED] and bool(solution.x.isnan().all())
+    for node in (FixedPoint(n, lambda y, x: 0.5 * y + 1e9 * x), Root(n, lambda y, x: 0.5 * y - 1e9 * x)):
+        solution = DeclarativeLayer(node).solve(x[None])
+        assert torch.allclose(solution.x, 2e9 * x) and solution.regularities == [Regularity.REGULAR]

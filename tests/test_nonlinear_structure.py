@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 import ddn_cvx as ddn
 from ddn_cvx.linalg.blocks import to_dense
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
+from ddn_cvx.program.pushed import pushed
 
 F64 = torch.float64
 BATCH = 5
@@ -150,3 +151,20 @@ def test_derivatives_of_both_orders_with_bounds_and_constraints() -> None:
     torch.testing.assert_close((first * d).sum(), (v * difference(layer)).sum(), rtol=1e-7, atol=1e-8)
     (second,) = torch.autograd.grad((first * d).sum(), x)
     torch.testing.assert_close(second, difference(slope), rtol=1e-6, atol=1e-7)
+
+
+def test_a_pushed_program_is_of_the_same_kind() -> None:
+    """A linear term in the objective changes neither what is auxiliary nor how derivatives are computed."""
+    visible = torch.tensor([True, True, False])
+
+    def evaluate(y: torch.Tensor, theta: Theta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return ((y - theta.tensors[0]) ** 2).sum(-1), y[:, :1] - 1, y[:, 1:]
+
+    program = NonlinearProgram(3, 1, 2, evaluate, lambda theta: (-theta.tensors[0], theta.tensors[0]), None, visible, False)
+    theta = Theta((torch.arange(1.0, 7.0, dtype=torch.float64).reshape(2, 3),), (True,))
+    y, push = torch.full((2, 3), 0.5, dtype=torch.float64), torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]]).double()
+    new, wider = pushed(program, theta, push)
+    assert (new.n, new.p, new.m, new.is_dense, new.visible) == (3, 1, 2, False, visible)
+    values, old = new.values(y, wider), program.values(y, theta)
+    assert torch.equal(values[0], old[0] + torch.tensor([3.0, 0.5])) and torch.equal(values[1], old[1])
+    assert all(torch.equal(a, b) for a, b in zip(new.bounds(wider, y), program.bounds(theta, y), strict=True))

@@ -24,6 +24,7 @@ from ddn_cvx.adjoint.implicit import WeaklyActive
 from ddn_cvx.adjoint.kkt_solve import LinearSolve, NonlinearSolve, Parts, Rule, Solved, lagrangian_slope
 from ddn_cvx.adjoint.transforms import apply, merge, remember_signature, unflatten
 from ddn_cvx.forward_mode import forward_rule
+from ddn_cvx.linalg.blocks import per_element
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State
 
@@ -144,7 +145,7 @@ class At:
     def where_ok(self, tensor: Tensor) -> Tensor:
         if not self.rule.solve.failures:
             return tensor
-        return torch.where(self.ok.reshape(-1, *(1,) * (tensor.ndim - 1)), tensor, 0.0)
+        return torch.where(per_element(self.ok, tensor), tensor, 0.0)
 
     def clean(self, slope: Tensor, own: bool) -> Tensor:
         """A gradient without the rows of failed elements."""

@@ -18,6 +18,7 @@ from torch.func import grad
 from ddn_cvx.adjoint.transforms import Flags, apply, from_columns, merge, remember_signature, stacked, to_columns, unflatten
 from ddn_cvx.errors import DifferentiationError
 from ddn_cvx.forward_mode import forward_rule
+from ddn_cvx.linalg.blocks import per_element
 from ddn_cvx.linalg.general import GeneralFactor
 from ddn_cvx.linalg.gmres import gmres
 from ddn_cvx.program.nonlinear import Theta
@@ -271,7 +272,7 @@ def _replaced(tensors: tuple[Tensor, ...], places: list[int], values: Any) -> tu
 
 
 def _where(ok: Tensor, tensor: Tensor) -> Tensor:
-    return torch.where(ok.reshape(-1, *(1,) * (tensor.ndim - 1)), tensor, 0.0)
+    return torch.where(per_element(ok, tensor), tensor, 0.0)
 
 
 def _safe(rule: Rule, tensors: tuple[Tensor, ...], y: Tensor, ok: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

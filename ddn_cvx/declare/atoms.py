@@ -26,11 +26,20 @@ from ddn_cvx.declare.atoms_base import RULES, Node, no_rule
 from ddn_cvx.declare.atoms_evaluator import Array, Evaluator, Input, Step
 from ddn_cvx.declare.atoms_numeric import NUMERIC, has_numeric
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.program.base import ParameterSpec
 
 
 def is_compact(leaf: Leaf) -> bool:
     """Whether a leaf is a real parameter declared with a sparsity pattern, of which only the entries need be known."""
     return isinstance(leaf, Parameter) and leaf.sparse_idx is not None and leaf.ndim > 0 and not leaf.is_complex()
+
+
+def specify(parameter: Parameter) -> ParameterSpec:
+    """What a layer has to know of a parameter."""
+    entries = None
+    if is_compact(parameter):
+        entries = np.ravel_multi_index(parameter.sparse_idx, parameter.shape).astype(np.int64)
+    return ParameterSpec(parameter.name(), tuple(parameter.shape), parameter.is_complex(), entries)
 
 
 def compile_expression(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.declare.as_declared import AsDeclared
-from ddn_cvx.declare.atoms import compile_expression, is_compact
+from ddn_cvx.declare.atoms import compile_expression, is_compact, specify
 from ddn_cvx.declare.auto_dpp import has_constant_curvature, to_dpp
 from ddn_cvx.declare.canonical import Canonical, canonicalise
 from ddn_cvx.declare.check_plan import plan_checks
@@ -26,7 +26,7 @@ from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.kernels.substitution import Substitution
 from ddn_cvx.kernels.verification import Plan
 from ddn_cvx.program.affine_map import SparseLinear
-from ddn_cvx.program.base import Bound, ParameterSpec
+from ddn_cvx.program.base import Bound
 from ddn_cvx.program.cone_units import ParametricUnits
 from ddn_cvx.program.conic import ConicProgram
 from ddn_cvx.program.elimination import Elimination, Posed
@@ -38,11 +38,6 @@ Parameter: TypeAlias = cp.Parameter
 Variable: TypeAlias = cp.Variable
 
 Output = tuple[SparseLinear, SparseLinear | None, tuple[int, ...]]
-
-
-def _specify(p: cp.Parameter) -> ParameterSpec:
-    entries = np.ravel_multi_index(p.sparse_idx, p.shape).astype(np.int64) if is_compact(p) else None
-    return ParameterSpec(p.name(), tuple(p.shape), p.is_complex(), entries)
 
 
 class ConvexProblem:
@@ -75,7 +70,7 @@ class ConvexProblem:
         check_declaration(problem, gp)
         self.gp = gp
         self.sign = -1.0 if isinstance(problem.objective, cp.Maximize) else 1.0
-        self.parameters = tuple(_specify(p) for p in parameters)
+        self.parameters = tuple(specify(p) for p in parameters)
         self.declared = AsDeclared(problem)
         self._parameter_ids = [p.id for p in parameters]
         self._variable_ids = {v.name(): v.id for v in problem.variables()}

@@ -18,16 +18,19 @@ from cvxpy.expressions.leaf import Leaf
 from torch import Tensor
 
 from ddn_cvx.declare.as_declared import AsDeclared
-from ddn_cvx.declare.atoms import compile_expression, compile_expressions
+from ddn_cvx.declare.atoms import compile_expression, compile_expressions, is_compact, specify
+from ddn_cvx.declare.atoms_evaluator import Evaluator
 from ddn_cvx.declare.free_entries import FreeEntries
 from ddn_cvx.declare.smooth_form import Bound, Row, named
 from ddn_cvx.declare.smooth_form_cones import CONSTRAINTS, smooth
 from ddn_cvx.errors import DeclarationError
-from ddn_cvx.program.base import ParameterSpec
+from ddn_cvx.linalg.blocks import per_element
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import State
 
 Values = Mapping[int, Tensor]
+STRAY = 1e-4
+"""Relative size of what finite differences may leave outside a structure."""
 
 
 class NonconvexProblem:
@@ -67,7 +70,7 @@ class NonconvexProblem:
         form = smooth(problem)
         self.reason = reason
         self.sign = -1.0 if isinstance(problem.objective, cp.Maximize) else 1.0
-        self.parameters = tuple(ParameterSpec(p.name(), tuple(p.shape), p.is_complex()) for p in parameters)
+        self.parameters = tuple(specify(p) for p in parameters)
         self.declared = AsDeclared(problem)
         self._inputs = [_Input(p) for p in parameters]
         own, auxiliary = problem.variables(), [a.variable for a in form.auxiliaries]
@@ -83,7 +86,7 @@ class NonconvexProblem:
         known: list[Leaf] = [*parameters, *own]
         self._initial = []
         for a in form.auxiliaries:
-            self._initial.append((a.variable.id, tuple(a.variable.shape), compile_expression(a.initial, known)))
+            self._initial.append((a.variable.id, tuple(a.variable.shape), _compiled(a.initial, known)))
             known.append(a.variable)
         self._dual_of = [
             [(d.id, tuple(d.shape)) for d in c.dual_variables if d.id in form.duals] for c in problem.constraints
@@ -91,13 +94,11 @@ class NonconvexProblem:
         multipliers = [r.multiplier for r in form.equalities + form.inequalities]
         multipliers += [b.multiplier for b in form.bounds if b.multiplier is not None]
         self._duals = {
-            key: (compile_expression(form.duals[key], [*known, *multipliers]), shape, form.duals[key].ndim)
+            key: (_compiled(form.duals[key], [*known, *multipliers]), shape, form.duals[key].ndim)
             for of in self._dual_of
             for key, shape in of
         }
-        self._cones = [
-            (*(compile_expression(part, [*known, *multipliers]) for part in cone), cone[0].ndim) for cone in form.cones
-        ]
+        self._cones = [(*(_compiled(part, [*known, *multipliers]) for part in cone), cone[0].ndim) for cone in form.cones]
         self._outputs = [self._output(k, v) for k, v in enumerate(variables)]
         self.output_shapes = [(tuple(v.shape), False) for v in variables]
         self.n = self._entries.n
@@ -236,7 +237,7 @@ class NonconvexProblem:
 
         # Where an element failed, the expressions are evaluated at ones: their derivatives at zero may be infinite.
         def safe(t: Tensor) -> Tensor:
-            return torch.where(ok.reshape(-1, *(1,) * (t.ndim - 1)), t, 1.0)
+            return torch.where(per_element(ok, t), t, 1.0)
 
         theta = Theta(tuple(safe(t) for t in theta.tensors), theta.batched)
         y, lam, mu, z = (safe(t) for t in state)
@@ -254,11 +255,16 @@ class NonconvexProblem:
         return values
 
 
+def _compiled(expression: Expression, leaves: Sequence[Leaf]) -> Evaluator:
+    """Of sparse parameters the entries are given."""
+    return compile_expression(expression, leaves, compact=True)
+
+
 class _Together:
     """Expressions evaluated together, each ``(B, size)``."""
 
     def __init__(self, expressions: Sequence[Expression], leaves: Sequence[Leaf]):
-        self._every = compile_expressions(expressions, leaves)
+        self._every = compile_expressions(expressions, leaves, compact=True)
         self._ndims = [e.ndim for e in expressions]
 
     def __call__(self, values: Values, batch: int) -> list[Tensor]:
@@ -267,7 +273,7 @@ class _Together:
 
 
 class _Input:
-    """A parameter between its value ``(B, *shape)`` and the real tensors of theta."""
+    """A parameter between its value ``(B, *shape)``, of a sparse one its entries, and the real tensors of theta."""
 
     def __init__(self, parameter: cp.Parameter):
         a = parameter.attributes
@@ -275,17 +281,24 @@ class _Input:
         matrix = parameter.ndim == 2
         self.symmetric = matrix and any(a[k] for k in ("symmetric", "PSD", "NSD", "hermitian"))
         self.mask: Tensor | None = None
-        if a["diag"] or a["sparsity"]:
+        if (a["diag"] or a["sparsity"]) and not is_compact(parameter):
             pattern = np.zeros(parameter.shape)
             pattern[np.diag_indices(parameter.shape[0]) if a["diag"] else parameter.sparse_idx] = 1.0
             self.mask = torch.from_numpy(pattern)
 
     def split(self, value: Tensor) -> list[Tensor]:
-        """Symmetric ones are averaged with their transpose, so that a gradient is that of the symmetric argument."""
+        """Symmetric ones are averaged with their transpose, so that a gradient is that of the symmetric argument; NaN in
+        elements that do not have the structure they were declared with."""
+        given = value
         if self.symmetric:
             value = (value + value.mH) / 2
         if self.mask is not None:
             value = value * self.mask.to(value.device)
+        if value is not given and value.numel():
+            with torch.no_grad():
+                off, size = ((t.abs().flatten(1).amax(1)) for t in (given - value, value))
+                stray = off > STRAY * (1.0 + size)
+            value = torch.where(per_element(stray, value), torch.nan, value)
         return [value.real, value.imag] if self.is_complex else [value]
 
     def join(self, parts: Any) -> Tensor:
@@ -308,7 +321,7 @@ class _Bounded:
         self.key, self.side = bound.variable.id, bound.side
         self.multiplier = None if bound.multiplier is None else bound.multiplier.id
         self._shape, self._ndim = bound.places.shape, bound.value.ndim
-        self._value = compile_expression(bound.value, parameters)
+        self._value = _compiled(bound.value, parameters)
         self._places = torch.from_numpy(bound.places.reshape(-1).copy())
 
     def _at(self, values: Values, batch: int) -> Tensor:

@@ -167,7 +167,7 @@ class Functions:
         function = given if callable(given) else None
 
         def one(*tensors: Tensor) -> Tensor:
-            lead = (batch,) if self.batched and any(theta.batched) else ()
+            lead = (batch,) if self.batched else ()
             with self.substitute(tensors):
                 if function is None:
                     return self._broadcast(given, name, device, ())

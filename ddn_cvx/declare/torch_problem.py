@@ -259,9 +259,8 @@ class TorchProblem(Generic[V_co]):
         def one(*tensors: Tensor) -> Tensor:
             with substitute(self.captured, tensors):
                 value = self.arguments.call(given, (), tensors[: count_inputs(layout)], layout)
-                if self.batched:
-                    return self._pack_constant(value, name, otherwise, like.device, (len(tensors[0]),))
-                return self._pack_constant(value, name, otherwise, like.device)
+                lead = (len(tensors[0]) if any(theta.batched) else 1,) if self.batched else ()
+                return self._pack_constant(value, name, otherwise, like.device, lead)
 
         found: Tensor = self._over_batch(one, theta.tensors, theta.batched)
         return found

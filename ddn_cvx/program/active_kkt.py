@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.errors import DifferentiationError
-from ddn_cvx.linalg.blocks import add_to_diagonal, keep, per_element, row_sizes, times
+from ddn_cvx.linalg.blocks import add_to_diagonal, keep, per_element, row_sizes, times, to_dense
 from ddn_cvx.linalg.iterative import minres
 from ddn_cvx.linalg.kkt import NullSpace
 from ddn_cvx.linalg.saddle import SaddleKKT
@@ -42,6 +42,8 @@ STRAINED = 1e6
 """Growth beyond which a solution is determined to the root of the tolerance, as where no multipliers exist."""
 DEPENDENT = 1e-4
 """Smallest singular value of active constraints, of unit length each, which are dependent to that root."""
+ASTRAY = 1e-3
+"""Relative length of Newton's step at a point that satisfies the conditions, but is not next to where they hold exactly."""
 NEARLY_FLAT = 1e-5
 """Curvature, relative to the largest entry of the Hessian, of directions that are looked along for lower points."""
 
@@ -212,6 +214,15 @@ class ProductKKT:
         return a, b, c, d
 
 
+def kkt_matrix(point: Judged, active: Active) -> Tensor:
+    """The matrix above, ``(B, n + p + m, n + p + m)``: bounds take the place of the rows of H, at its size."""
+    H, held = to_dense(point.H), active.box.abs()
+    H = keep(H, 1.0 - held) + torch.diag_embed(held * H.abs().amax((1, 2)).unsqueeze(-1))
+    A = torch.cat((point.first.Jh, point.first.Jg * active.g.unsqueeze(-1)), 1) * (1.0 - held).unsqueeze(1)
+    off = torch.cat((torch.zeros_like(point.first.Jh[..., 0]), 1.0 - active.g), 1)
+    return torch.cat((torch.cat((H, A.mT), -1), torch.cat((A, torch.diag_embed(off)), -1)), 1)
+
+
 def kkt_at(program: NonlinearProgram, theta: Theta, state: State, active: Active, ok: Tensor) -> ActiveKKT | ProductKKT:
     """The KKT system at a point, by matrices or by products."""
     if not program.is_dense:
@@ -266,7 +277,7 @@ def _polish(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor, 
         if not bool(waiting.any()):
             break
         before = point.worst
-        target = _newton(point, ok)
+        target = _newton(point, _kkt(point, ok))
         missed = waiting
         for length in LENGTHS:
             trial = judge(program, theta, _between(point.state, target, length))
@@ -281,7 +292,11 @@ def _polish(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor, 
     return point
 
 
-def _newton(point: Judged, ok: Tensor) -> State:
+def _kkt(point: Judged, ok: Tensor) -> ActiveKKT:
+    return ActiveKKT(point.H.clone(), point.first.Jh, point.first.Jg, point.active.strong, ok)
+
+
+def _newton(point: Judged, kkt: ActiveKKT) -> State:
     (y, lam, mu, z), first, active = point.state, point.first, point.active.strong
     mu, fixed = mu * active.g, active.box.abs()
     z = z * fixed
@@ -289,7 +304,6 @@ def _newton(point: Judged, ok: Tensor) -> State:
     gap = torch.where(fixed > 0, bound - y, 0.0)
     pull = (lam.unsqueeze(-2) @ first.Jh + mu.unsqueeze(-2) @ first.Jg).squeeze(-2)
     residual = (-(first.gradient + pull + z), -first.h, -first.g * active.g, gap)
-    kkt = ActiveKKT(point.H.clone(), first.Jh, first.Jg, active, ok)
     u, t_h, t_g, t_z = (t.squeeze(-1) for t in kkt.solve(*(r.unsqueeze(-1) for r in residual)))
     return State(torch.where(fixed > 0, bound, y + u), lam + t_h, mu + t_g, z + t_z)
 
@@ -306,9 +320,22 @@ def violated(program: NonlinearProgram, theta: Theta, point: Judged, ok: Tensor,
     if not bool(doubtful.any()) or not program.is_dense:
         return torch.zeros_like(doubtful)
     with torch.no_grad():
-        _, h, g = program.values(_newton(point, ok).y, theta)
+        _, h, g = program.values(_newton(point, _kkt(point, ok)).y, theta)
     after = torch.maximum(largest(h), largest(g.clamp(min=0)))
     return doubtful & ~(after <= 0.1 * raw)
+
+
+def strays(program: NonlinearProgram, point: Judged, kkt: ActiveKKT | ProductKKT, ok: Tensor) -> Tensor:
+    """Elements that Newton's method, which converges next to a solution, would lead far away, ``(B,)`` bool: the conditions
+    hold to tolerance, but on the way to an infimum at infinity. Where ``kkt`` is singular, or as good as that, nothing is
+    said."""
+    if not isinstance(kkt, ActiveKKT) or not bool(ok.any()):
+        return torch.zeros_like(ok)
+    step = _newton(point, kkt).y - point.state.y
+    if program.visible is not None:
+        step = step * program.visible.to(step.device)
+    far = largest(step) > ASTRAY * (1.0 + largest(point.state.y))
+    return ok & far & ~kkt.nearly_singular.any if bool((ok & far).any()) else torch.zeros_like(ok)
 
 
 def _between(start: State, end: State, length: float) -> State:

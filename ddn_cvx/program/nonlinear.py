@@ -69,6 +69,15 @@ class Theta:
         """Copies that require grad."""
         return Theta(tuple(t.detach().clone().requires_grad_() for t in self.tensors), self.batched)
 
+    def largest(self, like: Tensor) -> Tensor:
+        """The largest finite number that each element depends on, of the shape of ``like`` (B,)."""
+        found = torch.zeros_like(like)
+        for t, own in zip(self.tensors, self.batched, strict=True):
+            if t.numel():
+                size = torch.where(t.isfinite(), t.abs(), 0.0).reshape(len(like) if own else 1, -1).amax(-1)
+                found = torch.maximum(found, size.to(found))
+        return found
+
     @property
     def requires_grad(self) -> bool:
         """Whether any of the tensors does."""

@@ -5,7 +5,8 @@ The constraints move into the objective,
     L(y) = f + lam'h + rho/2 |h|^2 + 1/(2 rho) sum(max(0, mu + rho c)^2 - mu^2),      c = [g; lower - y; y - upper],
 
 which a matrix-free solver minimises; then ``lam + rho h`` and ``max(0, mu + rho c)`` are the next multipliers (Hestenes,
-Powell, Rockafellar; Birgin & Martinez 2014).  rho grows, per element, while the violation does not fall fast enough.
+Powell, Rockafellar; Birgin & Martinez 2014).  rho grows, per element, while the violation does not fall fast enough, and
+where L has no minimum: a concave f is made convex by the constraints alone.
 For equalities alone a last Newton step on the optimality conditions, by MINRES, gives full accuracy.
 """
 
@@ -24,7 +25,7 @@ from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.newton import NewtonKrylov
-from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
+from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver, require_solver
 
 _FASTER = 0.25  # the violation must fall to this part, or rho grows
 _GROWTH = 10.0
@@ -41,7 +42,7 @@ class AugmentedLagrangian(NonlinearSolver):
     Raises
     ------
     InputError
-        An option that is not positive.
+        An option that is not positive, or a solver that is not an object.
 
     Examples
     --------
@@ -71,6 +72,7 @@ class AugmentedLagrangian(NonlinearSolver):
 
     def __post_init__(self) -> None:
         require_positive(self.name, self, *(option.name for option in fields(self) if option.name != "solver"))
+        require_solver(self.name, self.solver)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"
@@ -94,30 +96,35 @@ class AugmentedLagrangian(NonlinearSolver):
                 break
             multipliers = (lam[live], mu[live], rho[live])
             found = self.solver.solve(form.unconstrained, form.extended(live, multipliers), y[live])
-            y, spent = y.index_copy(0, live, found.y), spent.index_add(0, live, found.iterations)
+            spent = spent.index_add(0, live, found.iterations)
+            inner = torch.full_like(status, int(Status.SOLVED)).index_copy(0, live, found.status)
+            bottomless = (inner == int(Status.UNBOUNDED)) | (inner == int(Status.NUMERICAL_ERROR))
+            y = torch.where(bottomless.unsqueeze(-1), y, y.index_copy(0, live, found.y))
             h, c = form.constraints(y)
             column = rho.unsqueeze(-1)
-            live_rows = (status == int(Status.ITERATION_LIMIT)).unsqueeze(-1)
+            moved = ((status == int(Status.ITERATION_LIMIT)) & ~bottomless).unsqueeze(-1)
             step = torch.maximum(c, -mu / column)
-            lam = torch.where(live_rows, (lam + column * h).clamp(-_LARGEST_MULTIPLIER, _LARGEST_MULTIPLIER), lam)
-            mu = torch.where(live_rows, (mu + column * c).clamp(0, _LARGEST_MULTIPLIER), mu)
+            lam = torch.where(moved, (lam + column * h).clamp(-_LARGEST_MULTIPLIER, _LARGEST_MULTIPLIER), lam)
+            mu = torch.where(moved, (mu + column * c).clamp(0, _LARGEST_MULTIPLIER), mu)
             violation = torch.cat((h.abs(), step.abs(), torch.zeros_like(column)), 1).amax(-1)
-            inner = torch.full_like(status, int(Status.SOLVED)).index_copy(0, live, found.status)
-            status = self._judge(status, inner, violation, rho)
-            slow = violation > torch.maximum(_FASTER * last, torch.full_like(last, self.tolerance))
-            rho, last = torch.where(slow, _GROWTH * rho, rho), violation
+            status = self._judge(status, inner, bottomless, violation, rho)
+            slow = bottomless | (violation > torch.maximum(_FASTER * last, torch.full_like(last, self.tolerance)))
+            rho, last = torch.where(slow, _GROWTH * rho, rho), torch.where(bottomless, last, violation)
         if program.p and not c.shape[1]:
             y, lam = self._polish(program, form.theta, y, lam, status)
         return form.point(y, lam, mu, status, spent)
 
-    def _judge(self, status: Tensor, inner: Tensor, violation: Tensor, rho: Tensor) -> Tensor:
+    def _judge(self, status: Tensor, inner: Tensor, bottomless: Tensor, violation: Tensor, rho: Tensor) -> Tensor:
+        """Only a minimum of the augmented Lagrangian says something of the program, and where there is ``bottomless`` none a
+        larger penalty may give it one, up to ``_LARGEST``."""
         live = status == int(Status.ITERATION_LIMIT)
-        good = inner <= int(Status.INACCURATE)
-        new = status.masked_fill((rho > _LARGEST) & (violation > self.inaccurate_tolerance), int(Status.INFEASIBLE))
-        new = new.masked_fill((rho > _LARGEST) & (violation <= self.inaccurate_tolerance), int(Status.INACCURATE))
-        new = new.masked_fill(good & (violation <= self.tolerance), int(Status.SOLVED))
-        lost = (inner == int(Status.NUMERICAL_ERROR)) | (inner == int(Status.UNBOUNDED))
-        return torch.where(live, torch.where(lost, inner, new), status)
+        minimised, spent = inner <= int(Status.INACCURATE), rho > _LARGEST
+        close = violation <= self.inaccurate_tolerance
+        new = status.masked_fill(spent & close, int(Status.INACCURATE))
+        new = new.masked_fill(spent & ~close & minimised, int(Status.INFEASIBLE))
+        new = torch.where(spent & bottomless, inner, new)
+        new = new.masked_fill(minimised & (violation <= self.tolerance), int(Status.SOLVED))
+        return torch.where(live, new, status)
 
     def _polish(
         self, program: NonlinearProgram, theta: Theta, y: Tensor, lam: Tensor, status: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from ddn_cvx.errors import InputError
@@ -30,7 +30,7 @@ def register(kind: type[T]) -> type[T]:
 
 
 def find(solver: object, options: Mapping[str, Any] | None, kinds: Mapping[str, type[T]], base: type[T], what: str) -> T:
-    """The solver for a name in any case, an object of type ``base``, or None (which is "auto"); ``what`` is solved.
+    """The solver for a name (``named``), an object of type ``base``, or None (which is "auto"); ``what`` is solved.
 
     Raises
     ------
@@ -40,12 +40,19 @@ def find(solver: object, options: Mapping[str, Any] | None, kinds: Mapping[str, 
     given = own(solver, options, base)
     if given is not None:
         return given
-    name, known = "auto" if solver is None else solver, ", ".join(kinds)
+    name, known = "auto" if solver is None else solver, ", ".join(sorted(kinds))
     if not isinstance(name, str):
         raise InputError(f"solver of a {what} must be a name ({known}) or a {base.__name__} object, got {solver!r}")
-    if name.lower() not in kinds:
-        raise InputError(f"no solver '{name}' for a {what} is known{hint(name, kinds)}. Known: {known}")
-    return build(kinds[name.lower()], name.lower(), options)
+    kind = named(name, kinds)
+    if kind is None:
+        raise InputError(f"no solver '{name}' for a {what} is known{hint(name.lower(), kinds)}. Known: {known}")
+    return build(kind, name, options)
+
+
+def named(name: str, kinds: Mapping[str, type[T]]) -> type[T] | None:
+    """The class with this name, in any case, or whose own name this is: "newton_krylov", "NewtonKrylov"."""
+    plain = name.lower()
+    return kinds.get(plain) or next((kind for kind in kinds.values() if kind.__name__.lower() == plain), None)
 
 
 def own(solver: object, options: Mapping[str, Any] | None, base: type[T]) -> T | None:
@@ -59,12 +66,16 @@ def own(solver: object, options: Mapping[str, Any] | None, base: type[T]) -> T |
 
 def build(kind: type[T], name: str, options: Mapping[str, Any] | None) -> T:
     """A solver with options, which are the fields of its class."""
-    known = [option.name for option in fields(kind)]  # type: ignore[arg-type]  # every solver is a dataclass
-    for option in options or {}:
+    known = {option.name: option for option in fields(kind)}  # type: ignore[arg-type]  # every solver is a dataclass
+    given = options or {}
+    for option in given:
         if option not in known:
             listed = ", ".join(known) or "none"
             raise InputError(f"solver '{name}' has no option '{option}'{hint(option, known)}. It has: {listed}")
-    return kind(**(options or {}))
+    missing = [k for k, o in known.items() if k not in given and o.default is MISSING and o.default_factory is MISSING]
+    if missing:
+        raise InputError(f"solver '{name}' needs the options {', '.join(missing)}")
+    return kind(**given)
 
 
 def hint(name: str, known: Iterable[str]) -> str:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 from torch.linalg import cholesky_ex
 
-from ddn_cvx.errors import InputError
+from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.linalg.saddle_structured import Arrow
-from ddn_cvx.program.nonlinear import Loss, NonlinearProgram, Theta
+from ddn_cvx.program.nonlinear import Loss, NonlinearProgram, Residuals, Theta
 from ddn_cvx.solution import Status
+from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.descent import Goal, unconstrained_only
 from ddn_cvx.solvers.newton import Newton, NewtonKrylov
@@ -62,6 +64,7 @@ class Model(ABC):
         """``-(J'WJ + diag(ridge))^-1 slope``, ridge and result ``(B, n)``."""
 
 
+@register
 @dataclass(frozen=True)
 class LeastSquares(NonlinearSolver):
     """Levenberg and Marquardt's method for a sum of losses of residuals, ``minimise sum(rho(r(y)))`` (Marquardt 1963;
@@ -73,7 +76,9 @@ class LeastSquares(NonlinearSolver):
     Raises
     ------
     DeclarationError
-        From the layer: the problem has constraints.
+        From the layer: the problem has constraints, or no residual is known.
+    InputError
+        An option that is not positive.
 
     Examples
     --------
@@ -92,16 +97,21 @@ class LeastSquares(NonlinearSolver):
     name: ClassVar[str] = "least_squares"
     minds_time: ClassVar[bool] = True
 
-    residual: Callable[[Tensor, Theta], Tensor]
-    """``y (B, n), theta -> r (B, k)``."""
-    loss: Loss = _SQUARED
-    """rho (default squared)."""
+    residual: Callable[[Tensor, Theta], Tensor] | None = None
+    """``y (B, n), theta -> r (B, k)`` (default that of the problem)."""
+    loss: Loss | None = None
+    """rho (default that of the problem, or squared)."""
     max_iterations: int = 200
     """Steps after which an element is left to Newton's method (default 200)."""
     tolerance: float = 1e-10
     """Largest entry of the gradient at which an element stops, relative to the first one if above one (default 1e-10)."""
 
+    def __post_init__(self) -> None:
+        require_positive(self.name, self, "max_iterations", "tolerance")
+
     def unsupported(self, program: NonlinearProgram) -> str | None:
+        if self.residual is None and program.residuals is None:
+            return "the objective is not known as a sum of losses of residuals; give residual= in place of it"
         return unconstrained_only(program)
 
     @torch.no_grad()
@@ -110,9 +120,13 @@ class LeastSquares(NonlinearSolver):
     ) -> NonlinearPoint:
         theta, start = theta.detach(), (start if warm is None else warm.y).detach()
         goal = Goal(self.tolerance, 1e-8, 1e-5, self.max_iterations)
-        return _run(_Dense(program.n, self.residual, self.loss), program, theta, start, goal, Newton())
+        residual, loss = _known(program) if self.residual is None else (self.residual, None)
+        loss = loss if self.loss is None else self.loss
+        model = _Dense(program.n, residual, _SQUARED if loss is None else loss)
+        return _run(model, program, theta, start, goal, Newton())
 
 
+@register
 @dataclass(frozen=True)
 class BundleAdjustment(NonlinearSolver):
     """``LeastSquares`` for y made of cameras, then points, and residuals that each concern one of each (Triggs,
@@ -125,6 +139,8 @@ class BundleAdjustment(NonlinearSolver):
     ------
     DeclarationError
         From the layer: the problem has constraints, or another number of variables than cameras and points have.
+    InputError
+        A number that is not positive.
 
     Examples
     --------
@@ -171,6 +187,10 @@ class BundleAdjustment(NonlinearSolver):
     point_size: int = 3
     """Variables a point (default 3)."""
 
+    def __post_init__(self) -> None:
+        counts = ("cameras", "points", "camera_size", "point_size")
+        require_positive(self.name, self, *counts, "max_iterations", "tolerance")
+
     def unsupported(self, program: NonlinearProgram) -> str | None:
         expected = self.cameras * self.camera_size + self.points * self.point_size
         if program.n != expected:
@@ -184,6 +204,12 @@ class BundleAdjustment(NonlinearSolver):
         theta, start = theta.detach(), (start if warm is None else warm.y).detach()
         goal = Goal(self.tolerance, 1e-6, 1e-4, self.max_iterations)
         return _run(_Bundle(self), program, theta, start, goal, NewtonKrylov(tolerance=self.tolerance, max_iterations=30))
+
+
+def _known(program: NonlinearProgram) -> Residuals:
+    if program.residuals is None:
+        raise DeclarationError("LeastSquares() needs a residual: that of a TorchProblem(residual=...), or one of its own.")
+    return program.residuals
 
 
 def _run(

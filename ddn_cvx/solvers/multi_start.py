@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ddn_cvx.errors import InputError
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
-from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
+from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.checks import require_positive
+from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver, require_solver
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 
 
+@register
 @dataclass(frozen=True)
 class MultiStart(NonlinearSolver):
     """Several starts for each element of a nonlinear program, all in one larger batch, and the best solution found.
@@ -27,7 +29,7 @@ class MultiStart(NonlinearSolver):
     Raises
     ------
     InputError
-        Fewer than one start, or a spread that is not positive.
+        Fewer than one start, a spread that is not positive, or a solver that is not an object.
 
     Examples
     --------
@@ -50,8 +52,8 @@ class MultiStart(NonlinearSolver):
     """Where the random numbers come from; without it a new generator with seed 0 for every solve (default None)."""
 
     def __post_init__(self) -> None:
-        if self.starts < 1 or not self.spread > 0:
-            raise InputError(f"starts must be at least 1 and spread above 0, got {self.starts} and {self.spread}")
+        require_positive(self.name, self, "starts", "spread")
+        require_solver(self.name, self.solver)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return self.solver.unsupported(program)
@@ -72,7 +74,7 @@ class MultiStart(NonlinearSolver):
         best = value.view(self.starts, batch).argmin(0) if batch else value.new_zeros(0, dtype=torch.int64)
         rows = best * batch + torch.arange(batch, device=start.device)
         total = points.iterations.view(self.starts, batch).sum(0)
-        return _with_iterations(points.take(rows), total)
+        return replace(points.take(rows), iterations=total)
 
     def _random(self, start: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         """``((starts - 1) B, n)``; each element with the same numbers, whatever the batch."""
@@ -87,7 +89,3 @@ class MultiStart(NonlinearSolver):
         inside = torch.where(boxed, lower, 0.0) + uniform * torch.where(boxed, width, 0.0)
         around = torch.minimum(torch.maximum(start + self.spread * normal, lower), upper)
         return torch.where(boxed, inside, around).reshape(-1, start.shape[1])
-
-
-def _with_iterations(point: NonlinearPoint, total: Tensor) -> NonlinearPoint:
-    return NonlinearPoint(point.y, point.lam, point.mu, point.z, point.status, total)

@@ -103,9 +103,7 @@ class NonlinearAuto(NonlinearSolver):
         small = program.n + program.p + program.m <= self.dense_limit
         if unconstrained_only(program) is None:
             if small and program.residuals is not None:
-                residual, loss = program.residuals
-                found = LeastSquares(residual) if loss is None else LeastSquares(residual, loss)
-                return found, Newton(), "no constraints, and an objective that is a sum of losses of residuals"
+                return LeastSquares(), Newton(), "no constraints, and an objective that is a sum of losses of residuals"
             if small:
                 return Newton(), LBFGS(), "no constraints, and few enough variables for Hessians"
             return NewtonKrylov(), LBFGS(), "no constraints, and too many variables for Hessians"

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddn_cvx.errors import InputError
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 
@@ -78,3 +79,11 @@ class NonlinearSolver(ABC):
 
         Never raises for the sake of a single element: its status tells.
         """
+
+
+def require_solver(owner: str, solver: object) -> None:
+    """Raise ``InputError`` unless the solver that a solver calls is one, rather than its name."""
+    if not isinstance(solver, NonlinearSolver):
+        raise InputError(
+            f"option 'solver' of {owner} must be a solver object such as Newton(), got {solver!r}"
+        )

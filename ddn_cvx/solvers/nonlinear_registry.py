@@ -9,6 +9,8 @@ from ddn_cvx.solvers import (  # noqa: F401 -- they register themselves
     augmented_lagrangian,
     compiled_nonlinear,
     lbfgs,
+    least_squares,
+    multi_start,
     newton,
     nonlinear_auto,
     nonlinear_interior_point,
@@ -18,7 +20,7 @@ from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
 
 
 def resolve_nonlinear(solver: object, options: Mapping[str, Any] | None = None) -> NonlinearSolver:
-    """The solver for a name in any case, a solver object, or None (which is "auto").
+    """The solver for a name (``by_name.named``), a solver object, or None (which is "auto").
 
     Raises
     ------

@@ -19,14 +19,14 @@ from ddn_cvx.solvers import (  # noqa: F401 -- they register themselves
 )
 from ddn_cvx.solvers.auto import Auto
 from ddn_cvx.solvers.base import Solver
-from ddn_cvx.solvers.by_name import build, hint, own
+from ddn_cvx.solvers.by_name import build, hint, named, own
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver, installed
 
 SOLVERS = Solver.known
 
 
 def resolve(solver: str | Solver | None, options: Mapping[str, Any] | None = None) -> Solver:
-    """The solver for a name in any case, a solver object, or None (which is "auto").
+    """The solver for a name (``by_name.named``), a solver object, or None (which is "auto").
 
     Names are those of ``SOLVERS`` and those of the solvers that cvxpy finds installed.
 
@@ -42,11 +42,11 @@ def resolve(solver: str | Solver | None, options: Mapping[str, Any] | None = Non
         solver = Auto.name
     if not isinstance(solver, str):
         raise InputError(f"solver must be a name or a Solver object, got {solver!r}")
-    name = solver.lower()
-    if name in SOLVERS:
-        return build(SOLVERS[name], name, options)
+    kind, name = named(solver, SOLVERS), solver.lower()
+    if kind is not None:
+        return build(kind, kind.name, options)
     others = [other.lower() for other in installed()]
     if name in others:
         return CvxpySolver(name, options or {})
     known = sorted({*SOLVERS, *others})
-    raise InputError(f"no solver '{solver}' is known or installed{hint(solver, known)}. Known here: {', '.join(known)}")
+    raise InputError(f"no solver '{solver}' is known or installed{hint(name, known)}. Known here: {', '.join(known)}")

@@ -11,7 +11,7 @@ from ddn_cvx.solvers.root_base import RootSolver
 
 
 def resolve_root(solver: object, options: Mapping[str, Any] | None = None) -> RootSolver:
-    """The solver for a name in any case, a solver object, or None (which is "auto").
+    """The solver for a name (``by_name.named``), a solver object, or None (which is "auto").
 
     Raises
     ------

@@ -442,6 +442,42 @@ def test_attributes_of_parameters_are_checked() -> None:
     assert layer.solve(torch.tensor([1.0, -1.0], dtype=D)).statuses == [ddn.Status.SOLVED, ddn.Status.INVALID_DATA]
 
 
+@pytest.mark.parametrize("attribute", [{"symmetric": True}, {"diag": True}, {"sparsity": ((0, 1, 2), (0, 1, 2))}], ids=str)
+def test_parameters_without_their_structure_are_refused(attribute: dict[str, object]) -> None:
+    """As in convex problems; what finite differences leave outside is not there."""
+    given = cp.Parameter((3, 3), **attribute)
+    objective = cp.sum_squares(y - cp.diag(given))
+    bent = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(objective), [cp.sum_squares(y) == 1]), [given], y, on_failure="nan")
+    convex = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(objective)), [given], y, on_failure="nan")
+    value = torch.diag_embed(torch.tensor([[3.0, 0.0, 4.0]] * 3, dtype=D))
+    value[1, 0, 1], value[2, 0, 1] = 1e-6, 0.5
+    value.requires_grad_()
+    expected = [ddn.Status.SOLVED, ddn.Status.SOLVED, ddn.Status.INVALID_DATA]
+    assert bent.solve(value).statuses == convex.solve(value).statuses == expected
+    out = bent(value)
+    out.nansum().backward()
+    torch.testing.assert_close(out[:2], torch.tensor([[0.6, 0.0, 0.8]] * 2, dtype=D), atol=1e-9, rtol=0)
+    assert value.grad is not None and value.grad[0].any() and not value.grad[2].any() and bool(value.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo])
+def test_sparse_parameters(layout: torch.layout) -> None:
+    """In a function, a bound, a norm and its dual: as if it were dense."""
+    places = (0, 0, 1, 2), (0, 2, 1, 0)
+    entries = torch.tensor([[1.0, 2.0, -1.5, 0.7], [0.3, 1.0, 1.0, -2.0]], dtype=D, requires_grad=True)
+    results = []
+    for given in (cp.Parameter((3, 3), sparsity=places), cp.Parameter((3, 3))):
+        cone = cp.norm(given @ y - 1) <= 2
+        problem = cp.Problem(cp.Minimize(cp.sum_squares(y - 2) + cp.sum(cp.nlp.sin(y))), [cone, y <= 2 + given[0]])
+        value = torch.zeros(2, 9, dtype=D).index_copy(1, torch.tensor([0, 2, 4, 6]), entries).reshape(2, 3, 3)
+        sparse = given.sparse_idx is not None and layout != torch.strided
+        outputs = ddn.DeclarativeLayer(problem, [given], [y, cone.dual_variables[0]])(value.to_sparse() if sparse else value)
+        results.append((*outputs, *torch.autograd.grad(sum(out.sum() for out in outputs), entries)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
+    assert bool(results[0][1].abs().min() > 1e-3)
+
+
 def test_the_answer_is_checked_as_declared(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = cp.Problem(cp.Minimize(cp.sum_squares(y - a) + cp.prod(y)), [cp.norm1(y) <= 0.5])
     value = rand(17, 2, 3)

@@ -369,7 +369,37 @@ def test_arguments_of_convex_problems_are_refused() -> None:
         DeclarativeLayer(problem, adjoint=ddn.DiffcpAdjoint())(points(1, 2))
 
 
+def test_functions_of_a_batch_without_inputs() -> None:
+    """A layer without inputs is a batch of one, whatever else its functions refer to."""
+    w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    held = TorchProblem(2, lambda y: ((y - 3) ** 2).sum(-1), upper=lambda: w[None], parameters=[], batched=True)
+    found = DeclarativeLayer(held)()
+    found.sum().backward()
+    assert (
+        found.tolist() == pytest.approx([1.0, 2.0]) and w.grad is not None and w.grad.tolist() == pytest.approx([1.0, 1.0])
+    )
+    plain = TorchProblem(
+        2, lambda y: (y**4 - 2 * y**2).sum(-1), initial=lambda: -torch.ones(1, 2), parameters=[], batched=True
+    )
+    assert DeclarativeLayer(plain)().tolist() == pytest.approx([-1.0, -1.0])
+    root = ddn.Root(2, lambda y: y**2 - w, initial=lambda: -torch.ones(1, 2), parameters=[], batched=True)
+    assert DeclarativeLayer(root)().tolist() == pytest.approx([-1.0, -(2.0**0.5)])
+
+
 # ------------------------------------------------------------------ least squares
+
+
+def test_the_least_squares_method_by_name() -> None:
+    """It takes the residual of the problem; ``LPGD``, whose perturbed objective is no sum of losses, goes elsewhere."""
+    fit = TorchProblem(2, residual=lambda y, x: torch.cat((y - x, 0.5 * y.prod()[None])), parameters=[(2,)])
+    x = points(1, 2)[0]
+    y = DeclarativeLayer(fit)(x)
+    named = DeclarativeLayer(fit, solver="least_squares", solver_options={"max_iterations": 50}, adjoint=ddn.LPGD(1e-5))
+    torch.testing.assert_close(named(x), y, rtol=1e-9, atol=1e-9)
+    exact, near = (torch.func.jacrev(layer)(x) for layer in (DeclarativeLayer(fit), named))
+    torch.testing.assert_close(near, exact, rtol=1e-3, atol=1e-4)
+    with pytest.raises(DeclarationError, match=r"'least_squares' cannot take this problem.*sum of losses of residuals"):
+        DeclarativeLayer(TorchProblem(2, distance), solver="least_squares")(points(1, 2))
 
 
 def test_residuals_are_a_least_squares_problem() -> None:

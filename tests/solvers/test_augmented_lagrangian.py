@@ -53,6 +53,35 @@ def test_each_element_by_itself() -> None:
     torch.testing.assert_close(point.lam[0], torch.tensor([-1.0], dtype=F64), atol=1e-7, rtol=0)
 
 
+@pytest.mark.parametrize("weight", [1.0, 20.0, 1000.0])
+def test_a_concave_objective_waits_for_the_penalty(weight: float) -> None:
+    """``-weight y^2`` between -1 and 1: the augmented Lagrangian has no minimum before the penalty exceeds twice the
+    weight."""
+
+    def evaluate(y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
+        return -weight * y.square().sum(-1), y[:, :0], y[:, :0]
+
+    ends = torch.tensor([-1.0, -1.0], dtype=F64), torch.tensor([1.0, 1.0], dtype=F64)
+    node = NonlinearProgram(2, 0, 0, evaluate, lambda theta: ends)
+    point = SOLVER.solve(node, Theta((), ()), torch.tensor([[0.3, -0.2]], dtype=F64))
+    assert point.status.tolist() == [Status.SOLVED]
+    torch.testing.assert_close(point.y, torch.tensor([[1.0, -1.0]], dtype=F64), atol=1e-7, rtol=0)
+    torch.testing.assert_close(point.z, 2 * weight * point.y, atol=1e-6 * weight, rtol=0)
+
+
+def test_without_a_bound() -> None:
+    """A direction in which the objective falls for ever is no reason to call the constraints infeasible."""
+
+    def evaluate(y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
+        t = theta.tensors[0]
+        return -t[:, 0] * y[:, 0] - t[:, 1] * y[:, 0].square(), y[:, 1:] - 1, y[:, :0]
+
+    theta = Theta((torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=F64),), (True,))
+    start = torch.tensor([[0.0, 0.0], [0.5, 0.0]], dtype=F64)
+    line, parabola = SOLVER.solve(NonlinearProgram(2, 1, 0, evaluate), theta, start).status.tolist()
+    assert line not in (Status.SOLVED, Status.INFEASIBLE) and parabola == Status.UNBOUNDED
+
+
 def test_banded_equalities_of_ten_thousand_variables() -> None:
     """A discretised boundary-value control problem: 10^4 variables, 5000 nonlinear equations in three neighbours each.
 

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 from programs import CONES, random_program
 
+import ddn_cvx as ddn
 import ddn_cvx.solvers.cvxpy_any as cvxpy_any
 from ddn_cvx.cones import Product
 from ddn_cvx.errors import InputError
@@ -15,13 +16,17 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers import cost
 from ddn_cvx.solvers.auto import Auto
-from ddn_cvx.solvers.base import Workspace
+from ddn_cvx.solvers.base import Solver, Workspace
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cost import OPERATIONS, Size
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver, installed
 from ddn_cvx.solvers.interior_point import InteriorPoint
+from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
+from ddn_cvx.solvers.nonlinear_registry import resolve_nonlinear
 from ddn_cvx.solvers.registry import SOLVERS, resolve
+from ddn_cvx.solvers.root_base import RootSolver
+from ddn_cvx.solvers.root_registry import resolve_root
 from ddn_cvx.solvers.scs import SCS
 
 
@@ -31,6 +36,27 @@ def test_names_in_any_case():
     for name, kind in SOLVERS.items():
         assert type(resolve(name)) is type(resolve(name.upper())) is kind
     assert resolve("osqp") == CvxpySolver("OSQP")
+
+
+def test_every_solver_has_its_name():
+    """That of the table, and that of its class; whatever the layer shows can be typed."""
+    needed = {option: None for option in ("residual", "observations", "camera_of", "point_of")} | {"cameras": 1, "points": 1}
+    for base, find in ((Solver, resolve), (NonlinearSolver, resolve_nonlinear), (RootSolver, resolve_root)):
+        for name, kind in base.known.items():
+            options = needed if name == "bundle_adjustment" else {}
+            assert {type(find(given, options)) for given in (name, name.upper(), kind.__name__)} == {kind}
+    kinds = [kind for kind in vars(ddn).values() if isinstance(kind, type)]
+    public = [kind for kind in kinds if issubclass(kind, (NonlinearSolver, RootSolver))]
+    known = {*NonlinearSolver.known.values(), *RootSolver.known.values()}
+    assert len(public) == 13 and known.issuperset(public)
+
+
+def test_the_names_of_nonlinear_solvers_are_listed():
+    names = "augmented_lagrangian, auto, bundle_adjustment, compiled_interior_point, lbfgs, least_squares, multi_start"
+    with pytest.raises(InputError, match=f"Known: {names}, newton, newton_krylov, nonlinear_interior_point"):
+        resolve_nonlinear("ipopt")
+    with pytest.raises(InputError, match="needs the options residual, observations, camera_of, point_of, cameras, points"):
+        resolve_nonlinear("bundle_adjustment")
 
 
 def test_options_go_into_the_solver():
