@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 SMALL = 8_192
 """Numbers below which an array is not worth it."""
 KEPT = 16_000_000
-"""Numbers that are kept at most (128 MB); beyond that everything is given back."""
+"""Numbers that are kept at most (128 MB): beyond that everything is given back, and a larger array always."""
 
 _free: defaultdict[int, list[Array]] = defaultdict(list)
 _kept = [0]
@@ -31,6 +31,8 @@ class _Block:
         self.memory, self.__array_interface__ = memory, memory.__array_interface__
 
     def __del__(self) -> None:
+        if self.memory.size > KEPT:
+            return
         if _kept[0] + self.memory.size > KEPT:
             _free.clear()
             _kept[0] = 0
