@@ -71,8 +71,8 @@ class Captured(nn.Module):
 
     @property
     def _modules(self) -> dict[str, nn.Module | None]:
-        """Without modules that this one is a part of, as where the functions are methods of the module that has the layer: as
-        a part of its own part it would send ``train``, ``to`` and ``state_dict`` round for ever."""
+        """Without modules of which this one is a part, as where the functions are methods of the module that has the layer:
+        as a part of its own part it would send ``train``, ``to`` and ``state_dict`` round for ever."""
         held: dict[str, nn.Module | None] = self.__dict__["_modules"]
         owners = {name for name, module in held.items() if module is not None and _is_part(self, module)}
         return {name: module for name, module in held.items() if name not in owners} if owners else held

@@ -88,7 +88,7 @@ class LpSphere(nn.Module):
         sign = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
         if self.p == 1.0:
             return sign * self.layer(sign * x, r)
-        furthest = nn.functional.one_hot(x.abs().argmax(-1), x.shape[-1]).to(x.dtype)
+        furthest = torch.zeros_like(x).scatter(-1, x.abs().argmax(-1, keepdim=True), 1.0)
         return sign * self.layer(sign * x, furthest, r)
 
 

@@ -71,6 +71,8 @@ def test_homographies_half_of_whose_pairs_are_wrong() -> None:
     assert torch.allclose(found / found[:, 2:, 2:], H / H[:, 2:, 2:], atol=1e-6)
     rough = torch.ones(30)
     rough[:15] = 0.0
+    shared = HomographyFit(0.05)(x[0], transfer(H, x[0]), torch.ones(30))  # the same points in every picture
+    assert torch.allclose(shared / shared[:, 2:, 2:], H / H[:, 2:, 2:], atol=1e-6)
     assert torch.allclose(HomographyFit(100.0, hypotheses=4)(x, y, rough), found, atol=1e-6)  # points without weight
 
 

@@ -99,6 +99,8 @@ def test_bad_arguments_are_refused() -> None:
         (Tridiagonal(3), (torch.ones(3), torch.ones(3), torch.ones(2), torch.ones(3))),
         (Entmax(), (torch.zeros(2, 0),)),
         (Attention(), (torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 4))),
+        (Attention(), (torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(5, 3))),
+        (Attention(balanced=(2, 3)), (torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4, 3))),
     ):
         with pytest.raises(ddn.InputError):
             node(*inputs)
