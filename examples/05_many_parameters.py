@@ -44,7 +44,7 @@ def build(name: str, count: int) -> nn.Module:
 def data(name: str, node: nn.Module, seed: int) -> tuple[Tensor, ...]:
     rng = np.random.default_rng(seed)
     if isinstance(node, Portfolio):
-        factors, n = node.shapes["F"]
+        factors, n = node.factors, node.n
         F, d, r = rng.standard_normal((factors, n)) / factors**0.5, 0.5 + rng.random(n), 0.1 * rng.random(n)
         return tuple(map(torch.as_tensor, (F, d, r)))
     return torch.as_tensor(rng.standard_normal(len(node.matrix.order))), torch.as_tensor(rng.standard_normal(node.m))
