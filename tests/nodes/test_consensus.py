@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from draws import normal
 
 import ddn_cvx as ddn
 from ddn_cvx.nodes import Consensus, HomographyFit, LineFit
 from ddn_cvx.nodes.consensus import transfer
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def line_points(batch: int, count: int, wrong: int) -> torch.Tensor:

@@ -6,14 +6,11 @@ import math
 
 import pytest
 import torch
+from draws import normal
 
 import ddn_cvx as ddn
 from ddn_cvx.nodes import Bundle, PnP, WeightedProcrustes
 from ddn_cvx.nodes.pose import kabsch, project, rotation
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def test_outputs_are_rotations_even_of_reflected_points() -> None:

@@ -7,14 +7,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from draws import normal
 
 import ddn_cvx as ddn
 from ddn_cvx.nodes import GaussianMixture, MatchingSVM, OptimalTransport
 from ddn_cvx.nodes.mixtures import log_likelihood, responsibilities
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def shares(*shape: int, seed: int = 0) -> torch.Tensor:
