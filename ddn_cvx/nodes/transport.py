@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddn_cvx import DeclarationError, DeclarativeLayer, TorchProblem
-from ddn_cvx.nodes.checks import check_shapes
+from ddn_cvx.nodes.checks import check_shapes, check_values
 from ddn_cvx.nodes.entry import Entry, Inputs
 
 _SWEEPS, _STEPS, _LEVELS, _ENOUGH = 2, 12, 12, 1e-11
@@ -38,9 +38,9 @@ class OptimalTransport(nn.Module):
     DeclarationError
         A size below one, m = n = 1, or a temperature not above zero.
     InputError
-        Inputs of other shapes.
+        Inputs of other shapes, or an element of a or b that is not above zero.
     SolverError
-        An element of a or b that is not above zero, or numbers that are not finite.
+        Numbers that are not finite.
 
     Examples
     --------
@@ -63,6 +63,7 @@ class OptimalTransport(nn.Module):
         """P, in the dtype of the cost."""
         m, n = self.m, self.n
         check_shapes(cost=(cost, (m, n)), a=(a, (m,)), b=(b, (n,)))
+        a, b = (check_values(t, ~(t <= 0), "a and b must be above 0: leave out what has no share.") for t in (a, b))
         X = cost.double() / -self.temperature
         rows, columns = (m * t.double() / t.double().sum(-1, keepdim=True) for t in (a, b))  # rows of order one
         plan_: Tensor = plan(X, self.layer(X, rows, columns), m) / m
