@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from figure import options, require, spread
+from figure import options, pyplot, require, save, spread
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -143,12 +143,8 @@ def main() -> None:
             require(f"{name}: gradient within {error:.0e} of diffcp's", error < 1e-4, arguments.quick)
 
 
-def plot(ours: dict[str, list[dict[str, Any]]], theirs: dict[str, list[dict[str, Any]]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(ours: dict[str, list[dict[str, Any]]], theirs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for name, colour in zip(NAMES, ("tab:blue", "tab:orange"), strict=True):
         entries = [row["entries"] for row in ours[name]]
@@ -165,8 +161,7 @@ def plot(ours: dict[str, list[dict[str, Any]]], theirs: dict[str, list[dict[str,
     for axis in (left, right):
         axis.grid(which="both", alpha=0.25)
         axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path, dpi=120)
 
 
 if __name__ == "__main__":
