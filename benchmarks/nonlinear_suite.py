@@ -6,11 +6,9 @@ What is compared is defined in ``benchmarks.nodes`` and ``benchmarks.nonlinear``
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from time import perf_counter, process_time
 from typing import Any
@@ -21,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks import machine, nodes, nonlinear
 from benchmarks.peers import Peer, Sample
-from benchmarks.runner import SCHEMA, collector_off, spread
+from benchmarks.runner import collector_off, document, spread
 
 BATCH = {"node": 256, "program": 128}
 """Instances of a node, and of a nonconvex program."""
@@ -54,7 +52,7 @@ def participants() -> tuple[list[Peer], list[str]]:
             skipped.append(f"skipped {name}: {module} is not installed")
         else:
             family: Any = "ours" if name == OURS else "other"
-            found.append(Peer(name, package, _version(package), settings, _not_a_layer, family))
+            found.append(Peer(name, package, machine.package_version(package) or "", settings, _not_a_layer, family))
     return found, skipped
 
 
@@ -88,17 +86,7 @@ def run(rows: Sequence[Contest], peers: Sequence[Peer], rounds: int, seed: int, 
                             taken.append(row.calls[name]())
                 progress.update()
             results.append(_summary(row, peers, found, samples))
-    about = {p.name: {"package": p.package, "version": p.version, "settings": p.settings, "family": p.family} for p in peers}
-    return {
-        "schema": SCHEMA,
-        "suite": "nonlinear",
-        "rounds": rounds,
-        "budget": budget if math.isfinite(budget) else None,
-        "seed": seed,
-        "machine": machine.describe(),
-        "peers": about,
-        "rows": results,
-    }
+    return document("nonlinear", results, peers, rounds, seed, budget)
 
 
 def _summary(
@@ -170,13 +158,6 @@ def _program(names: Sequence[str]) -> Contest:
     sizes = f"n = {nonlinear.N}, {nonlinear.P} equalities, {nonlinear.M} inequalities"
     title = f"nonconvex programs, {sizes} (ours with backward)"
     return Contest(title, batch, "forward", calls, quality)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _not_a_layer(declared: Any) -> Any:

@@ -183,7 +183,19 @@ def run(
                 _round(trials, row, [seed, turn + 1])
                 progress.update()
             results.append(_summarise(row, trials, answers, torch.device(device), seed))
-    about = {p.name: {"package": p.package, "version": p.version, "settings": p.settings, "family": p.family} for p in peers}
+    return document(suite, results, peers, rounds, seed, budget, device)
+
+
+def document(
+    suite: str,
+    rows: list[dict[str, Any]],
+    peers: Sequence[Peer],
+    rounds: int,
+    seed: int,
+    budget: float,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """What is written as JSON: the rows as measured, and by whom, where and how."""
     return {
         "schema": SCHEMA,
         "suite": suite,
@@ -191,8 +203,10 @@ def run(
         "budget": budget if math.isfinite(budget) else None,
         "seed": seed,
         "machine": machine.describe(device),
-        "peers": about,
-        "rows": results,
+        "peers": {
+            p.name: {"package": p.package, "version": p.version, "settings": p.settings, "family": p.family} for p in peers
+        },
+        "rows": rows,
     }
 
 

@@ -11,9 +11,11 @@ constraints. Prints both errors and fails unless the layer's is less than half.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cvxpy as cp
 import torch
-from figure import options, require
+from figure import options, pyplot, require, save
 from tqdm import trange
 
 import ddn_cvx as ddn
@@ -70,12 +72,8 @@ def main() -> None:
     require(claim, error < 0.5 * baseline, arguments.quick)
 
 
-def plot(losses: list[float], layer: torch.Tensor, regression: torch.Tensor, truth: torch.Tensor, path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(losses: list[float], layer: torch.Tensor, regression: torch.Tensor, truth: torch.Tensor, path: Path) -> None:
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.semilogy(losses)
     left.set(xlabel="step", ylabel="mean squared error", title="learning beliefs from portfolios")
@@ -86,8 +84,7 @@ def plot(losses: list[float], layer: torch.Tensor, regression: torch.Tensor, tru
     right.plot([0, 0.4], [0, 0.4], color="black", linewidth=0.8)
     right.set(xlabel="share chosen", ylabel="share predicted", title="unseen days")
     right.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path, dpi=120)
 
 
 if __name__ == "__main__":

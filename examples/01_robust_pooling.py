@@ -8,8 +8,10 @@ each; 40 % of the points are replaced by points anywhere in the unit ball. As in
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from figure import options, require, spread
+from figure import options, pyplot, require, save, spread
 from point_clouds import SHAPES, PointNet, surface, synthetic, with_outliers
 from poolings import pooling
 from tqdm import tqdm
@@ -53,12 +55,8 @@ def main() -> None:
     require(claim, mean[best] >= mean["max"] + 10, arguments.quick)
 
 
-def plot(found: dict[tuple[str, float], list[float]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(found: dict[tuple[str, float], list[float]], path: Path) -> None:
+    plt = pyplot()
     figure = plt.figure(figsize=(11, 4), layout="constrained")
     cloud = figure.add_subplot(1, 3, 1, projection="3d")
     generator = torch.Generator().manual_seed(3)
@@ -84,8 +82,7 @@ def plot(found: dict[tuple[str, float], list[float]], path: object) -> None:
     axes.axhline(100 / len(SHAPES), color="0.2", linestyle=":", linewidth=1, label="chance")
     axes.set(ylabel="accuracy, per cent (dots: seeds)", title="six shapes, outliers in training and test", ylim=(0, 102))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

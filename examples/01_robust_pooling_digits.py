@@ -8,8 +8,10 @@ better than max pooling, or not better than mean pooling, in the mean over seeds
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from figure import options, require, spread
+from figure import options, pyplot, require, save, spread
 from pictures import corrupted, digits
 from poolings import pooling
 from torch import Tensor, nn
@@ -75,12 +77,8 @@ def main() -> None:
     require(claim, level[best] >= level["max"] + 5 and level[best] > level["mean"], arguments.quick)
 
 
-def plot(found: dict[tuple[str, float], list[float]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(found: dict[tuple[str, float], list[float]], path: Path) -> None:
+    plt = pyplot()
     figure = plt.figure(figsize=(11, 4), layout="constrained")
     grid = figure.add_gridspec(2, 4)
     x, _ = digits()
@@ -101,8 +99,7 @@ def plot(found: dict[tuple[str, float], list[float]], path: object) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

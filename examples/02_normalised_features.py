@@ -8,12 +8,14 @@ projection is less accurate than the baseline, in the mean over seeds.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from figure import options, over_seeds, require, table
+from figure import dots, means, options, over_seeds, pyplot, require, save, table
 from pictures import digits, trunk
 from torch import Tensor, nn
-from training import fit, shuffled
+from training import fit, scores, shuffled
 
 from ddn_cvx.nodes import LpBall, LpSphere
 
@@ -61,41 +63,30 @@ def main() -> None:
             torch.manual_seed(seed)
             stream = shuffled(x[seen], y[seen], BATCH, epochs, torch.Generator().manual_seed(seed))
             model = fit(Classifier(variant), stream, epochs * (TRAIN // BATCH), 1e-2, decay=1e-4)
-            with torch.no_grad():
-                accuracy[name] = 100 * (model(x[unseen]).argmax(1) == y[unseen]).double().mean().item()
+            accuracy[name] = scores(model, [(x[unseen], y[unseen])]).accuracy
         return accuracy
 
     figures = over_seeds(run, arguments.seeds)
     print(f"accuracy on {len(x) - TRAIN} unseen digits, per cent, after {TRAIN} training pictures")
     table(figures)
     plot(figures, arguments.plot)
-    mean = {name: sum(values) / len(values) for name, values in figures.items()}
+    mean = means(figures)
     baseline = mean.pop("batch norm only")
     best = max(mean, key=lambda name: mean[name])
     claim = f"the best projection ({best}, {mean[best]:.2f}) is as accurate as batch normalisation only ({baseline:.2f})"
     require(claim, mean[best] >= baseline, arguments.quick)
 
 
-def plot(figures: dict[str, list[float]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(figures: dict[str, list[float]], path: Path) -> None:
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    names = list(figures)[::-1]
-    for row, name in enumerate(names):
-        colour = "tab:orange" if name == "batch norm only" else "tab:blue"
-        axes.plot(figures[name], [row] * len(figures[name]), "o", color=colour, alpha=0.5)
-        axes.plot(sum(figures[name]) / len(figures[name]), row, "|", color=colour, markersize=22, markeredgewidth=3)
-    axes.set_yticks(range(len(names)), names)
+    upwards = dict(reversed(figures.items()))
+    dots(axes, upwards, {name: "tab:orange" if name == "batch norm only" else "tab:blue" for name in upwards})
     axes.set(
         xlabel="accuracy on unseen digits, per cent (dots: seeds, bars: means)",
         title="features projected before the classifier",
     )
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path, dpi=120)
 
 
 if __name__ == "__main__":

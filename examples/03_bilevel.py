@@ -16,9 +16,10 @@ mean over seeds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from figure import options, over_seeds, require, table
+from figure import means, options, over_seeds, pyplot, require, save, table
 from torch import Tensor, nn
 
 from ddn_cvx.nodes import LogisticRegression, SupportVectorMachine
@@ -152,7 +153,7 @@ def main() -> None:
     print(f"log loss on validation data and on unseen data, and errors on unseen data in per cent, after {solves} trainings")
     table(figures)
     plot(figures, paths, names, arguments.plot)
-    mean = {name: sum(values) / len(values) for name, values in figures.items()}
+    mean = means(figures)
     for model, rows in names.items():
         for part in ("validation", "unseen"):
             other = min(mean[f"{model}: {name}: {part}"] for name in rows[:-1])
@@ -162,13 +163,9 @@ def main() -> None:
 
 
 def plot(
-    figures: dict[str, list[float]], paths: dict[str, list[list[float]]], names: dict[str, list[str]], path: object
+    figures: dict[str, list[float]], paths: dict[str, list[list[float]]], names: dict[str, list[str]], path: Path
 ) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     titles = {"logistic": "logistic regression, 4 penalties", "svm": "support vector machine, C and 8 scales"}
     for axes, (model, rows) in zip(panels, names.items(), strict=True):
@@ -183,8 +180,7 @@ def plot(
         axes.grid(alpha=0.3)
         axes.legend()
     panels[0].set_ylabel("best validation loss so far")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

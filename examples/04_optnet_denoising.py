@@ -10,8 +10,10 @@ of the classical method by 20 %, in the mean over seeds.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from figure import options, require, table
+from figure import options, pyplot, require, save, table
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -109,12 +111,8 @@ def main() -> None:
     require(claim, mean >= 20, arguments.quick)
 
 
-def plot(errors: dict[str, list[float]], clean: Tensor, noisy: Tensor, denoised: dict[str, Tensor], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(errors: dict[str, list[float]], clean: Tensor, noisy: Tensor, denoised: dict[str, Tensor], path: Path) -> None:
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(1, 1.5))
     colours = dict(zip(METHODS[1:], ("tab:orange", "tab:green", "tab:blue"), strict=True))
     for row, (name, colour) in enumerate(colours.items()):
@@ -131,8 +129,7 @@ def plot(errors: dict[str, list[float]], clean: Tensor, noisy: Tensor, denoised:
         right.step(places, denoised[name][chosen], where="mid", color=colours[name], label=name)
     right.set(xlabel="place", ylabel="value", title="an unseen signal")
     right.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ over seeds; solved means that all 16 cells are right.
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import torch
-from figure import options, require, spread
+from figure import options, pyplot, require, save, spread
 from sudoku import all_boards, puzzles, share_solved
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -85,12 +86,8 @@ def main() -> None:
     require(f"learned constraints solve 95 % of the puzzles of held-out boards ({mean:.1f})", mean >= 95, arguments.quick)
 
 
-def plot(curves: dict[str, list[list[float]]], answer: tuple[Tensor, Tensor], steps: int, path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(curves: dict[str, list[list[float]]], answer: tuple[Tensor, Tensor], steps: int, path: Path) -> None:
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", width_ratios=(1, 1.6))
     clues, board = (t.view(4, 4, 4) for t in answer)
     for row, column in product(range(4), repeat=2):
@@ -116,8 +113,7 @@ def plot(curves: dict[str, list[list[float]]], answer: tuple[Tensor, Tensor], st
         title="lines: seeds; dotted: target",
     )
     right.legend(loc="lower right")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

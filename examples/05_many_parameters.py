@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from figure import options, require, spread
+from figure import options, pyplot, require, save, spread
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -44,7 +44,7 @@ def build(name: str, count: int) -> nn.Module:
 def data(name: str, node: nn.Module, seed: int) -> tuple[Tensor, ...]:
     rng = np.random.default_rng(seed)
     if isinstance(node, Portfolio):
-        factors, n = node.shapes["F"]
+        factors, n = node.factors, node.n
         F, d, r = rng.standard_normal((factors, n)) / factors**0.5, 0.5 + rng.random(n), 0.1 * rng.random(n)
         return tuple(map(torch.as_tensor, (F, d, r)))
     return torch.as_tensor(rng.standard_normal(len(node.matrix.order))), torch.as_tensor(rng.standard_normal(node.m))
@@ -143,12 +143,8 @@ def main() -> None:
             require(f"{name}: gradient within {error:.0e} of diffcp's", error < 1e-4, arguments.quick)
 
 
-def plot(ours: dict[str, list[dict[str, Any]]], theirs: dict[str, list[dict[str, Any]]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(ours: dict[str, list[dict[str, Any]]], theirs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for name, colour in zip(NAMES, ("tab:blue", "tab:orange"), strict=True):
         entries = [row["entries"] for row in ours[name]]
@@ -165,8 +161,7 @@ def plot(ours: dict[str, list[dict[str, Any]]], theirs: dict[str, list[dict[str,
     for axis in (left, right):
         axis.grid(which="both", alpha=0.25)
         axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path, dpi=120)
 
 
 if __name__ == "__main__":

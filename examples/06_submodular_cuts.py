@@ -12,11 +12,12 @@ or if a cut is not minimal.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from figure import options, over_seeds, require, table
+from figure import means, options, over_seeds, pyplot, require, save, table
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -133,19 +134,15 @@ def main() -> None:
     print(f"intersection over union on {count} unseen pictures, per cent, after {TRAIN} training pictures")
     table(figures)
     plot(shown, figures, arguments.plot)
-    mean = {name: sum(values) / len(values) for name, values in figures.items()}
+    mean = means(figures)
     same = min(figures["pixels as in the minimal cut"])
     require(f"every cut is the minimal one ({same:.2f} % of the pixels)", same == 100.0, arguments.quick)
     alone, learned = mean[VARIANTS[0]], mean[VARIANTS[2]]
     require(f"learned weights ({learned:.1f}) beat the scores alone ({alone:.1f})", learned > alone, arguments.quick)
 
 
-def plot(shown: dict[str, Tensor], figures: dict[str, list[float]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(shown: dict[str, Tensor], figures: dict[str, list[float]], path: Path) -> None:
+    plt = pyplot()
     titles = ("inside or outside,\nnoisy", "levels: borders", "truth", *(v.replace(", ", ",\n") for v in VARIANTS))
     grey, signed = {"cmap": "gray"}, {"cmap": "RdBu_r"}
     figure, axes = plt.subplots(4, 6, figsize=(9.5, 6.8), layout="constrained")
@@ -163,8 +160,7 @@ def plot(shown: dict[str, Tensor], figures: dict[str, list[float]], path: object
         mean = f"\n{sum(figures[v]) / len(figures[v]):.1f} % overlap" if (v := title.replace("\n", " ")) in figures else ""
         axis.set_title(title + mean, fontsize=9)
     figure.suptitle("unseen pictures; red is inside, the line is the answer")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ Fails if learned summaries do not miss 5 points fewer kinds than those by pixels
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import scipy.sparse as sp
 import torch
-from figure import options, over_seeds, require, table
+from figure import means, options, over_seeds, pyplot, require, save, table
 from scipy.optimize import linprog
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -154,12 +156,8 @@ def main() -> None:
     require(f"learned summaries miss fewer kinds than those by pixels ({claim})", fewer, arguments.quick)
 
 
-def plot(curves: list[list[float]], shown: list[Tensor], figures: dict[str, list[float]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(curves: list[list[float]], shown: list[Tensor], figures: dict[str, list[float]], path: Path) -> None:
+    plt = pyplot()
     figure = plt.figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.5))
     axes = left.subplots()
@@ -185,7 +183,7 @@ def plot(curves: list[list[float]], shown: list[Tensor], figures: dict[str, list
             tiles = framed.reshape(-1, wide, 10, 10).transpose(1, 2).reshape(-1, wide * 10)
             axis.imshow(tiles, cmap="gray_r")
             axis.set(xticks=[], yticks=[])
-    mean = {name: sum(values) / len(values) for name, values in figures.items()}
+    mean = means(figures)
     titles = (
         "unseen set of 30",
         f"by pixels\nmisses {mean['kinds missed, pixels']:.0f} %",
@@ -193,8 +191,7 @@ def plot(curves: list[list[float]], shown: list[Tensor], figures: dict[str, list
     )
     for axis, title in zip(grids[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ of the puzzles of held-out boards right, in the mean over seeds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from figure import options, require, table
+from figure import options, pyplot, require, save, table
 from sudoku import all_boards, puzzles, share_solved
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -157,12 +158,8 @@ def main() -> None:
         require(f"{name} gets 95 % right ({mean:.1f})", mean >= 95, quick)
 
 
-def plot(curves: dict[str, list[list[float]]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(curves: dict[str, list[list[float]]], path: Path) -> None:
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name, runs in curves.items():
         axes = left if name.startswith("parity") else right
@@ -187,8 +184,7 @@ def plot(curves: dict[str, list[list[float]]], path: object) -> None:
         xlabel=f"training done, per cent ({STEPS} steps; network {20 * STEPS})", ylabel="unseen puzzles solved, per cent",
         title="4x4 Sudoku, held-out boards",
     )  # fmt: skip
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ long.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from figure import options, over_seeds, require, table
+from figure import dots, means, options, over_seeds, pyplot, require, save, table
 from memory import peak
-from sklearn.datasets import load_digits
+from pictures import digits
 from torch import Tensor, nn
 
 import ddn_cvx as ddn
@@ -73,8 +75,8 @@ def memory(x: Tensor) -> dict[str, tuple[list[float], list[float]]]:
 
 def main() -> None:
     arguments = options(__doc__, "deep_equilibrium")
-    pictures, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(pictures, dtype=torch.float32) / 16, torch.tensor(labels)
+    pictures, y = digits()
+    x = pictures.flatten(1)
     epochs = 1 if arguments.quick else EPOCHS
 
     def run(seed: int) -> dict[str, float]:
@@ -102,7 +104,7 @@ def main() -> None:
     for name, (iterations, megabytes) in sizes.items():
         print(f"{name:12}  " + "  ".join(f"{m:.1f} ({i:.0f})" for i, m in zip(iterations, megabytes, strict=True)))
     plot(figures, sizes, arguments.plot)
-    mean = {name: sum(values) / len(values) for name, values in figures.items()}
+    mean = means(figures)
     claim = f"the equilibrium ({mean['equilibrium']:.2f}) is within 1 point of the unrolled network ({mean['unrolled']:.2f})"
     require(claim, mean["equilibrium"] >= mean["unrolled"] - 1, arguments.quick)
     iterations, megabytes = sizes["equilibrium"]
@@ -113,12 +115,8 @@ def main() -> None:
     require(claim, longer >= 10 and growth <= 0.05, arguments.quick)
 
 
-def plot(figures: dict[str, list[float]], sizes: dict[str, tuple[list[float], list[float]]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(figures: dict[str, list[float]], sizes: dict[str, tuple[list[float], list[float]]], path: Path) -> None:
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     colours = {"no recurrence": "0.5", "unrolled": "tab:orange", "equilibrium": "tab:blue"}
     for name, (iterations, megabytes) in sizes.items():
@@ -127,16 +125,11 @@ def plot(figures: dict[str, list[float]], sizes: dict[str, tuple[list[float], li
     left.set_ylim(bottom=0)
     left.grid(alpha=0.3)
     left.legend()
-    for row, (name, values) in enumerate(figures.items()):
-        right.plot(values, [row] * len(values), "o", color=colours[name], alpha=0.5)
-        right.plot(sum(values) / len(values), row, "|", color=colours[name], markersize=22, markeredgewidth=3)
-    right.set_yticks(range(len(figures)), list(figures))
+    dots(right, figures, colours)
     right.set_ylim(-0.5, len(figures) - 0.5)
     right.set(xlabel="per cent (dots: seeds, bars: means)", title="accuracy on unseen digits")
     right.locator_params(axis="x", nbins=5)
-    right.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ settings were chosen on other seeds than those of the test: on other times, nois
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import torch
-from figure import options, require, table
+from figure import means, options, pyplot, require, save, table
 from memory import peak
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -146,7 +147,7 @@ def main() -> None:
     for name, (evaluations, megabytes) in sizes.items():
         print(f"{name:17}  " + "  ".join(f"{m:.2f} ({e:.0f})" for e, m in zip(evaluations, megabytes, strict=True)))
     plot(figures, paths, right, observed(FIRST_SEED)[1], sizes, arguments.plot)
-    mean = {name: sum(values) / len(values) for name, values in figures.items()}
+    mean = means(figures)
     claim = f"the neural differential equation follows the whole spiral to 10 per cent ({mean['neural ODE']:.2f})"
     require(claim, mean["neural ODE"] <= 10, arguments.quick)
     evaluations, megabytes = sizes["adjoint equation"]
@@ -161,13 +162,9 @@ def plot(
     right: Tensor,
     points: Tensor,
     sizes: dict[str, tuple[list[float], list[float]]],
-    path: object,
+    path: Path,
 ) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, (left, middle, last) = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
     left.plot(*right.T, color="0.75", linewidth=5, label="truth")
     colours = dict(zip(MODELS, ("tab:green", "tab:orange", "tab:blue"), strict=True))
@@ -188,8 +185,7 @@ def plot(
     last.set(title="forward and backward pass", xlabel="evaluations of the field", ylabel="peak memory, MB")
     last.set_ylim(bottom=0)
     last.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ per cent, or if mean pooling is more than 10 points above chance, in the mean ov
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import torch
-from figure import options, require, table
-from sklearn.datasets import load_digits
+from figure import means, options, pyplot, require, save, table
+from pictures import digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -98,32 +99,28 @@ def accuracy(kind: str, seen: list[Tensor], unseen: list[Tensor], seed: int, ste
 
 def main() -> None:
     arguments = options(__doc__, "rank_pooling")
-    pictures, digits = load_digits(return_X_y=True)
-    x, digits = torch.tensor(pictures, dtype=torch.float32) / 16, torch.tensor(digits)
+    pictures, kinds = digits()
+    x = pictures.flatten(1)
     steps = 3 if arguments.quick else STEPS
     figures: dict[str, list[float]] = {kind: [] for kind in POOLINGS}
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
     for seed, kind in tqdm([(s, k) for s in seeds for k in POOLINGS], desc="training", unit="model"):
         mixed = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
-        of_event = [mixed[digits[mixed] == event] for event in EVENTS]
+        of_event = [mixed[kinds[mixed] == event] for event in EVENTS]
         seen, unseen = [x[rows[:100]] for rows in of_event], [x[rows[100:]] for rows in of_event]
         figures[kind].append(accuracy(kind, seen, unseen, seed, steps))
     print(f"accuracy on {UNSEEN} sequences of unseen digits, per cent; chance is {100 / len(ORDERS):.1f}")
     table(figures)
     plot(figures, sequences(3, unseen, torch.Generator().manual_seed(0)), arguments.plot)
-    mean = {kind: sum(values) / len(values) for kind, values in figures.items()}
+    mean = means(figures)
     for kind in ("rank", "subspace"):
         require(f"{kind} pooling ({mean[kind]:.1f}) reaches 90", mean[kind] >= 90, arguments.quick)
     chance = 100 / len(ORDERS)
     require(f"mean pooling ({mean['mean']:.1f}) is at chance, to 10 points", mean["mean"] <= chance + 10, arguments.quick)
 
 
-def plot(figures: dict[str, list[float]], shown: tuple[Tensor, Tensor], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(figures: dict[str, list[float]], shown: tuple[Tensor, Tensor], path: Path) -> None:
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), width_ratios=(2, 1), layout="constrained")
     films = [film.view(FRAMES, 8, 8).transpose(0, 1).reshape(8, 8 * FRAMES) for film in shown[0]]
     gap = torch.ones(2, 8 * FRAMES)
@@ -138,8 +135,7 @@ def plot(figures: dict[str, list[float]], shown: tuple[Tensor, Tensor], path: ob
     right.axhline(100 / len(ORDERS), color="0.4", linestyle=":", linewidth=1)
     right.set_xticks(range(len(figures)), list(figures))
     right.set(ylabel="accuracy, per cent\n(dots: seeds; dotted: chance)", title="unseen digits, by pooling", ylim=(0, 100))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

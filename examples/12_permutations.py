@@ -10,11 +10,13 @@ digits in their places, in the mean over seeds.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from figure import options, over_seeds, require, table
+from figure import options, over_seeds, pyplot, require, save, table
+from pictures import digits
 from scipy.optimize import linear_sum_assignment
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from ddn_cvx.nodes import DoublyStochastic
@@ -24,7 +26,7 @@ VARIANTS = ("softmax", "entropic", "euclidean")
 
 
 def quarters(pictures: Tensor) -> Tensor:
-    """``(B, 8, 8)`` -> ``(B, 4, 16)``."""
+    """``(B, 1, 8, 8)`` -> ``(B, 4, 16)``."""
     return pictures.view(-1, 2, 4, 2, 4).transpose(2, 3).reshape(-1, PARTS, 16)
 
 
@@ -92,7 +94,7 @@ def train(model: Unscramble, parts: Tensor, steps: int, generator: torch.Generat
 
 def main() -> None:
     arguments = options(__doc__, "permutations")
-    pictures = torch.tensor(load_digits().images, dtype=torch.float32) / 16
+    pictures, _ = digits()
     steps = 5 if arguments.quick else STEPS
     shown: list[Tensor] = []
 
@@ -130,12 +132,8 @@ def picture(parts: Tensor, places: Tensor) -> Tensor:
     return out
 
 
-def plot(figures: dict[str, list[float]], shown: list[Tensor], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(figures: dict[str, list[float]], shown: list[Tensor], path: Path) -> None:
+    plt = pyplot()
     figure = plt.figure(figsize=(11, 3), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(2.2, 1))
     panels = left.subplots(2, 8)
@@ -158,8 +156,7 @@ def plot(figures: dict[str, list[float]], shown: list[Tensor], path: object) -> 
     axes.set(xlabel="per cent right (one mark a seed)")
     axes.grid(axis="x", alpha=0.3)
     right.legend(loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ digits.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from figure import options, require, table
-from sklearn.datasets import load_digits
+from figure import means, options, pyplot, require, save, table
+from pictures import digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -55,10 +57,9 @@ class Embedding(nn.Module):
 class Digits:
     """Episodes of five digits."""
 
-    def __init__(self, digits: Tensor, augment: bool, generator: torch.Generator):
-        pictures, labels = load_digits(return_X_y=True)
-        x, y = torch.tensor(pictures, dtype=torch.float32).view(-1, 8, 8) / 16, torch.tensor(labels)
-        self.classes = [x[y == digit] for digit in digits]
+    def __init__(self, kinds: Tensor, augment: bool, generator: torch.Generator):
+        x, labels = digits()
+        self.classes = [x[labels == kind].squeeze(1) for kind in kinds]
         self.augment, self.generator = augment, generator
 
     def pick(self, pictures: Tensor, count: int) -> Tensor:
@@ -119,18 +120,14 @@ def main() -> None:
         print(f"accuracy on unseen digits, per cent, {shots} example{'s' * (shots > 1)} of each of {WAYS} classes")
         table(figures)
     plot(found, arguments.plot)
-    mean = {name: sum(values) / len(values) for name, values in found[5].items()}
+    mean = means(found[5])
     best = max(HEADS[1:], key=lambda name: mean[name])
     claim = f"with 5 examples {best} ({mean[best]:.1f}) is 2 points above the nearest mean ({mean[HEADS[0]]:.1f})"
     require(claim, mean[best] >= mean[HEADS[0]] + 2, arguments.quick)
 
 
-def plot(found: dict[int, dict[str, list[float]]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(found: dict[int, dict[str, list[float]]], path: Path) -> None:
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
     for k, (shots, colour) in enumerate(((1, "tab:orange"), (5, "tab:blue"))):
         for row, name in enumerate(HEADS):
@@ -142,8 +139,7 @@ def plot(found: dict[int, dict[str, list[float]]], path: object) -> None:
     axes.set_xticks(range(len(HEADS)), HEADS)
     axes.set(ylabel="accuracy, per cent (dots: seeds)", title="five digits that training has not seen", ylim=(0, 115))
     axes.legend(loc="upper left", ncols=2)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
-from figure import options, require, table
+from figure import options, pyplot, require, save, table
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -121,12 +122,8 @@ def main() -> None:
     require(f"all parameters to 1 per cent (the worst of all seeds: {worst:.2f})", worst <= 1, arguments.quick)
 
 
-def plot(paths: dict[str, list[Tensor]], figures: dict[str, list[float]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(paths: dict[str, list[Tensor]], figures: dict[str, list[float]], path: Path) -> None:
+    plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     for axis, (name, system) in zip(axes, SYSTEMS.items(), strict=False):
         for k, parameter in enumerate(system.names):
@@ -144,8 +141,7 @@ def plot(paths: dict[str, list[Tensor]], figures: dict[str, list[float]], path: 
     axes[2].set(yscale="log", title="unseen actions", ylabel="error / limit", xlim=(-0.5, 1.5))
     axes[2].set_xticks(range(len(SYSTEMS)), SYSTEMS)
     axes[2].legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

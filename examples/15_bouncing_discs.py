@@ -10,10 +10,12 @@ counts as one for each parameter. Fails if a parameter is off by more than 5 per
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.autograd.forward_ad as forward
-from figure import options, require, table
+from figure import options, pyplot, require, save, table
 from scipy.optimize import minimize
 from torch import Tensor
 from tqdm import tqdm
@@ -120,12 +122,8 @@ def main() -> None:
     require(claim, worst <= 5, arguments.quick)
 
 
-def plot(paths: list[Tensor], films: tuple[Tensor, Tensor, Tensor], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(paths: list[Tensor], films: tuple[Tensor, Tensor, Tensor], path: Path) -> None:
+    plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), width_ratios=(1, 1, 1.3), layout="constrained")
     for axis, guess, title in zip(axes, films[1:], ("before", "after"), strict=False):
         for disc in range(3):
@@ -140,8 +138,7 @@ def plot(paths: list[Tensor], films: tuple[Tensor, Tensor, Tensor], path: object
     axes[2].axhspan(0.95, 1.05, color="0.85")
     axes[2].set(title="three seeds", xlabel="step of Gauss and Newton", ylabel="parameter / truth")
     axes[2].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ seeds.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from figure import options, over_seeds, require, table
+from figure import means, options, over_seeds, pyplot, require, save, table
 from torch import Tensor, nn
 
 from ddn_cvx.nodes import BoneLengths
@@ -90,7 +92,7 @@ def main() -> None:
     print(f"{UNSEEN} unseen poses; errors are mean distances of joints, violations those of bone lengths")
     table(figures)
     plot(figures, arguments.plot)
-    mean = {name: sum(values) / len(values) for name, values in figures.items()}
+    mean = means(figures)
     soft = min(mean[f"error, penalty {weight:g}"] for weight in WEIGHTS)
     worst = max(figures["worst violation, node"])
     require(f"no bone is wrong by more than 1e-8 ({worst:.1e})", worst <= 1e-8, arguments.quick)
@@ -98,12 +100,8 @@ def main() -> None:
     require(claim, mean["error, node"] <= soft, arguments.quick)
 
 
-def plot(figures: dict[str, list[float]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(figures: dict[str, list[float]], path: Path) -> None:
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     for k, name in enumerate(("node", *(f"penalty {weight:g}" for weight in WEIGHTS))):
         axes.plot(figures[f"worst violation, {name}"], figures[f"error, {name}"], "os^vD"[k], color=f"C{k}", label=name)
@@ -111,8 +109,7 @@ def plot(figures: dict[str, list[float]], path: object) -> None:
     axes.set_title("unseen poses (a mark is a seed)")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save(figure, path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
-from figure import options, require, table
+from figure import options, pyplot, require, save, table
 from scipy.optimize import fmin_l_bfgs_b
 from skimage import color, data
 from skimage.restoration import denoise_tv_chambolle
@@ -147,12 +148,8 @@ def main() -> None:
     require(f"the learned field is 1 dB better than total variation ({mean:.2f} dB)", mean >= 1, arguments.quick)
 
 
-def plot(shown: dict[str, Tensor], node: FieldOfExperts, path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(shown: dict[str, Tensor], node: FieldOfExperts, path: Path) -> None:
+    plt = pyplot()
     figure, axes = plt.subplots(3, 4, figsize=(11, 9), layout="constrained")
     for row, k in zip(axes, (4, 0), strict=False):
         for place, (name, pictures) in zip(row, shown.items(), strict=True):
@@ -174,8 +171,7 @@ def plot(shown: dict[str, Tensor], node: FieldOfExperts, path: object) -> None:
     below.imshow(torch.cat(rows), cmap="coolwarm", vmin=-1, vmax=1)
     below.set_title("learned filters, those that matter most first")
     below.axis("off")
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save(figure, path, dpi=90)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ the unweighted one's, or an output is not a rotation to 1e-12.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from figure import options, over_seeds, require, table
+from figure import options, over_seeds, pyplot, require, save, table
 from torch import Tensor, nn
 
 from ddn_cvx.nodes import WeightedProcrustes
@@ -98,12 +100,8 @@ def main() -> None:
     require(f"the error falls to half or less with learnt weights (to {ratio:.1%} of it)", ratio <= 0.5, arguments.quick)
 
 
-def plot(histories: list[list[float]], shown: dict[str, Tensor], figures: dict[str, list[float]], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(histories: list[list[float]], shown: dict[str, Tensor], figures: dict[str, list[float]], path: Path) -> None:
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for seed, history in enumerate(histories):
         left.plot(history, color="C0", alpha=0.6, label="learnt weights, in training" if seed == 0 else None)
@@ -116,8 +114,7 @@ def plot(histories: list[list[float]], shown: dict[str, Tensor], figures: dict[s
         right.hist(weights.numpy(), bins=40, range=(0, 1), density=True, alpha=0.6, color=colour, label=f"{name} pairs")
     right.set(xlabel="learnt weight", ylabel="density", yscale="log", title="unseen pairs, last seed")
     right.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ quarter, for the line and for the homography, in the mean over seeds.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from figure import options, require, table
+from figure import options, pyplot, require, save, table
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -130,12 +132,8 @@ def main() -> None:
         require(claim, ours <= 0.75 * plain, arguments.quick)
 
 
-def plot(figures: dict[str, list[float]], models: dict[str, Weights], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(figures: dict[str, list[float]], models: dict[str, Weights], path: Path) -> None:
+    plt = pyplot()
     figure, panels = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained", width_ratios=(1.1, 1, 0.9))
     data = problems("line", 1, torch.Generator().manual_seed(7))
     x, y, cues, _, truth = data
@@ -173,8 +171,7 @@ def plot(figures: dict[str, list[float]], models: dict[str, Weights], path: obje
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(title="error (one mark a seed)", xlabel="thousandths")
     axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=105)
-    plt.close(figure)
+    save(figure, path, dpi=105)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ mean over seeds.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from figure import options, require, table
+from figure import dots, means, options, pyplot, require, save, table
+from pictures import digits
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
-from sklearn.datasets import load_digits
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -108,8 +110,7 @@ def cluster(model: AutoEncoder, x: Tensor, near: Tensor, steps: int, seed: int, 
 
 def main() -> None:
     arguments = options(__doc__, "soft_clustering")
-    digits = load_digits()
-    x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    x, kinds = digits()
     near = torch.cdist(x.flatten(1), x.flatten(1)).topk(NEIGHBOURS + 1, largest=False).indices[:, 1:]
     alone, together = (5, 3) if arguments.quick else (ALONE, TOGETHER)
     figures: dict[str, list[float]] = {name: [] for name in METHODS}
@@ -130,41 +131,31 @@ def main() -> None:
             "through the node": cluster(pretrain(x, alone, seed), x, near, together, seed, constant=False),
         }
         for name, labels in found.items():
-            figures[name].append(normalized_mutual_info_score(digits.target, labels))
+            figures[name].append(normalized_mutual_info_score(kinds.numpy(), labels))
         shown = shown or found
 
     print(f"normalised mutual information of {CLUSTERS} clusters and the digits, {len(x)} pictures")
     table(figures)
-    plot(figures, shown, digits.target, arguments.plot)
-    mean = {name: sum(values) / len(values) for name, values in figures.items()}
+    plot(figures, shown, kinds.numpy(), arguments.plot)
+    mean = means(figures)
     ours, other = mean["through the node"], max(mean["k-means on pixels"], mean["k-means on codes"])
     claim = f"clusters trained through the node ({ours:.3f}) beat those of k-means ({other:.3f})"
     require(claim, ours > other, arguments.quick)
 
 
-def plot(figures: dict[str, list[float]], shown: dict[str, np.ndarray], digits: np.ndarray, path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(figures: dict[str, list[float]], shown: dict[str, np.ndarray], kinds: np.ndarray, path: Path) -> None:
+    plt = pyplot()
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained", width_ratios=(1, 1, 1.1))
     for axes, name in zip(panels, ("k-means on codes", "through the node"), strict=False):
         counts = np.zeros((CLUSTERS, 10))
-        np.add.at(counts, (shown[name], digits), 1)
+        np.add.at(counts, (shown[name], kinds), 1)
         axes.imshow(counts[linear_sum_assignment(-counts.T)[1]], cmap="Blues", vmax=185)
         axes.set(title=name, xlabel="digit", ylabel="cluster", xticks=range(10), yticks=[])
     axes = panels[2]
-    names = list(METHODS)[::-1]
-    for row, name in enumerate(names):
-        axes.plot(figures[name], [row] * len(figures[name]), "o", color=METHODS[name], alpha=0.5)
-        axes.plot(sum(figures[name]) / len(figures[name]), row, "|", color=METHODS[name], markersize=22, markeredgewidth=3)
-    axes.set_yticks(range(len(names)), names)
+    dots(axes, dict(reversed(figures.items())), METHODS)
     axes.set(title="clusters and digits", xlabel="normalised mutual information (dots: seeds)")
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    axes.set_ylim(-0.6, len(METHODS) - 0.4)
+    save(figure, path)
 
 
 if __name__ == "__main__":

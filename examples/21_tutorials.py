@@ -18,9 +18,10 @@ variation: with the smoothed derivative), or if one of the two errors is more th
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from figure import options, over_seeds, require, table
+from figure import options, over_seeds, pyplot, require, save, table
 from torch import Tensor
 
 from ddn_cvx import Smoothed
@@ -205,13 +206,9 @@ def main() -> None:
         require(f"{ours}: {a:.1e}, a tenth of the tutorial's ({b:.1e}) or less", 10 * a <= b, arguments.quick)
 
 
-def plot(curves: Curves, path: object) -> None:
+def plot(curves: Curves, path: Path) -> None:
     """Of the last seed: the tutorials' figures."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     generator = torch.Generator().manual_seed(0)
     figure, panels = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
     node, weights = TotalVariation(LENGTH), torch.ones(LENGTH - 1, dtype=torch.float64)
@@ -249,8 +246,7 @@ def plot(curves: Curves, path: object) -> None:
     axes.imshow(both, cmap="Blues", vmin=0, vmax=1)
     axes.set(title="attention (17)", xlabel="key", ylabel="query", yticks=[])
     axes.set_xticks((2.5, 9.5), ("softmax", "balanced"))
-    figure.savefig(path, dpi=105)
-    plt.close(figure)
+    save(figure, path, dpi=105)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import cvxpy as cp
 import torch
-from figure import options, over_seeds, require, table
+from figure import options, over_seeds, pyplot, require, save, table
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -299,12 +300,8 @@ def main() -> None:
     require(f"B is found to {B:.2g} per cent and t to {t:.2g}, at most 2", max(B, t) <= 2, arguments.quick)
 
 
-def plot(curves: list[list[float]], prices: tuple[Tensor, Tensor, Tensor], path: object) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def plot(curves: list[list[float]], prices: tuple[Tensor, Tensor, Tensor], path: Path) -> None:
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for seed, losses in enumerate(curves):
         left.semilogy(losses, label=f"seed {seed}")
@@ -319,8 +316,7 @@ def plot(curves: list[list[float]], prices: tuple[Tensor, Tensor, Tensor], path:
     right.set(xlabel="price", ylabel="predicted price", title="new days (seed 0)")
     right.legend()
     right.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the examples have alike: their command line, seeds, and how a figure is held against its target."""
+"""What the examples have alike: their command line, seeds, plots, and how a figure is held against its target."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -44,6 +45,11 @@ def over_seeds(run: Callable[[int], dict[str, float]], seeds: int) -> dict[str, 
     return {name: [one[name] for one in runs] for name in runs[0]}
 
 
+def means(figures: dict[str, list[float]]) -> dict[str, float]:
+    """Over seeds."""
+    return {name: statistics.fmean(values) for name, values in figures.items()}
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation."""
     return f"{statistics.fmean(values):.4g} ± {statistics.pstdev(values):.2g}"
@@ -64,3 +70,28 @@ def require(claim: str, holds: bool, quick: bool) -> None:
     print(f"{'met' if holds else 'MISSED'}: {claim}")
     if not holds:
         sys.exit(1)
+
+
+def pyplot() -> Any:
+    """matplotlib's, drawing into files; imported where something is drawn, which takes a second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure: Any, path: Path, dpi: int = 110) -> None:
+    """Write a figure and forget it."""
+    figure.savefig(path, dpi=dpi)
+    pyplot().close(figure)
+
+
+def dots(axes: Any, figures: dict[str, list[float]], colours: dict[str, str]) -> None:
+    """A row for each name: a dot for each seed, a bar for the mean."""
+    for row, (name, values) in enumerate(figures.items()):
+        axes.plot(values, [row] * len(values), "o", color=colours[name], alpha=0.5)
+        axes.plot(statistics.fmean(values), row, "|", color=colours[name], markersize=22, markeredgewidth=3)
+    axes.set_yticks(range(len(figures)), list(figures))
+    axes.grid(axis="x", alpha=0.3)

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import NamedTuple, TypeVar
 
-import figure
 import torch
+from figure import parser as usual_parser, pyplot, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -107,7 +107,7 @@ class Schedule:
 
 def parser(description: str | None, name: str, folder: str) -> argparse.ArgumentParser:
     """The command line of an experiment: that of every example, and what a real data set and machine need."""
-    found = figure.parser(description, name)
+    found = usual_parser(description, name)
     found.add_argument("--data", type=Path, metavar="DIR", help=f"a folder of data instead of what is bundled: {folder}")
     found.add_argument("--same-rate", action="store_true", help="also train with outliers, at the rate of the test")
     found.add_argument("--nodes", nargs="+", metavar="NODE", help="only these rows of the table")
@@ -217,11 +217,7 @@ def mean(found: Found, table: str, name: str, rate: float) -> float:
 
 
 def draw(found: Found, metric: tuple[str, str], path: Path, groups: Mapping[str, Sequence[str]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     panels = [(title, group) for title in dict.fromkeys(key[0] for key in found) for group in groups]
     figure, row = plt.subplots(
         1, len(panels), figsize=(5.5 * len(panels), 4.2), sharey=True, layout="constrained", squeeze=False
@@ -238,5 +234,4 @@ def draw(found: Found, metric: tuple[str, str], path: Path, groups: Mapping[str,
         axes.grid(alpha=0.3)
         axes.legend(loc="lower left" if fmean(means) > 50 else "upper right", fontsize="small")
     row[0][0].set_ylabel(f"{metric[1]}, per cent")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)

@@ -14,7 +14,7 @@ from ddn_cvx.gallery import listing, script
 from ddn_cvx.nodes import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py")) + sorted((ROOT / "examples").glob("paper_*.py"))
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -69,6 +69,18 @@ class Captured(nn.Module):
                 self._paths.append(self._register(name, tensor))
         self._originals = _Originals(tensors)
 
+    @property
+    def _modules(self) -> dict[str, nn.Module | None]:
+        """Without modules of which this one is a part, as where the functions are methods of the module that has the layer:
+        as a part of its own part it would send ``train``, ``to`` and ``state_dict`` round for ever."""
+        held: dict[str, nn.Module | None] = self.__dict__["_modules"]
+        owners = {name for name, module in held.items() if module is not None and _is_part(self, module)}
+        return {name: module for name, module in held.items() if name not in owners} if owners else held
+
+    @_modules.setter
+    def _modules(self, held: dict[str, nn.Module | None]) -> None:
+        self.__dict__["_modules"] = held
+
     def _register(self, name: str, tensor: Tensor) -> str | None:
         """The name under which a tensor becomes a parameter; None for a constant or the result of a computation."""
         if not (tensor.requires_grad and tensor.is_leaf):
@@ -110,6 +122,18 @@ class Captured(nn.Module):
         """``id`` of a tensor a function may meet -> its place in ``current``."""
         places = {id(t): k for k, t in enumerate(self._originals.tensors)}
         return places | {id(t): k for k, t in enumerate(current)}
+
+
+def _is_part(module: nn.Module, of: nn.Module) -> bool:
+    """Whether ``module`` is somewhere in ``of``."""
+    left, seen = [of], {id(of)}
+    while left:
+        inside = [part for part in left.pop().__dict__["_modules"].values() if part is not None and id(part) not in seen]
+        if any(part is module for part in inside):
+            return True
+        seen.update(map(id, inside))
+        left += inside
+    return False
 
 
 def _is_constant(tensor: Tensor) -> bool:

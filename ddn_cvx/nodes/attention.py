@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, Root
+from ddn_cvx import DeclarationError, DeclarativeLayer, Root
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry, Inputs
 from ddn_cvx.nodes.transport import OptimalTransport
 
@@ -64,8 +65,7 @@ class Entmax(nn.Module):
 
     def forward(self, s: Tensor) -> Tensor:
         """The weights, in the dtype of s."""
-        if s.ndim < 1 or not s.shape[-1]:
-            raise InputError(f"s must be (*batch, T) with T >= 1, got {tuple(s.shape)}.")
+        check_shapes(s=(s, ("T",)))
         z = s.double() / self.temperature
         z = z if self.alpha == 1 else (self.alpha - 1) * z
         flat = (z - z.detach().amax(-1, keepdim=True)).reshape(-1, z.shape[-1])
@@ -111,21 +111,21 @@ class Attention(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The weighted values, in their dtype."""
+        check_shapes(keys=(keys, ("T", "d")), values=(values, ("T", "e")))
         out: Tensor = self.weights(queries, keys).to(values.dtype) @ values
         return out
 
     def weights(self, queries: Tensor, keys: Tensor) -> Tensor:
         """``(*batch, M, T)``, of which each row sums to one."""
-        if queries.ndim < 2 or keys.ndim < 2 or queries.shape[-1] != keys.shape[-1]:
-            shapes = f"{tuple(queries.shape)} and {tuple(keys.shape)}"
-            raise InputError(f"queries must be (*batch, M, d) and keys (*batch, T, d), got {shapes}.")
+        M, T = self.balanced or ("M", "T")
+        check_shapes(queries=(queries, (M, "d")), keys=(keys, (T, "d")))
         scores = queries @ keys.mT / queries.shape[-1] ** 0.5
         if self.balanced is None:
             found: Tensor = self.node(scores)
             return found
-        M, T = self.balanced
-        plan: Tensor = self.node(-scores, scores.new_ones(M), scores.new_ones(T))
-        return M * plan
+        rows, columns = self.balanced
+        plan: Tensor = self.node(-scores, scores.new_ones(rows), scores.new_ones(columns))
+        return rows * plan
 
 
 def _weights(alpha: float, y: Tensor, z: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
+from ddn_cvx.nodes.checks import check_shapes, check_values
 from ddn_cvx.nodes.entry import Entry, Inputs
 
 Residual = Callable[[Tensor, Tensor], Tensor]
@@ -82,12 +83,13 @@ class Consensus(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """The model, in the dtype of x."""
-        if x.ndim < 2 or weights.ndim < 1 or not x.shape[-2] == weights.shape[-1] >= self.sample:
-            shapes = f"{tuple(x.shape)} and {tuple(weights.shape)}"
-            raise InputError(f"Expected x (*batch, N, d) and weights (*batch, N) with N >= {self.sample}, got {shapes}.")
+        check_shapes(x=(x, ("N", "d")), weights=(weights, ("N",)))
+        if x.shape[-2] < self.sample:
+            raise InputError(f"A model takes {self.sample} points at least, got x {tuple(x.shape)}.")
+        weights = check_values(weights, ~(weights < 0), "weights must not be negative.")
         batch = torch.broadcast_shapes(x.shape[:-2], weights.shape[:-1])
         points = x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
-        w = torch.where(weights >= 0, weights, torch.nan).to(x.dtype)
+        w = weights.to(x.dtype)
         w = (w / w.mean(-1, keepdim=True)).expand(*batch, w.shape[-1]).reshape(-1, w.shape[-1])
         model: Tensor = self.layer(points, w)
         return model.reshape(*batch, model.shape[-1])
@@ -172,7 +174,7 @@ class LineFit(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """The line, in the dtype of x; of n the entry that is larger in size is positive."""
-        _last(x, 2)
+        check_shapes(x=(x, ("N", 2)))
         line: Tensor = self.consensus(x, weights)
         line = line / line[..., :2].norm(dim=-1, keepdim=True)
         return _upright(line, line[..., :2])
@@ -206,10 +208,8 @@ class HomographyFit(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """H, in the dtype of x; the entry that is largest in size is positive."""
-        _last(x, 2)
-        if x.shape != y.shape:
-            raise InputError(f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}.")
-        h: Tensor = self.consensus(torch.cat((x, y), -1), weights)
+        check_shapes(x=(x, ("N", 2)), y=(y, ("N", 2)))
+        h: Tensor = self.consensus(torch.cat(torch.broadcast_tensors(x, y), -1), weights)
         return _upright(h, h).unflatten(-1, (3, 3))
 
 
@@ -217,11 +217,6 @@ def transfer(H: Tensor, x: Tensor) -> Tensor:
     """Where a homography ``(*batch, 3, 3)`` takes points ``(*batch, N, 2)``."""
     image = nn.functional.pad(x, (0, 1), value=1.0) @ H.mT
     return image[..., :2] / image[..., 2:]
-
-
-def _last(x: Tensor, d: int) -> None:
-    if x.ndim < 2 or x.shape[-1] != d:
-        raise InputError(f"Points must be (*batch, N, {d}), got {tuple(x.shape)}.")
 
 
 def _upright(model: Tensor, of: Tensor) -> Tensor:

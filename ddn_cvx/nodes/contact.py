@@ -17,7 +17,8 @@ import cvxpy as cp
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError
+from ddn_cvx import DeclarationError, DeclarativeLayer
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry, Inputs
 
 
@@ -61,13 +62,11 @@ class ContactStep(nn.Module):
         for name, size in (("coordinates", coordinates), ("contacts", contacts), ("sweeps", sweeps)):
             if size < 1:
                 raise DeclarationError(f"{name} must be at least 1, got {size!r}.")
-        self.sweeps, matrix = sweeps, (contacts, coordinates)
-        self.shapes = {
-            "v": (coordinates,), "mass": (coordinates,), "normals": matrix, "tangents": matrix, "rebound": (contacts,)
-        }  # fmt: skip
+        self.coordinates, self.contacts, self.sweeps = coordinates, contacts, sweeps
         v, slip = cp.Variable(coordinates), cp.Variable(contacts)
         mass, push = cp.Parameter(coordinates, nonneg=True), cp.Parameter(coordinates)
-        normals, weighted, rebound = cp.Parameter(matrix), cp.Parameter(matrix), cp.Parameter(contacts)
+        normals, weighted = (cp.Parameter((contacts, coordinates)) for _ in range(2))
+        rebound = cp.Parameter(contacts)
         idle = cp.Parameter(contacts, nonneg=True)  # 1 without impulse: one constraint holds the slip at zero, not two
         open_ = normals @ v >= rebound
         energy = 0.5 * cp.sum(cp.multiply(mass, cp.square(v))) - push @ v
@@ -82,9 +81,9 @@ class ContactStep(nn.Module):
         self, v: Tensor, mass: Tensor, normals: Tensor, tangents: Tensor, rebound: Tensor, friction: Tensor
     ) -> Tensor:
         """The velocities, in the dtype of v."""
-        for (name, shape), given in zip(self.shapes.items(), (v, mass, normals, tangents, rebound), strict=True):
-            if tuple(given.shape[given.ndim - len(shape) :]) != shape or given.ndim < len(shape):
-                raise InputError(f"{name} must be (*batch, {', '.join(map(str, shape))}), got {tuple(given.shape)}.")
+        n, K = self.coordinates, self.contacts
+        check_shapes(v=(v, (n,)), mass=(mass, (n,)))
+        check_shapes(normals=(normals, (K, n)), tangents=(tangents, (K, n)), rebound=(rebound, (K,)))
         after, impulse = self.free(mass, mass * v, normals, rebound)
         for _ in range(self.sweeps):
             weighted = (friction.unsqueeze(-1) * impulse).unsqueeze(-1) * tangents
@@ -149,9 +148,7 @@ class Discs(nn.Module):
     def forward(self, at: Tensor, v: Tensor, mass: Tensor, friction: Tensor, restitution: Tensor) -> tuple[Tensor, Tensor]:
         """Positions and velocities after the step, in the dtype of ``at``."""
         n = self.discs
-        for name, given, shape in (("at", at, (n, 2)), ("v", v, (n, 3)), ("mass", mass, (n,))):
-            if tuple(given.shape[given.ndim - len(shape) :]) != shape or given.ndim < len(shape):
-                raise InputError(f"{name} must be (*batch, {', '.join(map(str, shape))}), got {tuple(given.shape)}.")
+        check_shapes(at=(at, (n, 2)), v=(v, (n, 3)), mass=(mass, (n,)))
         normals, tangents, gap = self.contacts(at)
         fall = v.new_tensor([0.0, -self.gravity * self.time, 0.0])
         flat = (v + fall).flatten(-2)

@@ -17,7 +17,8 @@ import cvxpy as cp
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
+from ddn_cvx import DeclarationError, DeclarativeLayer, TorchProblem
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -58,16 +59,11 @@ class LinearMPC(nn.Module):
     def __init__(self, states: int, actions: int, horizon: int, limit: float | None = None):
         super().__init__()
         _check(states, actions, horizon, limit)
-        self.shapes = {
-            "x0": (states,),
-            "A": (states, states),
-            "B": (states, actions),
-            "Q": (states, states),
-            "R": (actions, actions),
-        }
+        self.states, self.actions = states, actions
         u, x = cp.Variable((horizon, actions)), cp.Variable((horizon, states))
-        x0, A, B = (cp.Parameter(self.shapes[name], name=name) for name in ("x0", "A", "B"))
-        Q, R = (cp.Parameter(self.shapes[name], name=name, PSD=True) for name in ("Q", "R"))
+        x0, A = cp.Parameter(states, name="x0"), cp.Parameter((states, states), name="A")
+        B = cp.Parameter((states, actions), name="B")
+        Q, R = (cp.Parameter((k, k), name=name, PSD=True) for name, k in (("Q", states), ("R", actions)))
         before = [x0, *(x[t] for t in range(horizon - 1))]
         follows = [x[t] == A @ before[t] + B @ u[t] for t in range(horizon)]
         within = [] if limit is None else [u <= limit, u >= -limit]
@@ -76,9 +72,8 @@ class LinearMPC(nn.Module):
 
     def forward(self, x0: Tensor, A: Tensor, B: Tensor, Q: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
         """The actions and the states that follow, in the dtype of x0."""
-        for (name, shape), given in zip(self.shapes.items(), (x0, A, B, Q, R), strict=True):
-            if tuple(given.shape[given.ndim - len(shape) :]) != shape or given.ndim < len(shape):
-                raise InputError(f"{name} must be (*batch, {', '.join(map(str, shape))}), got {tuple(given.shape)}.")
+        n, m = self.states, self.actions
+        check_shapes(x0=(x0, (n,)), A=(A, (n, n)), B=(B, (n, m)), Q=(Q, (n, n)), R=(R, (m, m)))
         actions, states = self.layer(x0, A, B, 0.5 * (Q + Q.mT), 0.5 * (R + R.mT))
         return actions, states
 

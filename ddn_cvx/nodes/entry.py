@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 Inputs = tuple[Tensor, ...]
+Kind = Literal["conic", "nonlinear", "fixed point", "ode"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Entry:
     """Lower case with hyphens; ``python -m ddn_cvx gallery NAME`` runs its example."""
     title: str
     """One line for the list."""
-    kind: str
-    """``conic``, ``nonlinear``, ``fixed point`` or ``ode``: the part of the package that solves it."""
+    kind: Kind
+    """The part of the package that solves it."""
     source: str
     """The paper it comes from."""
     build: Callable[[], nn.Module]

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError
+from ddn_cvx import DeclarationError, DeclarativeLayer
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry
 
 
@@ -45,12 +46,7 @@ class _Head(nn.Module):
 
     def forward(self, support: Tensor, queries: Tensor) -> Tensor:
         """The scores of the queries, in the dtype of the embeddings."""
-        shape = (self.ways, self.shots)
-        if support.ndim < 3 or support.shape[-3:-1] != shape:
-            raise InputError(f"support must be (*batch, ways, shots, d) with {shape} examples, got {tuple(support.shape)}.")
-        if queries.ndim < 2 or queries.shape[-1] != support.shape[-1]:
-            size = support.shape[-1]
-            raise InputError(f"queries must be (*batch, M, {size}) as the support, got {tuple(queries.shape)}.")
+        check_shapes(support=(support, (self.ways, self.shots, "d")), queries=(queries, ("M", "d")))
         phi = support.flatten(-3, -2).double()  # a kernel in float32 may have eigenvalues below zero
         alpha = torch.stack(self.layer(phi @ phi.mT), -1)
         scores: Tensor = queries.double() @ (phi.mT @ alpha)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
+from ddn_cvx import DeclarationError, DeclarativeLayer, TorchProblem
+from ddn_cvx.nodes.checks import check_shapes, check_values
 from ddn_cvx.nodes.entry import Entry, Inputs
 
 
@@ -78,7 +79,7 @@ class BoneLengths(nn.Module):
     DeclarationError
         No bones, a bone from a joint to itself, or a negative joint.
     InputError
-        Inputs of other shapes.
+        Inputs of other shapes, or a length that is not above zero.
     SolverError
         The lengths are impossible, or a bone of the input has length zero, which leaves its direction open.
 
@@ -94,19 +95,20 @@ class BoneLengths(nn.Module):
         super().__init__()
         if not bones or any(a == b or min(a, b) < 0 for a, b in bones):
             raise DeclarationError(f"bones must be pairs of different joints, counted from 0, got {list(bones)!r}.")
-        self.joints, self.dimension = 1 + max(max(bone) for bone in bones), dimension
+        count = 1 + max(max(bone) for bone in bones)
+        self.joints, self.bones, self.dimension = count, len(bones), dimension
         tails, heads = [a for a, _ in bones], [b for _, b in bones]
 
         def excess(y: Tensor, lengths: Tensor) -> Tensor:
-            at = y.view(self.joints, dimension)
+            at = y.view(count, dimension)
             return 0.5 * ((at[heads] - at[tails]).square().sum(-1) - lengths.square())
 
-        self.layer = HardConstraint(self.joints * dimension, excess, len(bones))
+        self.layer = HardConstraint(count * dimension, excess, len(bones))
 
     def forward(self, joints: Tensor, lengths: Tensor) -> Tensor:
         """The joints, in their dtype."""
-        if joints.ndim < 2 or tuple(joints.shape[-2:]) != (self.joints, self.dimension):
-            raise InputError(f"joints must be (*batch, {self.joints}, {self.dimension}), got {tuple(joints.shape)}.")
+        check_shapes(joints=(joints, (self.joints, self.dimension)), lengths=(lengths, (self.bones,)))
+        lengths = check_values(lengths, ~(lengths <= 0), "lengths must be above 0.")
         found: Tensor = self.layer(joints.flatten(-2), lengths)
         return found.unflatten(-1, (self.joints, self.dimension))
 

@@ -17,12 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError
+from ddn_cvx import DeclarationError, DeclarativeLayer
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry
 
 
 class SparseLeastSquares(nn.Module):
     """``(values (*batch, k), b (*batch, m)) -> y (*batch, n)``: nonnegative least squares with a sparse A of k entries.
+
+    Not for ``torch.vmap``, which has no rules for sparse tensors: batch dimensions are.
 
     Parameters
     ----------
@@ -64,10 +67,7 @@ class SparseLeastSquares(nn.Module):
 
     def forward(self, values: Tensor, b: Tensor) -> Tensor:
         """y, in the dtype of values."""
-        count = len(self.matrix.order)
-        if values.shape[-1:] != (count,) or b.shape[-1:] != (self.m,):
-            found = f"{tuple(values.shape)} and {tuple(b.shape)}"
-            raise InputError(f"values must be (*batch, {count}) and b (*batch, {self.m}), got {found}.")
+        check_shapes(values=(values, (len(self.matrix.order),)), b=(b, (self.m,)))
         batch = torch.broadcast_shapes(values.shape[:-1], b.shape[:-1])
         y: Tensor = self.layer(self.matrix(values.expand(*batch, -1)), b.expand(*batch, -1).reshape(-1, self.m))
         return y.reshape(*batch, y.shape[-1])
@@ -77,7 +77,7 @@ class Portfolio(nn.Module):
     """``(F (*batch, factors, n), d (*batch, n), r (*batch, n)) -> y (*batch, n)``: the long-only portfolio of n assets.
 
     F holds the loadings of the assets on the factors of risk, d their own standard deviations, r their returns, all in units
-    of the aversion to risk.
+    of the aversion to risk. Not for ``torch.vmap``, as ``SparseLeastSquares``.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class Portfolio(nn.Module):
         super().__init__()
         if n < 1 or factors < 1:
             raise DeclarationError(f"n and factors must be at least 1, got {n!r} and {factors!r}.")
-        self.shapes = {"F": (factors, n), "d": (n,), "r": (n,)}
+        self.n, self.factors = n, factors
         index = np.arange(n)
         F, r, x = cp.Parameter((factors, n), name="F"), cp.Parameter(n, name="r"), cp.Variable(n)
         D = cp.Parameter((n, n), sparsity=(index, index), name="D")
@@ -113,16 +113,12 @@ class Portfolio(nn.Module):
 
     def forward(self, F: Tensor, d: Tensor, r: Tensor) -> Tensor:
         """y, in the dtype of F."""
-        given = {"F": F, "d": d, "r": r}
-        for name, shape in self.shapes.items():
-            if given[name].shape[-len(shape) :] != shape:
-                raise InputError(f"{name} must be (*batch, {', '.join(map(str, shape))}), got {tuple(given[name].shape)}.")
+        n, shape = self.n, (self.factors, self.n)
+        check_shapes(F=(F, shape), d=(d, (n,)), r=(r, (n,)))
         batch = torch.broadcast_shapes(F.shape[:-2], d.shape[:-1], r.shape[:-1])
-        flat = [
-            t.expand(*batch, *shape).reshape(-1, *shape) for t, shape in zip((F, d, r), self.shapes.values(), strict=True)
-        ]
-        y: Tensor = self.layer(flat[0], self.diagonal(flat[1]), flat[2])
-        return y.reshape(*batch, y.shape[-1])
+        own = self.diagonal(d.expand(*batch, n))
+        y: Tensor = self.layer(F.expand(*batch, *shape).reshape(-1, *shape), own, r.expand(*batch, n).reshape(-1, n))
+        return y.reshape(*batch, n)
 
 
 class _Sparse(nn.Module):

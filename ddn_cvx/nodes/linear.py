@@ -11,7 +11,8 @@ import cvxpy as cp
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, Root
+from ddn_cvx import DeclarationError, DeclarativeLayer, Root
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry, Inputs
 
 
@@ -57,10 +58,7 @@ class Tridiagonal(nn.Module):
     def forward(self, diagonal: Tensor, lower: Tensor, upper: Tensor, right: Tensor) -> Tensor:
         """x, in the dtype of the diagonal."""
         n = self.n
-        given = [t.shape[-1:] for t in (diagonal, lower, upper, right)]
-        if given != [(n,), (n - 1,), (n - 1,), (n,)]:
-            shapes = ", ".join(str(tuple(t.shape)) for t in (diagonal, lower, upper, right))
-            raise InputError(f"Expected last dimensions {n}, {n - 1}, {n - 1} and {n}, got {shapes}.")
+        check_shapes(diagonal=(diagonal, (n,)), lower=(lower, (n - 1,)), upper=(upper, (n - 1,)), right=(right, (n,)))
         x: Tensor = self.layer(diagonal, lower, upper, right)
         return x
 

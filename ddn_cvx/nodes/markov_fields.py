@@ -111,6 +111,11 @@ class FieldOfExperts(nn.Module):
         y: Tensor = self._layer(*x.shape[-2:])(x.double(), trust.double())
         return y.to(x.dtype)
 
+    def _energy(self, u: Tensor, x: Tensor, m: Tensor) -> Tensor:
+        """As a method of the node, so that the weights are its own alone and not also those of each size."""
+        found: Tensor = self.energy(u, x, m)
+        return found
+
     def _layer(self, height: int, width: int) -> nn.Module:
         """The layer for pictures of this size; all have the same weights."""
         name = f"{height}x{width}"
@@ -118,7 +123,7 @@ class FieldOfExperts(nn.Module):
             shape = (height, width)
             problem = TorchProblem(
                 shape,
-                objective=self.energy,
+                objective=self._energy,
                 initial=lambda x, m: x,
                 parameters=[shape, shape],
                 batched=True,

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, FixedPoint, InputError
+from ddn_cvx import DeclarationError, DeclarativeLayer, FixedPoint
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry, Inputs
 
 _EMPTY = 1e-14  # added to the number of points of a component
@@ -71,12 +72,10 @@ class GaussianMixture(nn.Module):
     def forward(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Shares, means and variances, in the dtype of x."""
         K, d = self.components, self.dimension
-        if x.ndim < 2 or x.shape[-1] != d or not x.shape[-2] or start.ndim < 2 or start.shape[-2:] != (K, d):
-            shapes = f"{tuple(x.shape)} and {tuple(start.shape)}"
-            raise InputError(f"Expected x (*batch, N, {d}) with N >= 1 and start (*batch, {K}, {d}), got {shapes}.")
+        check_shapes(x=(x, ("N", d)), start=(start, (K, d)))
         batch = torch.broadcast_shapes(x.shape[:-2], start.shape[:-2])
-        points = x.expand(*batch, *x.shape[-2:]).flatten(0, len(batch) - 1) if batch else x.unsqueeze(0)
-        begin = start.to(x.dtype).detach().expand(*batch, K, d).reshape(len(points), K, d)
+        points = x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
+        begin = start.to(x.dtype).detach().expand(*batch, K, d).reshape(-1, K, d)
         found = self.layer(points.double(), begin.double())
         parts = (found["log_shares"].exp(), found["means"], found["log_variances"].exp())
         shares, means, variances = (part.to(x.dtype).reshape(*batch, *part.shape[1:]) for part in parts)

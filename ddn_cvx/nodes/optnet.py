@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError
+from ddn_cvx import DeclarationError, DeclarativeLayer
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry
 
 
@@ -108,8 +109,7 @@ class LearnedConstraints(nn.Module):
 
     def forward(self, p: Tensor) -> Tensor:
         """The optimal y, in the dtype of p."""
-        if p.ndim < 1 or p.shape[-1] != self.n:
-            raise InputError(f"p must be (*batch, {self.n}), got {tuple(p.shape)}.")
+        check_shapes(p=(p, (self.n,)))
         A = self.A.double()
         y: Tensor = self.layer(A, A @ self.log_z.double().exp(), p.double())
         return y.to(p.dtype)

@@ -15,7 +15,8 @@ import cvxpy as cp
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError
+from ddn_cvx import DeclarationError, DeclarativeLayer
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry
 from ddn_cvx.nodes.transport import dual_layer, plan
 
@@ -63,8 +64,7 @@ class DoublyStochastic(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         """P, in the dtype of X."""
-        if X.shape[-2:] != (self.n, self.n):
-            raise InputError(f"X must be (*batch, {self.n}, {self.n}), got {tuple(X.shape)}.")
+        check_shapes(X=(X, (self.n, self.n)))
         scaled = X / self.temperature
         return self._entropic(scaled.double()).to(X.dtype) if self.entropic else self.layer(scaled)
 

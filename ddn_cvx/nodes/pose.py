@@ -17,8 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import BundleAdjustment, DeclarationError, DeclarativeLayer, InputError, TorchProblem
+from ddn_cvx import BundleAdjustment, DeclarationError, DeclarativeLayer, TorchProblem
+from ddn_cvx.nodes.checks import check_shapes, check_values
 from ddn_cvx.nodes.entry import Entry, Inputs
+
+_TINY = 1e-20
+"""Added to weights, of whose root there would be no derivative at zero."""
 
 
 def rotation(q: Tensor) -> Tensor:
@@ -48,7 +52,7 @@ class WeightedProcrustes(nn.Module):
     Raises
     ------
     InputError
-        Inputs of other shapes.
+        Inputs of other shapes, or a negative weight.
     SolverError
         An element without weight, or with numbers that are not finite.
 
@@ -74,7 +78,8 @@ class WeightedProcrustes(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The rotation and the translation, in the dtype of x."""
-        _same_points(x, y, 3, weights)
+        check_shapes(x=(x, ("N", 3)), y=(y, ("N", 3)), weights=(weights, ("N",)))
+        weights = check_values(weights, ~(weights < 0), "weights must not be negative.")
         w = (weights / weights.sum(-1, keepdim=True)).unsqueeze(-1)
         middle_x, middle_y = (w * x).sum(-2), (w * y).sum(-2)
         S = (x - middle_x.unsqueeze(-2)).mT @ (w * (y - middle_y.unsqueeze(-2)))
@@ -84,7 +89,8 @@ class WeightedProcrustes(nn.Module):
 
 def _davenport(S: Tensor) -> Tensor:
     """``S = sum w x y'`` -> the symmetric K with ``q'K q = sum w y'R(q) x``; scaled to order one."""
-    S = S / S.detach().abs().amax((-1, -2), keepdim=True)
+    size = S.detach().abs().amax((-1, -2), keepdim=True)
+    S = S / torch.where(size == 0, 1.0, size)
     trace = S.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True).unsqueeze(-1)
     skew = S - S.mT
     axis = torch.stack((skew[..., 1, 2], skew[..., 2, 0], skew[..., 0, 1]), -1).unsqueeze(-1)
@@ -126,6 +132,7 @@ class PnP(nn.Module):
         super().__init__()
         if points < 3:
             raise DeclarationError(f"points must be at least 3, got {points!r}.")
+        self.points = points
 
         def residual(camera: Tensor, world: Tensor, pixels: Tensor, roots: Tensor, start: Tensor) -> list[Tensor]:
             error = roots.unsqueeze(-1) * (project(camera, world) - pixels)
@@ -142,8 +149,11 @@ class PnP(nn.Module):
 
     def forward(self, points: Tensor, pixels: Tensor, weights: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """The rotation and the translation, in the dtype of points."""
-        _same_points(points, pixels, 2, weights)
-        camera = self.layer(points, pixels, weights.sqrt(), start.detach())
+        N = self.points
+        check_shapes(points=(points, (N, 3)), pixels=(pixels, (N, 2)), weights=(weights, (N,)), start=(start, (7,)))
+        weights = check_values(weights, ~(weights < 0), "weights must not be negative.")
+        roots = (weights.double() + _TINY).sqrt()
+        camera = self.layer(points, pixels, roots.to(points.dtype), start.detach())
         return rotation(camera[..., :4]), camera[..., 4:]
 
 
@@ -184,6 +194,7 @@ class Bundle(nn.Module):
         super().__init__()
         if cameras < 1 or points < 1:
             raise DeclarationError(f"cameras and points must be at least 1, got {cameras!r} and {points!r}.")
+        self.cameras, self.points = cameras, points
         if not trust > 0:
             raise DeclarationError(f"trust must be above 0, got {trust!r}.")
         share = trust / points**0.5  # each of a camera's observations repeats its prior
@@ -219,15 +230,10 @@ class Bundle(nn.Module):
 
     def forward(self, pixels: Tensor, priors: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotations, translations and points, in the dtype of the pixels."""
+        C, N = self.cameras, self.points
+        check_shapes(pixels=(pixels, (C, N, 2)), priors=(priors, (C, 7)), points=(points, (N, 3)))
         found = self.layer(pixels, priors, points.detach())
         return rotation(found["cameras"][..., :4]), found["cameras"][..., 4:], found["points"]
-
-
-def _same_points(x: Tensor, y: Tensor, size: int, weights: Tensor) -> None:
-    right = x.ndim > 1 and y.ndim > 1 and x.shape[-1] == 3 and y.shape[-1] == size
-    if not right or weights.ndim < 1 or not x.shape[-2] == y.shape[-2] == weights.shape[-1] > 0:
-        shapes = ", ".join(str(tuple(t.shape)) for t in (x, y, weights))
-        raise InputError(f"Expected (*batch, N, 3), (*batch, N, {size}) and weights (*batch, N) with N >= 1, got {shapes}.")
 
 
 # ---------------------------------------------------------------- the catalogue's entries

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ddn_cvx import DeclarationError, DeclarativeLayer, TorchProblem
-from ddn_cvx.nodes.entry import Entry
+from ddn_cvx.nodes.checks import check_values
+from ddn_cvx.nodes.entry import Entry, Kind
 
 ORDERS = (1.0, 2.0, float("inf"))
 
@@ -68,6 +69,8 @@ class LpSphere(nn.Module):
     ------
     DeclarationError
         p is none of these.
+    InputError
+        A negative radius.
 
     Examples
     --------
@@ -82,13 +85,14 @@ class LpSphere(nn.Module):
 
     def forward(self, x: Tensor, r: Tensor) -> Tensor:
         """The projection, in the dtype of x."""
+        r = check_values(r, ~(r < 0), "r must not be negative: no point has such a norm.")
         if self.p == 2.0:
             out: Tensor = self.layer(x, r)
             return out
         sign = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
         if self.p == 1.0:
             return sign * self.layer(sign * x, r)
-        furthest = nn.functional.one_hot(x.abs().argmax(-1), x.shape[-1]).to(x.dtype)
+        furthest = torch.zeros_like(x).scatter(-1, x.abs().argmax(-1, keepdim=True), 1.0)
         return sign * self.layer(sign * x, furthest, r)
 
 
@@ -175,7 +179,7 @@ def _sphere_inf(x: Tensor, r: Tensor) -> Tensor:
 def _entry(shape: str, p: float, reference: Callable[[Tensor, Tensor], Tensor]) -> Entry:
     label = "infinity" if p == torch.inf else str(int(p))
     build = LpBall if shape == "ball" else LpSphere
-    kind = "nonlinear" if shape == "sphere" and p == 2.0 else "conic"
+    kind: Kind = "nonlinear" if shape == "sphere" and p == 2.0 else "conic"
     return Entry(
         name=f"l{label}-{shape}",
         title=f"projection onto the L{label} {shape}",

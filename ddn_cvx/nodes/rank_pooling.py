@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, MultiStart, NonlinearAuto, TorchProblem
+from ddn_cvx import DeclarationError, DeclarativeLayer, MultiStart, NonlinearAuto, TorchProblem
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry
 
 
@@ -139,8 +140,7 @@ class SubspacePooling(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """The axes, in the dtype of v."""
-        if v.ndim < 2 or tuple(v.shape[-2:]) != (self.frames, self.features):
-            raise InputError(f"v must be (*batch, {self.frames}, {self.features}), got {tuple(v.shape)}.")
+        check_shapes(v=(v, (self.frames, self.features)))
         return oriented(self.layer(v), v)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
+from ddn_cvx import DeclarationError, DeclarativeLayer, TorchProblem
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry
 
 
@@ -59,7 +60,9 @@ class RobustPooling(nn.Module):
     Raises
     ------
     DeclarationError
-        An unknown penalty, or alpha not above zero.
+        An unknown penalty, alpha not above zero, or fewer starts than one.
+    InputError
+        x has another shape.
 
     Examples
     --------
@@ -88,11 +91,9 @@ class RobustPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The pooled values, in the dtype of x."""
+        check_shapes(x=(x, ("N",) if self.dimension is None else ("N", self.dimension)))
         points = x.unsqueeze(-1) if self.dimension is None else x
-        if points.ndim < 2 or points.shape[-1] != (self.dimension or 1) or not points.shape[-2]:
-            shape = "(*batch, N)" if self.dimension is None else f"(*batch, N, {self.dimension})"
-            raise InputError(f"x must be {shape} with N >= 1, got {tuple(x.shape)}.")
-        pooled: Tensor = self.layer(points.flatten(0, -3)).reshape(*points.shape[:-2], points.shape[-1])
+        pooled: Tensor = self.layer(points.reshape(-1, *points.shape[-2:])).reshape(*points.shape[:-2], points.shape[-1])
         return pooled.squeeze(-1) if self.dimension is None else pooled
 
 

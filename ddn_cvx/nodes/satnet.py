@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
+from ddn_cvx import DeclarationError, DeclarativeLayer, TorchProblem
+from ddn_cvx.nodes.checks import check_shapes, check_values
 from ddn_cvx.nodes.entry import Entry, Inputs
 
 SMALL = 100
@@ -170,10 +171,9 @@ class SATNet(nn.Module):
 
     def forward(self, z: Tensor, known: Tensor) -> Tensor:
         """The probabilities, in the dtype of z."""
-        if z.ndim < 1 or z.shape[-1] != self.n or known.shape[-1:] != z.shape[-1:]:
-            raise InputError(f"z and known must be (*batch, {self.n}), got {tuple(z.shape)} and {tuple(known.shape)}.")
-        if bool(((known > 0.5) & ((z < 0) | (z > 1))).any()):
-            raise InputError("z must lie between 0 and 1 where it is known.")
+        check_shapes(z=(z, (self.n,)), known=(known, (self.n,)))
+        outside = (known > 0.5) & ((z < 0) | (z > 1))
+        z = check_values(z, ~outside, "z must lie between 0 and 1 where it is known.")
         angle = math.pi * z.to(self.aside.dtype).unsqueeze(-1)
         V = torch.cat((-torch.cos(angle), torch.sin(angle) * self.aside), -1)
         S, known = self.S.double(), known.to(V)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
+from ddn_cvx import DeclarationError, DeclarativeLayer, TorchProblem
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry, Inputs
 
 
@@ -73,8 +74,7 @@ class Eigenvectors(nn.Module):
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenvectors, in the dtype of X."""
-        if X.shape[-2:] != (self.n, self.n):
-            raise InputError(f"X must be (*batch, {self.n}, {self.n}), got {tuple(X.shape)}.")
+        check_shapes(X=(X, (self.n, self.n)))
         symmetric = 0.5 * (X + X.mT).double()
         unit = symmetric.detach().abs().amax((-1, -2), keepdim=True)
         unit = torch.where(unit > 0, unit, 1.0)

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError
+from ddn_cvx import DeclarationError, DeclarativeLayer
+from ddn_cvx.nodes.checks import check_shapes
 from ddn_cvx.nodes.entry import Entry, Inputs
 
 
@@ -66,10 +67,7 @@ class MatchingSVM(nn.Module):
 
     def forward(self, phi: Tensor, Y: Tensor, C: Tensor) -> Tensor:
         """The weights, in the dtype of phi."""
-        N, n, _, d = self.shape
-        if phi.shape[-4:] != self.shape or Y.shape[-3:] != self.shape[:3]:
-            shapes = f"{tuple(phi.shape)} and {tuple(Y.shape)}"
-            raise InputError(f"Expected phi (*batch, {N}, {n}, {n}, {d}) and Y (*batch, {N}, {n}, {n}), got {shapes}.")
+        check_shapes(phi=(phi, self.shape), Y=(Y, self.shape[:3]))
         right = (Y.unsqueeze(-1) * phi).sum((-3, -2))
         w: Tensor = self.layer(phi.flatten(-4, -2), 1 - Y.flatten(-3, -1), right, C)
         return w

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
+from ddn_cvx import DeclarationError, DeclarativeLayer, TorchProblem
+from ddn_cvx.nodes.checks import check_shapes, check_values
 from ddn_cvx.nodes.entry import Entry
 
 LARGEST = 12
@@ -65,13 +66,12 @@ class MinNormPoint(nn.Module):
 
     def forward(self, F: Tensor) -> Tensor:
         """y, in the dtype of F."""
-        if not F.ndim or F.shape[-1] != 2**self.n:
-            raise InputError(f"F must be (*batch, {2**self.n}), a value for every subset, got {tuple(F.shape)}.")
+        check_shapes(F=(F, (2**self.n,)))
         F = F - F[..., :1]
         size = F.detach().abs().amax(-1, keepdim=True)
-        if bool((_curvature(F.detach(), self.n) > 1e-5 * size).any()):
-            raise InputError("F must be submodular: F(A) + F(B) >= F(A or B) + F(A and B) for all A and B.")
-        y: Tensor = self.layer(F)
+        submodular = ~(_curvature(F.detach(), self.n) > 1e-5 * size).any(-1, keepdim=True)
+        rule = "F must be submodular: F(A) + F(B) >= F(A or B) + F(A and B) for all A and B."
+        y: Tensor = self.layer(check_values(F, submodular, rule))
         return y
 
 
@@ -111,6 +111,7 @@ class CutRelaxation(nn.Module):
     The layer rounds off ``|x_i - x_j|`` over 1e-7 of the size of u and w. The answer is then the mean over each set of nodes
     that are connected by differences within this width. That is the exact one where no two adjacent level sets are closer,
     because what flows between level sets does not depend on the rounding; so is its derivative, the mean over level sets.
+    Level sets are found by looking at values: not for ``torch.vmap``, use batch dimensions.
 
     Examples
     --------
@@ -145,11 +146,8 @@ class CutRelaxation(nn.Module):
     def forward(self, u: Tensor, w: Tensor) -> Tensor:
         """x, in the dtype of u."""
         count = self.ends.shape[1]
-        if u.shape[-1:] != (self.n,) or w.shape[-1:] != (count,):
-            found = f"{tuple(u.shape)} and {tuple(w.shape)}"
-            raise InputError(f"u must be (*batch, {self.n}) and w (*batch, {count}), got {found}.")
-        if bool((w < 0).any()):
-            raise InputError("w must not be negative: with negative weights the cut is not submodular.")
+        check_shapes(u=(u, (self.n,)), w=(w, (count,)))
+        w = check_values(w, ~(w < 0), "w must not be negative: with negative weights the cut is not submodular.")
         batch = torch.broadcast_shapes(u.shape[:-1], w.shape[:-1])
         u, w = u.expand(*batch, self.n), w.expand(*batch, count)
         size = torch.maximum(u.detach().abs().amax(-1, keepdim=True), w.detach().amax(-1, keepdim=True)).double()

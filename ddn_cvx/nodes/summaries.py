@@ -17,7 +17,8 @@ import cvxpy as cp
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError
+from ddn_cvx import DeclarationError, DeclarativeLayer
+from ddn_cvx.nodes.checks import check_shapes, check_values
 from ddn_cvx.nodes.entry import Entry
 
 ROUNDING = 1e-6
@@ -68,23 +69,21 @@ class SoftGreedy(nn.Module):
 
     def forward(self, s: Tensor, chosen: Tensor | None = None) -> Tensor:
         """y, in the dtype of s."""
-        if s.ndim < 2 or s.shape[-1] != self.n or not s.shape[-2]:
-            raise InputError(f"s must be (*batch, points, {self.n}) with a point at least, got {tuple(s.shape)}.")
-        if bool((s < 0).any()):
-            raise InputError("s must not be negative: a point that no element stands for counts zero.")
-        similar = s.double()
-        y = torch.zeros_like(similar[..., 0, :]) if chosen is None else self._checked(chosen, s.shape[:-2]).double()
+        check_shapes(s=(s, ("points", self.n)))
+        s = check_values(s, ~(s < 0), "s must not be negative: a point that no element stands for counts zero.")
+        y = torch.zeros_like(s[..., 0, :]) if chosen is None else self._checked(chosen)
+        similar = s.double().expand(*torch.broadcast_shapes(s.shape[:-2], y.shape[:-1]), *s.shape[-2:])
+        y = y.double()
         for _ in range(self.k):
             y = y + self.layer(gains(similar, y) / self.temperature, 1 - y)
         return y.to(s.dtype)
 
-    def _checked(self, chosen: Tensor, batch: torch.Size) -> Tensor:
-        if chosen.shape != (*batch, self.n):
-            raise InputError(f"chosen must be {(*batch, self.n)}, got {tuple(chosen.shape)}.")
+    def _checked(self, chosen: Tensor) -> Tensor:
+        check_shapes(chosen=(chosen, (self.n,)))
         within = (chosen >= -ROUNDING) & (chosen <= 1 + ROUNDING)
-        if not bool(within.all() and ((1 - chosen).sum(-1) >= self.k - ROUNDING).all()):
-            raise InputError(f"chosen must be between 0 and 1, and leave room for {self.k} of the {self.n} elements.")
-        return chosen.clamp(0, 1)
+        room = (1 - chosen).sum(-1, keepdim=True) >= self.k - ROUNDING
+        rule = f"chosen must be between 0 and 1, and leave room for {self.k} of the {self.n} elements."
+        return check_values(chosen, within & room, rule).clamp(0, 1)
 
 
 def _ranked(s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
+from ddn_cvx import DeclarationError, DeclarativeLayer, TorchProblem
+from ddn_cvx.nodes.checks import check_shapes, check_values
 from ddn_cvx.nodes.entry import Entry
 
 
@@ -135,14 +136,13 @@ class SupportVectorMachine(nn.Module):
 
     def forward(self, x: Tensor, b: Tensor, scale: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and intercept, in the dtype of x."""
-        if x.ndim < 2 or x.shape[-2] != self.examples or b.shape[-1:] != x.shape[-2:-1]:
-            n = self.examples
-            raise InputError(f"x must be (*batch, {n}, d) and b (*batch, {n}), got {tuple(x.shape)} and {tuple(b.shape)}.")
-        if bool(((b > 0).all(-1) | (b < 0).all(-1)).any()):
-            raise InputError("All the labels of an element have one sign; b must hold both 1 and -1.")
-        H = b.unsqueeze(-1) * b.unsqueeze(-2) * kernel(x, x, scale)
-        a, intercept = self.layer(H, b, C)
-        return a * b, intercept
+        check_shapes(x=(x, (self.examples, "d")), b=(b, (self.examples,)), scale=(scale, ("d",)))
+        alike = (b > 0).all(-1, keepdim=True) | (b < 0).all(-1, keepdim=True)
+        b = check_values(b, ~alike, "All the labels of an element have one sign; b must hold both 1 and -1.").double()
+        points = x.double()  # a kernel in float32 may have eigenvalues below zero
+        H = b.unsqueeze(-1) * b.unsqueeze(-2) * kernel(points, points, scale.double())
+        a, intercept = self.layer(H, b, C.double())
+        return (a * b).to(x.dtype), intercept.to(x.dtype)
 
     @staticmethod
     def decide(x: Tensor, weights: Tensor, intercept: Tensor, scale: Tensor, points: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddn_cvx import DeclarationError, DeclarativeLayer, InputError, TorchProblem
+from ddn_cvx import DeclarationError, DeclarativeLayer, TorchProblem
+from ddn_cvx.nodes.checks import check_shapes, check_values
 from ddn_cvx.nodes.entry import Entry, Inputs
 
 _SWEEPS, _STEPS, _LEVELS, _ENOUGH = 2, 12, 12, 1e-11
@@ -37,9 +38,9 @@ class OptimalTransport(nn.Module):
     DeclarationError
         A size below one, m = n = 1, or a temperature not above zero.
     InputError
-        Inputs of other shapes.
+        Inputs of other shapes, or an element of a or b that is not above zero.
     SolverError
-        An element of a or b that is not above zero, or numbers that are not finite.
+        Numbers that are not finite.
 
     Examples
     --------
@@ -61,9 +62,8 @@ class OptimalTransport(nn.Module):
     def forward(self, cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """P, in the dtype of the cost."""
         m, n = self.m, self.n
-        if cost.shape[-2:] != (m, n) or a.shape[-1:] != (m,) or b.shape[-1:] != (n,):
-            shapes = ", ".join(str(tuple(t.shape)) for t in (cost, a, b))
-            raise InputError(f"Expected cost (*batch, {m}, {n}), a (*batch, {m}) and b (*batch, {n}), got {shapes}.")
+        check_shapes(cost=(cost, (m, n)), a=(a, (m,)), b=(b, (n,)))
+        a, b = (check_values(t, ~(t <= 0), "a and b must be above 0: leave out what has no share.") for t in (a, b))
         X = cost.double() / -self.temperature
         rows, columns = (m * t.double() / t.double().sum(-1, keepdim=True) for t in (a, b))  # rows of order one
         plan_: Tensor = plan(X, self.layer(X, rows, columns), m) / m

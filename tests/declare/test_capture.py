@@ -214,6 +214,35 @@ def test_functional_calls_and_ensembles() -> None:
     assert torch.allclose(jvp(loss, (w[0],), (w[1],))[1], (2 * w[0] * w[1] * (x**2).sum(0)).sum())
 
 
+class Owner(nn.Module):
+    """A module whose layers' functions are its own methods: it holds the layers, and they capture it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1.0, 2.0], dtype=f64))
+        self.first = DeclarativeLayer(TorchProblem(2, self.cost))
+        self.second = DeclarativeLayer(TorchProblem(2, lambda y, x: self.cost(y, -x)))
+
+    def cost(self, y: Tensor, x: Tensor) -> Tensor:
+        return quadratic(y, self.w * x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) - self.second(x)
+
+
+def test_a_module_whose_layers_capture_it_is_no_part_of_itself() -> None:
+    owner, x = Owner(), torch.tensor([[3.0, 4.0]], dtype=f64)
+    net = nn.Sequential(owner)
+    assert "cost" not in repr(net) and not net.eval().training and net.train().training
+    assert dict(net.to(f64).named_parameters(remove_duplicate=False)).keys() == net.state_dict().keys() == {"0.w"}
+    net(x).sum().backward()
+    assert torch.allclose(owner.w.grad, 2 * x[0])
+    assert torch.allclose(functional_call(net, {"0.w": torch.ones(2, dtype=f64)}, (x,)), 2 * x)
+    twin = copy.deepcopy(net)
+    twin.load_state_dict({"0.w": torch.zeros(2, dtype=f64)})
+    assert torch.equal(twin(x), torch.zeros(1, 2, dtype=f64)) and torch.allclose(net(x), 2 * x * owner.w)
+
+
 def test_float32_weights_and_constants_meet_float64_variables() -> None:
     A = torch.tensor([[2.0, 0.0], [0.0, 4.0]])
     net = nn.Linear(2, 2, bias=False)

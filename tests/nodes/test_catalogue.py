@@ -15,6 +15,8 @@ from ddn_cvx.nodes import CATALOGUE, Entry
 from ddn_cvx.testing import check_layer, check_node
 
 ROOT = Path(__file__).parents[2]
+WITHOUT_VMAP = ("sparse-least-squares", "portfolio", "cut-relaxation")
+"""Sparse tensors, and a loop that ends when values say so: their notes say that they are not for ``torch.vmap``."""
 every_node = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=lambda entry: entry.name)
 
 
@@ -64,8 +66,49 @@ def test_nan_stays_in_its_row(entry: Entry) -> None:
 def test_wrong_shapes_are_refused(entry: Entry) -> None:
     node, inputs = build(entry), sample(entry)
     wrong = torch.cat((inputs[0], inputs[0]), -1) if inputs[0].ndim > 1 else inputs[0].unsqueeze(-1).expand(-1, 7)
-    with pytest.raises((ddn.DeclarativeError, RuntimeError, ValueError)):
+    with pytest.raises(ddn.InputError):
         node(wrong, *inputs[1:])
+
+
+@every_node
+def test_leading_dimensions(entry: Entry) -> None:
+    """None, and two, give what one gives."""
+    node, inputs = build(entry), sample(entry, 6)
+    whole = tree_leaves(node(*inputs))
+    for lead, rows in (((2, 3), slice(None)), ((), 4)):
+        found = tree_leaves(node(*(t[rows].reshape((*lead, *t.shape[1:])) for t in inputs)))
+        for out, right in zip(found, whole, strict=True):
+            right = right[rows].reshape((*lead, *right.shape[1:]))
+            assert out.shape == right.shape and torch.allclose(out, right, rtol=1e-6, atol=1e-6 + 10 * entry.tolerance)
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in CATALOGUE.values() if e.name not in WITHOUT_VMAP], ids=lambda entry: entry.name
+)
+def test_vmap(entry: Entry) -> None:
+    node, inputs = build(entry), sample(entry)
+
+    def loss(*inputs: torch.Tensor) -> torch.Tensor:
+        return sum(out.square().sum() for out in tree_leaves(node(*inputs)))
+
+    for out, right in zip(tree_leaves(torch.vmap(node)(*inputs)), tree_leaves(node(*inputs)), strict=True):
+        assert torch.allclose(out, right, rtol=1e-6, atol=1e-6 + 10 * entry.tolerance)
+    if entry.kind == "ode":  # the adjoint equation needs all elements to have the same weights
+        return
+    right = torch.func.grad(loss, tuple(range(len(inputs))))(*inputs)
+    for slope, one in zip(torch.vmap(torch.func.grad(loss, tuple(range(len(inputs)))))(*inputs), right, strict=True):
+        assert torch.allclose(slope, one, rtol=1e-4, atol=1e-5)
+
+
+@every_node
+def test_is_a_module_like_any_other(entry: Entry) -> None:
+    net = nn.Sequential(build(entry))
+    assert not net.eval().training and repr(net)
+    state, inputs = net.state_dict(), sample(entry)
+    out = tree_leaves(net[0](*inputs))
+    assert net.state_dict().keys() == state.keys() and not nn.Sequential(build(entry)).load_state_dict(state).missing_keys
+    for one, other in zip(tree_leaves(net.double()[0](*inputs)), out, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-10)
 
 
 @every_node

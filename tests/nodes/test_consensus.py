@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from draws import normal
 
 import ddn_cvx as ddn
 from ddn_cvx.nodes import Consensus, HomographyFit, LineFit
 from ddn_cvx.nodes.consensus import transfer
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def line_points(batch: int, count: int, wrong: int) -> torch.Tensor:
@@ -71,6 +68,8 @@ def test_homographies_half_of_whose_pairs_are_wrong() -> None:
     assert torch.allclose(found / found[:, 2:, 2:], H / H[:, 2:, 2:], atol=1e-6)
     rough = torch.ones(30)
     rough[:15] = 0.0
+    shared = HomographyFit(0.05)(x[0], transfer(H, x[0]), torch.ones(30))  # the same points in every picture
+    assert torch.allclose(shared / shared[:, 2:, 2:], H / H[:, 2:, 2:], atol=1e-6)
     assert torch.allclose(HomographyFit(100.0, hypotheses=4)(x, y, rough), found, atol=1e-6)  # points without weight
 
 

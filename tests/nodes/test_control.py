@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 import ddn_cvx as ddn
 from ddn_cvx.nodes import LinearMPC, NonlinearMPC
-from ddn_cvx.nodes.control import ENTRIES, riccati, upright
+from ddn_cvx.nodes.control import ENTRIES, GRAVITY, STEP, cart_pole, pendulum, riccati, upright
 
 
 def test_nonlinear_controller_of_a_linear_system_is_riccati() -> None:
@@ -34,6 +36,41 @@ def test_nonlinear_controller_of_a_linear_system_is_riccati() -> None:
     for actions, gradient in gradients[1:]:
         assert torch.allclose(actions, gradients[0][0], rtol=1e-8, atol=1e-9)
         assert torch.allclose(gradient, gradients[0][1], rtol=1e-6, atol=1e-8)
+
+
+def accelerations(
+    lagrangian: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], q: torch.Tensor, v: torch.Tensor, force: torch.Tensor
+) -> torch.Tensor:
+    """From ``d/dt dL/dv = dL/dq + force``."""
+    momentum = torch.func.grad(lagrangian, 1)
+    drift = torch.func.jvp(lambda q: momentum(q, v), (q,), (v,))[1]
+    inertia = torch.func.jacfwd(momentum, 1)(q, v)
+    return torch.linalg.inv(inertia) @ (torch.func.grad(lagrangian)(q, v) + force - drift)
+
+
+def test_models_follow_from_their_energies() -> None:
+    """A point on a rod without mass, and a cart with a uniform pole; potential energies are those of heights."""
+    torch.manual_seed(0)
+    mass, length, cart, half = torch.tensor([1.3, 0.7, 2.0, 0.4], dtype=torch.float64)
+
+    def point(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return (0.5 * mass * (length * v).square() - mass * GRAVITY * length * q.cos()).sum()
+
+    def pole_on_cart(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        across, up = v[0] + half * q[1].cos() * v[1], -half * q[1].sin() * v[1]
+        kinetic = 0.5 * cart * v[0] ** 2 + 0.5 * mass * (across**2 + up**2 + half**2 / 3 * v[1] ** 2)
+        return kinetic - mass * GRAVITY * half * q[1].cos()
+
+    for model, lagrangian, theta, n in (
+        (pendulum, point, torch.stack((mass, length)), 1),
+        (cart_pole, pole_on_cart, torch.stack((cart, mass, half)), 2),
+    ):
+        q, v, u = (torch.randn(n, dtype=torch.float64) for _ in range(3))
+        force = torch.zeros_like(u)
+        force[0] = u[0]
+        faster = v + STEP * accelerations(lagrangian, q, v, force)
+        right = torch.stack((q + STEP * faster, faster), -1).flatten()
+        assert torch.allclose(model(torch.stack((q, v), -1).flatten(), u[:1], theta), right, atol=1e-12)
 
 
 def test_action_at_its_limit_has_no_gradient() -> None:

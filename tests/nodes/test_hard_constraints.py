@@ -37,5 +37,8 @@ def test_bad_declarations_and_shapes_are_refused() -> None:
         HardConstraint(0, lambda y, c: y, 1)
     with pytest.raises(ddn.DeclarationError, match="callable"):
         HardConstraint(1, None, 1)
+    for length in (0.0, -1.0):
+        with pytest.raises(ddn.InputError, match="above 0"):
+            BoneLengths([(0, 1)])(torch.randn(2, 3), torch.tensor([length]))
     with pytest.raises(ddn.InputError, match="joints must be"):
         BoneLengths([(0, 1)])(torch.zeros(2, 2), torch.ones(1))

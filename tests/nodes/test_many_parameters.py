@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from draws import normal
 
 import ddn_cvx as ddn
 from ddn_cvx.nodes import Portfolio, SparseLeastSquares
@@ -13,10 +14,6 @@ from ddn_cvx.nodes import Portfolio, SparseLeastSquares
 def band(m: int, width: int) -> SparseLeastSquares:
     rows = np.repeat(np.arange(m), width)
     return SparseLeastSquares(m, m // 2, rows, (rows // 2 + np.tile(np.arange(width), m)) % (m // 2))
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def gradients(node: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import cvxpy as cp
@@ -30,6 +31,20 @@ def test_gradient_of_filters_and_weights_of_a_large_picture() -> None:
                 ends.append((node(x) * weights).sum())
                 parameter -= sign * step * direction
         assert torch.isclose((ends[0] - ends[1]) / (2 * step), (slope * direction).sum(), rtol=1e-4, atol=1e-7)
+
+
+def test_weights_of_any_size_of_picture_are_the_same_file() -> None:
+    torch.manual_seed(0)
+    node, other = FieldOfExperts(2, 2), FieldOfExperts(2, 2)
+    x = torch.rand(4, 5)
+    right = node(x)
+    other.load_state_dict(node.state_dict())
+    assert torch.equal(other(x), right)
+    assert {name for name, _ in node.named_parameters()} == {"energy.filters", "energy.log_weights"}
+    twin = copy.deepcopy(node)
+    with torch.no_grad():
+        twin.energy.log_weights += 2.0
+    assert not torch.allclose(twin(x), right, atol=1e-3) and torch.equal(node(x), right)
 
 
 def test_what_is_not_trusted_is_filled_in() -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from draws import normal
 
 import ddn_cvx as ddn
 from ddn_cvx.nodes import LearnedConstraints, QuadraticProgram, TotalVariation
-
-
-def normal(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def test_without_constraints_it_is_a_linear_system() -> None:

@@ -6,14 +6,11 @@ import math
 
 import pytest
 import torch
+from draws import normal
 
 import ddn_cvx as ddn
 from ddn_cvx.nodes import Bundle, PnP, WeightedProcrustes
-from ddn_cvx.nodes.pose import kabsch, rotation
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from ddn_cvx.nodes.pose import kabsch, project, rotation
 
 
 def test_outputs_are_rotations_even_of_reflected_points() -> None:
@@ -66,10 +63,40 @@ def test_points_without_weight_have_no_pose() -> None:
         WeightedProcrustes()(normal(1, 5, 3), normal(1, 5, 3), torch.zeros(1, 5, dtype=torch.float64))
 
 
+def test_one_point_fixes_the_translation_only() -> None:
+    x, y = normal(1, 1, 3), normal(1, 1, 3, seed=1)
+    R, t = WeightedProcrustes()(x, y, torch.ones(1, 1, dtype=x.dtype))
+    assert torch.allclose(x @ R.mT + t, y) and torch.allclose(R @ R.mT, torch.eye(3, dtype=x.dtype))
+
+
+def test_a_point_without_weight_has_a_derivative() -> None:
+    """That of its weight is the limit of derivatives at small ones; its pixels do not matter."""
+    points, truth = normal(8, 3), torch.tensor([1.0, 0.1, 0.2, 0.0, 0.0, 0.1, 6.0], dtype=torch.float64)
+    pixels = project(truth, points) + 0.01 * normal(8, 2, seed=1)
+    weights = torch.ones(8, dtype=torch.float64)
+    weights[2] = 0.0
+
+    def depth(weights: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        return PnP(8)(points, pixels, weights, truth)[1][2]
+
+    slopes = torch.func.grad(depth, (0, 1))(weights, pixels)
+    step = torch.zeros_like(weights).index_fill(0, torch.tensor(2), 1e-5)
+    assert slopes[0][2].item() == pytest.approx((depth(weights + step, pixels) - depth(weights, pixels)).item() / 1e-5, 1e-3)
+    assert slopes[0][2].abs() > 1e-3 and slopes[1][2].abs().max() < 1e-12
+
+
+def test_negative_weights_are_refused() -> None:
+    weights = torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
+    with pytest.raises(ddn.InputError, match="negative"):
+        WeightedProcrustes()(normal(3, 3), normal(3, 3, seed=1), weights)
+    with pytest.raises(ddn.InputError, match="negative"):
+        PnP(3)(normal(3, 3), normal(3, 2, seed=1), weights, normal(7))
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ddn.InputError, match="weights"):
         WeightedProcrustes()(normal(1, 5, 3), normal(1, 5, 3), torch.ones(1, 4))
-    with pytest.raises(ddn.InputError, match="N, 2"):
+    with pytest.raises(ddn.InputError, match=r"pixels must be \(\*batch, 5, 2\)"):
         PnP(5)(normal(1, 5, 3), normal(1, 5, 3), torch.ones(1, 5), normal(1, 7))
     with pytest.raises(ddn.DeclarationError, match="at least 3"):
         PnP(2)

@@ -1,4 +1,4 @@
-"""Robust pooling beyond the catalogue's sample: many points."""
+"""Robust pooling beyond the catalogue's sample: many points, plateaus, units, starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ddn_cvx import Regularity
-from ddn_cvx.nodes import RobustPooling
+from ddn_cvx.nodes import CATALOGUE, RobustPooling
+from ddn_cvx.nodes.robust_pooling import PENALTIES
 
 
 @pytest.mark.parametrize("penalty", ["truncated", "welsch"])
@@ -44,6 +45,14 @@ def test_a_plateau_of_minima_is_one_whatever_rounding_says(shift: float, alpha: 
     assert x.grad is not None and not x.grad[plateau].any()
     flags = pooling.layer.solve(x.detach().unsqueeze(-1)).regularity
     assert torch.equal(flags == int(Regularity.SINGULAR_HESSIAN), plateau)
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 40.0])
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_alpha_is_the_unit_of_the_points(penalty: str, alpha: float) -> None:
+    (x,) = CATALOGUE[f"robust-pooling-{penalty}"].sample(20, torch.Generator().manual_seed(1))
+    y = RobustPooling(penalty, starts=9)(x)
+    assert torch.allclose(RobustPooling(penalty, alpha, starts=9)(alpha * x), alpha * y, rtol=1e-6, atol=1e-7 * alpha)
 
 
 @pytest.mark.parametrize("penalty", ["truncated", "welsch"])

@@ -101,7 +101,7 @@ def test_bad_arguments_and_input_are_refused() -> None:
         with pytest.raises(ddn.DeclarationError, match=word):
             CutRelaxation(3, edges)
     table = MinNormPoint(2)
-    for F, word in (([0.0, 1.0, 1.0], "subset"), ([0.0, 1.0, 1.0, 3.0], "submodular")):
+    for F, word in (([0.0, 1.0, 1.0], "F must be"), ([0.0, 1.0, 1.0, 3.0], "submodular")):
         with pytest.raises(ddn.InputError, match=word):
             table(torch.tensor(F))
     cut = CutRelaxation(3, [(0, 1), (1, 2)])

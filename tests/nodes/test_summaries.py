@@ -70,6 +70,8 @@ def test_steps_one_by_one_are_the_choice_of_many() -> None:
     for _ in range(3):
         chosen = one(s, chosen)
     assert torch.allclose(chosen, SoftGreedy(6, 3, temperature=0.05)(s), atol=1e-9)
+    assert torch.allclose(one(s, chosen[0])[0], one(s, chosen)[0], atol=1e-9)
+    assert torch.allclose(one(s[0], chosen)[0], one(s, chosen)[0], atol=1e-9)
 
 
 def test_bad_arguments_and_input_are_refused() -> None:

@@ -64,6 +64,18 @@ def test_the_same_example_twice() -> None:
     assert torch.allclose(decision, b, atol=1e-6)
 
 
+def test_many_examples_in_single_precision() -> None:
+    """Their kernel is positive semidefinite to rounding in double precision only."""
+    generator = torch.Generator().manual_seed(0)
+    b = torch.tensor([1.0, -1.0]).repeat(30)
+    x = torch.randn(60, 2, generator=generator) + 0.5 * b.unsqueeze(-1)
+    svm, scale, C = SupportVectorMachine(60), torch.full((2,), 0.3), torch.tensor(10.0)
+    weights, intercept = svm(x, b, scale, C)
+    assert weights.dtype == intercept.dtype == torch.float32
+    exact = svm(x.double(), b.double(), scale.double(), C.double())
+    assert torch.allclose(weights.double(), exact[0], atol=1e-3) and torch.allclose(intercept.double(), exact[1], atol=1e-3)
+
+
 @pytest.mark.parametrize("make", [RidgeRegression, LogisticRegression])
 def test_sizes_must_be_positive(make: type[ddn.DeclarativeLayer]) -> None:
     with pytest.raises(ddn.DeclarationError, match="above 0"):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from draws import normal
 
 import ddn_cvx as ddn
 from ddn_cvx.nodes import AnalyticCentre, Attention, Eigenvectors, Entmax, Tridiagonal
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("top", [1, 3, 5])
@@ -79,6 +76,14 @@ def test_hard_scores(alpha: float) -> None:
     assert torch.allclose(node(normal(2, 4, 1)), torch.ones(2, 4, 1).double())
 
 
+@pytest.mark.parametrize("temperature", [0.3, 4.0])
+def test_scores_are_divided_by_the_temperature(temperature: float) -> None:
+    queries, keys, values = normal(2, 3, 5), normal(2, 4, 5, seed=1), normal(2, 4, 6, seed=2)
+    scores = queries @ keys.mT / 5**0.5 / temperature
+    assert torch.allclose(Attention(1.0, temperature)(queries, keys, values), scores.softmax(-1) @ values, atol=1e-9)
+    assert torch.allclose(Entmax(1.5, temperature)(temperature * scores), Entmax(1.5)(scores), atol=1e-9)
+
+
 def test_balanced_attention_gives_every_key_its_share() -> None:
     queries, keys = normal(2, 4, 3), normal(2, 8, 3, seed=1)
     weights = Attention(temperature=0.05, balanced=(4, 8)).weights(queries, keys)
@@ -99,6 +104,8 @@ def test_bad_arguments_are_refused() -> None:
         (Tridiagonal(3), (torch.ones(3), torch.ones(3), torch.ones(2), torch.ones(3))),
         (Entmax(), (torch.zeros(2, 0),)),
         (Attention(), (torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 4))),
+        (Attention(), (torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(5, 3))),
+        (Attention(balanced=(2, 3)), (torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4, 3))),
     ):
         with pytest.raises(ddn.InputError):
             node(*inputs)

@@ -1,5 +1,4 @@
-"""Random conic programs of every kind that have a strictly feasible primal and dual point, and so a
-solution."""
+"""Random conic programs of every kind that have a strictly feasible primal and dual point, and so a solution."""
 
 import numpy as np
 import scipy.sparse as sp
@@ -53,8 +52,7 @@ def interior(cones, rng, dual):
 
 
 def random_program(cones, n=7, batch=3, seed=0, quadratic=True):
-    """``(program, data)``; a quadratic objective has rank n - 2 on all but the last variable, so it is
-    singular."""
+    """``(program, data)``; a quadratic objective has rank n - 2 on all but the last variable, so it is singular."""
     rng = np.random.default_rng(seed)
     m = cones.size
     mask = rng.random((m, n)) < 0.8
