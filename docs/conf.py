@@ -4,6 +4,7 @@ import shutil
 import sys
 from configparser import ConfigParser
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_extensions"))
@@ -47,3 +48,14 @@ autodoc_typehints_description_target = "documented"
 
 # The saved benchmark results become pages; nothing is measured when the documentation is built.
 shutil.copytree(HERE.parent / "benchmarks" / "results", HERE / "_results", dirs_exist_ok=True)
+
+
+def keep_sentence(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """The text of a field is text: napoleon takes what comes before a colon for its type, unless that is empty."""
+    if what in ("attribute", "property", "data") and lines:
+        lines[0] = f": {lines[0]}"
+
+
+def setup(app: Any) -> None:
+    """Sphinx calls this."""
+    app.connect("autodoc-process-docstring", keep_sentence, priority=400)  # before napoleon

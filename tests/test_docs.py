@@ -66,6 +66,8 @@ def test_every_page_of_the_gallery_has_a_card() -> None:
     """One card a page, with a line of text and a figure that the page shows."""
     text = (GALLERY / "index.md").read_text(encoding="utf-8")
     cards = {found["page"]: found["figure"] for found in CARD.finditer(text)}
+    listed = "".join(f"{found['title']} <{found['page']}>\n" for found in CARD.finditer(text))
+    assert text.endswith(f"```{{toctree}}\n:hidden:\n\n{listed}```\n")  # the sidebar has the order of the cards
     assert len(cards) == text.count("{grid-item-card}")
     assert sorted(cards) == sorted(page.stem for page in GALLERY.glob("*.md") if page.stem != "index")
     for page, figure in cards.items():
