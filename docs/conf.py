@@ -56,6 +56,15 @@ def keep_sentence(app: object, what: str, name: str, thing: object, options: obj
         lines[0] = f": {lines[0]}"
 
 
+FACTS = ("name", "minds_time", "minds_units", "on_device", "any_cone")
+
+
+def options_only(app: Any, what: str, name: str, thing: object, skip: bool, options: object) -> bool | None:
+    """The page of the solvers shows their options; what else a solver has is for those who write one."""
+    return True if app.env.docname == "api-solvers" and (callable(thing) or name in FACTS) else None
+
+
 def setup(app: Any) -> None:
     """Sphinx calls this."""
+    app.connect("autodoc-skip-member", options_only)
     app.connect("autodoc-process-docstring", keep_sentence, priority=400)  # before napoleon
