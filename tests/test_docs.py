@@ -51,6 +51,18 @@ def test_no_block_is_overlooked(page: Path) -> None:
     assert len(opened) == len(blocks(text))
 
 
+def test_the_report_of_a_layer_is_the_printed_one() -> None:
+    """But for its numbers, which are those of a cost model that is measured anew now and then."""
+    text = (ROOT / "docs" / "how-to" / "choose-a-solver.md").read_text(encoding="utf-8")
+    start = text.index("```text\n") + len("```text\n")
+    namespace: dict[str, object] = {}
+    for block in blocks(text[:start]):
+        exec(compile(block, "page", "exec"), namespace)
+    shown, printed = text[start : text.index("```", start)], str(namespace["report"])
+    numbers = re.compile(r"[\d.]+ (?:µs|ms|s)\b")
+    assert numbers.sub("#", shown).split() == numbers.sub("#", printed).split()
+
+
 def test_blocks_keep_their_line_numbers() -> None:
     text = "A page.\n\n```python\na = 1\n```\n\n- a list\n\n  ```python\n  assert a == 2\n  ```\n\n```text\n```\n"
     first, second = blocks(text)
