@@ -5,6 +5,7 @@ A block that should not run is not a `python` block: it is fenced as `text`, `ba
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from textwrap import dedent
@@ -61,6 +62,36 @@ def test_the_report_of_a_layer_is_the_printed_one() -> None:
     shown, printed = text[start : text.index("```", start)], str(namespace["report"])
     numbers = re.compile(r"[\d.]+ (?:µs|ms|s)\b")
     assert numbers.sub("#", shown).split() == numbers.sub("#", printed).split()
+
+
+MEASURED = {
+    "projection onto the simplex, n = 100": "simplex-100",
+    "QP, 10 variables, 3 equalities, 5 inequalities": "qp-10-3-5",
+    "QP, 50 variables, 10 equalities, 50 inequalities": "qp-50-10-50",
+    "QP, 128 variables, 128 inequalities": "qp-128-0-128",
+    "LP in a box, 50 variables, 50 inequalities": "lp-50-50-box",
+    "second-order cones, 20 variables, 40 rows": "socp-20-40",
+    "semidefinite, 8 x 8, 4 equalities": "sdp-8-4",
+    "logistic regression, 10 weights, 30 samples": "logistic-10-30",
+    "softmax by entropy, n = 10": "softmax-10",
+}
+
+
+def test_the_figures_of_the_readme_are_the_saved_ones() -> None:
+    saved = {
+        row["name"]: row["results"]
+        for suite in ("qp", "cones")
+        for row in json.loads((ROOT / "benchmarks" / "results" / f"{suite}.json").read_text(encoding="utf-8"))["rows"]
+    }
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == 12
+    for problem, batch, figures in rows:
+        results = saved[f"{MEASURED[problem]}-batch-{batch}"]
+        peers = [results[peer] for peer in ("ddn_cvx", "cvxpylayers (default)")]
+        ours, theirs = (peer["seconds"]["median"] for peer in peers)
+        shown = [float(cell.removesuffix(" ms")) for cell in figures.split(" | ")]
+        assert shown[:3] == pytest.approx([1e3 * ours, 1e3 * theirs, theirs / ours], rel=0.03), problem
+        assert [f"{error:.0e}" for error in shown[3:]] == [f"{peer['gradient_error']:.0e}" for peer in peers], problem
 
 
 def test_blocks_keep_their_line_numbers() -> None:
