@@ -35,6 +35,7 @@ html_theme = "furo"
 html_title = f"ddn_cvx {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_copy_source = False  # the search page quotes the text of the pages from HTML
 html_show_sourcelink = False
 pygments_style, pygments_dark_style = "friendly", "github-dark"
