@@ -39,6 +39,7 @@ def with_code() -> list[Path]:
 @pytest.mark.parametrize("page", with_code(), ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(page.parent / "extending")  # files that a page shows and imports
     namespace: dict[str, object] = {"__name__": "__docs__"}
     for block in blocks(page.read_text(encoding="utf-8")):
         exec(compile(block, str(page), "exec"), namespace)
