@@ -17,6 +17,7 @@ from ddn_cvx.program.root import RootProgram as RootProgram
 from ddn_cvx.program.verification import multipliers as multipliers
 from ddn_cvx.solvers.base import RawSolution as RawSolution, Solver as Solver, Workspace as Workspace
 from ddn_cvx.solvers.by_name import register as register
+from ddn_cvx.solvers.deadline import expired as expired
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint as NonlinearPoint, NonlinearSolver as NonlinearSolver
 from ddn_cvx.solvers.ode_base import Broken as Broken, Field as Field, Integrator as Integrator
 from ddn_cvx.solvers.root_base import RootPoint as RootPoint, RootSolver as RootSolver

@@ -4,6 +4,7 @@ import shutil
 import sys
 from configparser import ConfigParser
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_extensions"))
@@ -34,6 +35,7 @@ html_theme = "furo"
 html_title = f"ddn_cvx {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_copy_source = False  # the search page quotes the text of the pages from HTML
 html_show_sourcelink = False
 pygments_style, pygments_dark_style = "friendly", "github-dark"
@@ -47,3 +49,23 @@ autodoc_typehints_description_target = "documented"
 
 # The saved benchmark results become pages; nothing is measured when the documentation is built.
 shutil.copytree(HERE.parent / "benchmarks" / "results", HERE / "_results", dirs_exist_ok=True)
+
+
+def keep_sentence(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """The text of a field is text: napoleon takes what comes before a colon for its type, unless that is empty."""
+    if what in ("attribute", "property", "data") and lines:
+        lines[0] = f": {lines[0]}"
+
+
+FACTS = ("name", "minds_time", "minds_units", "on_device", "any_cone")
+
+
+def options_only(app: Any, what: str, name: str, thing: object, skip: bool, options: object) -> bool | None:
+    """The page of the solvers shows their options; what else a solver has is for those who write one."""
+    return True if app.env.docname == "api-solvers" and (callable(thing) or name in FACTS) else None
+
+
+def setup(app: Any) -> None:
+    """Sphinx calls this."""
+    app.connect("autodoc-skip-member", options_only)
+    app.connect("autodoc-process-docstring", keep_sentence, priority=400)  # before napoleon

@@ -13,7 +13,7 @@ SOLVERS = (
     ("No reason to choose?", 'solver="auto"', "by a cost model; print(layer.explain())"),
     ("Local minima in the way?", "MultiStart()", "or solve= of your own, initial= for one start"),
     ("A solver of your own?", "TorchProblem(solve=...)", "checked and polished like any other"),
-    ("Large and sparse?", "Clarabel()", "FirstOrder() where the factor fills up, or on a GPU"),
+    ("Large and sparse?", "Clarabel()", "FirstOrder() if factors fill up, or on a GPU"),
     ("Slow in float64?", "ConicInteriorPoint(single=True)", "factors in float32, the answer refined"),
     ("To compare packages?", 'CvxpySolver("OSQP"), SCS(), Diffcp()', "the same gradient with all of them"),
 )
@@ -56,14 +56,35 @@ def chart(rows: tuple[tuple[str, str, str], ...], yes: str = "yes", no: str = "n
     return "\n".join((*parts, "</g>"))
 
 
+def tall_chart(rows: tuple[tuple[str, str, str], ...], yes: str = "yes") -> str:
+    """The same for a phone: each answer below its question."""
+    parts = [f"<g {SANS}>"]
+    for place, (question, answer, remark) in enumerate(rows):
+        y = 6 + 132 * place
+        parts += [
+            box(6, y, 348, 34, INK),
+            text(180, y + 22, escape(question), 15),
+            arrow(60, y + 36, 24, FORWARD, down=True),
+            text(76, y + 52, yes, 12, FORWARD, "", "start"),
+            box(32, y + 62, 322, 50, FORWARD, FORWARD),
+            text(42, y + 83, escape(answer, quote=False), 13.5, INK, MONO, "start"),
+            text(42, y + 103, escape(remark, quote=False), 13, INK, "", "start"),
+        ]
+        if place + 1 < len(rows):
+            parts.append(arrow(18, y + 36, 94, INK, down=True))
+    return "\n".join((*parts, "</g>"))
+
+
 def main() -> None:
     for name, title, rows in (
         ("solvers", "Which solver: questions and answers", SOLVERS),
         ("adjoints", "Which adjoint: questions and answers", ADJOINTS),
     ):
         save(name, title, 600, 78 * len(rows) - 16, chart(rows))
+        save(f"{name}_tall", title, 360, 132 * len(rows) - 8, tall_chart(rows))
     title = "From a declaration to a layer: declare, program, solve, solution, differentiate, layer"
     save("steps", title, 600, 78 * len(STEPS) - 16, chart(STEPS, "", ""))
+    save("steps_tall", title, 360, 132 * len(STEPS) - 8, tall_chart(STEPS, ""))
 
 
 if __name__ == "__main__":
