@@ -16,9 +16,8 @@ import numpy as np
 
 from ddn_cvx.kernels.dense import add, add_rows, cholesky, copy, dot, fill, is_finite, largest, rows_times
 from ddn_cvx.kernels.jit import jit, lean
+from ddn_cvx.kernels.status import BROKEN, INFEASIBLE, INVALID, LIMIT, SOLVED
 from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A, dense_P
-
-SOLVED, INFEASIBLE, LIMIT, BROKEN, INVALID = 0, 2, 4, 5, 6
 
 CONVEX = 1e-11
 """A pivot of P below this part of its diagonal entry means that P is not positive definite enough."""

@@ -8,8 +8,7 @@ Mehrotra's predictor and corrector, Nesterov and Todd's scaling for symmetric co
 the others. A step condenses the cones, ``P + A'H^-1 A``, and factors what is left with the equalities in an envelope; the
 part of a large second-order cone that does not change with its scaling is multiplied out once.
 
-The answer is good to the accuracy asked for; what is then left is for Newton's method (``conic_newton.polish``). The reason
-for the file's length is the names of the table's entries, one a line.
+The answer is good to the accuracy asked for; what is then left is for Newton's method (``conic_newton.polish``).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ddn_cvx.kernels import envelope
+from ddn_cvx.kernels import envelope, table as cell
 from ddn_cvx.kernels.conic_kkt import (
     add_outer,
     add_pairs,
@@ -34,56 +33,8 @@ from ddn_cvx.kernels.dense import add, copy, dot, fill, is_finite, largest
 from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.lanes import LANES, anywhere, in_lanes, where
 from ddn_cvx.kernels.scaling import formed, inverse_block, inverse_times, length, shift, unit, update
-from ddn_cvx.kernels.table import (
-    A_COLS,
-    A_ROWS,
-    BLOCKS,
-    COL_STARTS,
-    COLS,
-    DEGREE,
-    ENTRIES,
-    KIND,
-    LINEAR,
-    ORDER,
-    OWN_FIRST,
-    OWN_PLACE,
-    OWN_ROW,
-    P_COLS,
-    P_ROWS,
-    ROW_STARTS,
-    SECOND_ORDER,
-    STARTS,
-    THIN,
-    W_A,
-    W_B,
-    W_ETA,
-    W_INVERSE,
-    W_K,
-    W_NUMBERS,
-    W_OTHER,
-    W_P,
-    W_Q,
-    W_SIDE,
-    W_SIDES,
-    W_SIGN,
-    W_TOPS,
-    ZERO,
-    M,
-    N,
-    add_A,
-    add_At,
-    add_P,
-    load_program,
-    matrix,
-    part,
-    side,
-    space,
-    store,
-    top,
-    workspace,
-)  # fmt: skip
-
-SOLVED, BROKEN, INVALID = 0, 5, 6
+from ddn_cvx.kernels.status import INVALID
+from ddn_cvx.kernels.table import add_A, add_At, add_P, load_program, matrix, part, side, space, store, top, workspace
 
 LIMIT = 100
 """Iterations after which an element gives up."""
@@ -134,21 +85,21 @@ def solve(
         stop = min(start + LANES, last)
         load_program(T, P, q, A, b, start, stop, raw)
         _equilibrate(T, W)
-        multiply_out(T, space(T, W, W_A), W)
+        multiply_out(T, space(T, W, cell.W_A), W)
         _iterate(T, W, goal)
-        store(raw, T[W_TOPS] + X * T[N], start, stop, x)
-        store(raw, T[W_SIDES] + Y * T[M], start, stop, y)
-        store(raw, T[W_SIDES] + S * T[M], start, stop, s)
+        store(raw, T[cell.W_TOPS] + X * T[cell.N], start, stop, x)
+        store(raw, T[cell.W_SIDES] + Y * T[cell.M], start, stop, y)
+        store(raw, T[cell.W_SIDES] + S * T[cell.M], start, stop, s)
         for k in range(start, stop):
-            errors[k], iterations[k] = raw[T[W_NUMBERS], k - start], int(raw[T[W_NUMBERS] + 1, k - start])
+            errors[k], iterations[k] = raw[T[cell.W_NUMBERS], k - start], int(raw[T[cell.W_NUMBERS] + 1, k - start])
 
 
 @lean
 def _equilibrate(T: Any, W: Any) -> None:
     """Rows and columns of about the same size, the rows of a cone by one factor, and an objective of about one."""
-    P, q, A, b = space(T, W, W_P), space(T, W, W_Q), space(T, W, W_A), space(T, W, W_B)
-    A_rows, A_cols, P_rows, P_cols = part(T, A_ROWS), part(T, A_COLS), part(T, P_ROWS), part(T, P_COLS)
-    above, beside, columns, rows, starts = top(T, W, 14), side(T, W, 16), top(T, W, 15), side(T, W, 17), part(T, STARTS)
+    P, q, A, b = space(T, W, cell.W_P), space(T, W, cell.W_Q), space(T, W, cell.W_A), space(T, W, cell.W_B)
+    A_rows, A_cols, P_rows, P_cols = part(T, cell.A_ROWS), part(T, cell.A_COLS), part(T, cell.P_ROWS), part(T, cell.P_COLS)
+    above, beside, columns, rows, starts = top(T, W, 14), side(T, W, 16), top(T, W, 15), side(T, W, 17), part(T, cell.STARTS)
     fill(columns, 1.0)
     fill(rows, 1.0)
     for _ in range(PASSES):
@@ -161,36 +112,37 @@ def _equilibrate(T: Any, W: Any) -> None:
         for e in range(A.shape[0]):
             size = abs(A[e])
             above[A_cols[e]], beside[A_rows[e]] = max(above[A_cols[e]], size), max(beside[A_rows[e]], size)
-        for k in range(T[BLOCKS]):
+        for k in range(T[cell.BLOCKS]):
             fill(beside[starts[k] : starts[k + 1]], largest(beside[starts[k] : starts[k + 1]]))
-        for j in range(T[N]):
+        for j in range(T[cell.N]):
             above[j] = where(above[j] > 0.0, 1.0 / math.sqrt(above[j]), 1.0)
             columns[j] *= above[j]
-        for i in range(T[M]):
+        for i in range(T[cell.M]):
             beside[i] = where(beside[i] > 0.0, 1.0 / math.sqrt(beside[i]), 1.0)
             rows[i] *= beside[i]
         for e in range(P.shape[0]):
             P[e] *= above[P_rows[e]] * above[P_cols[e]]
         for e in range(A.shape[0]):
             A[e] *= beside[A_rows[e]] * above[A_cols[e]]
-    for j in range(T[N]):
+    for j in range(T[cell.N]):
         q[j] *= columns[j]
-    for i in range(T[M]):
+    for i in range(T[cell.M]):
         b[i] *= rows[i]
     size = max(largest(q), largest(P))
     scale = where(size > 0.0, 1.0 / size, 1.0)
-    for j in range(T[N]):
+    for j in range(T[cell.N]):
         q[j] *= scale
     for e in range(P.shape[0]):
         P[e] *= scale
-    space(T, W, W_NUMBERS)[0] = scale
+    space(T, W, cell.W_NUMBERS)[0] = scale
 
 
 @lean
 def _iterate(T: Any, W: Any, goal: float) -> None:
     """Steps until the residuals and the gap are at most ``goal``; leaves the point of the program as given, what they are,
     infinite if there is no point, and the number of steps. A lane that is done stays as it is."""
-    P, q, A, b, numbers = space(T, W, W_P), space(T, W, W_Q), space(T, W, W_A), space(T, W, W_B), space(T, W, W_NUMBERS)
+    P, q, A, b = space(T, W, cell.W_P), space(T, W, cell.W_Q), space(T, W, cell.W_A), space(T, W, cell.W_B)
+    numbers = space(T, W, cell.W_NUMBERS)
     rx, Px, Aty, x1, x2, dx, g, x = (
         top(T, W, 0), top(T, W, 1), top(T, W, 2), top(T, W, 3), top(T, W, 4), top(T, W, 5), top(T, W, 6), top(T, W, X),
     )  # fmt: skip
@@ -198,8 +150,8 @@ def _iterate(T: Any, W: Any, goal: float) -> None:
         side(T, W, 0), side(T, W, 1), side(T, W, 2), side(T, W, 3), side(T, W, 4), side(T, W, 5), side(T, W, 6),
         side(T, W, 9), side(T, W, 10), side(T, W, S), side(T, W, Y),
     )  # fmt: skip
-    n, m, zero = T[N], T[M], T[ZERO]
-    degree = T[DEGREE] + T[LINEAR] - zero + 1
+    n, m, zero = T[cell.N], T[cell.M], T[cell.ZERO]
+    degree = T[cell.DEGREE] + T[cell.LINEAR] - zero + 1
     columns, rows, scale = top(T, W, 15), side(T, W, 17), numbers[0]
     fill(x, 0.0)
     unit(T, s, z)
@@ -293,42 +245,44 @@ def _iterate(T: Any, W: Any, goal: float) -> None:
 @lean
 def _factor(T: Any, W: Any) -> Any:
     """``[[P + A'H^-1 A, E'], [E, 0]]`` with a small multiple of the identity, in place."""
-    P, A, inverse, entries = space(T, W, W_P), space(T, W, W_A), space(T, W, W_INVERSE), part(T, ENTRIES)
-    place, rows, row_starts, A_cols = part(T, OWN_PLACE), part(T, OWN_ROW), part(T, ROW_STARTS), part(T, A_COLS)
-    P_rows, P_cols, sign, kind = part(T, P_ROWS), part(T, P_COLS), space(T, W, W_SIGN), part(T, KIND)
-    whole = T[N] + T[ZERO]
-    K, begin = matrix(T, W, W_K, whole, whole), part(T, OWN_FIRST)
+    P, A, inverse, entries = space(T, W, cell.W_P), space(T, W, cell.W_A), space(T, W, cell.W_INVERSE), part(T, cell.ENTRIES)
+    place, rows = part(T, cell.OWN_PLACE), part(T, cell.OWN_ROW)
+    row_starts, A_cols = part(T, cell.ROW_STARTS), part(T, cell.A_COLS)
+    P_rows, P_cols, sign, kind = part(T, cell.P_ROWS), part(T, cell.P_COLS), space(T, W, cell.W_SIGN), part(T, cell.KIND)
+    whole = T[cell.N] + T[cell.ZERO]
+    K, begin = matrix(T, W, cell.W_K, whole, whole), part(T, cell.OWN_FIRST)
     envelope.clear(K, begin)
     fill(sign[:whole], 1.0)
     for e in range(P.shape[0]):
         put(K, place[P_rows[e]], place[P_cols[e]], P[e])
-    for i in range(T[ZERO]):
+    for i in range(T[cell.ZERO]):
         at = rows[i]
         for e in range(row_starts[i], row_starts[i + 1]):
             K[at, place[A_cols[entries[e]]]] = A[entries[e]]
         K[at, at], sign[at] = -PROXIMAL, -1.0
-    for i in range(T[ZERO], T[LINEAR]):
+    for i in range(T[cell.ZERO], T[cell.LINEAR]):
         add_pairs(T, A, i, inverse[i], place, K)
-    for k in range(T[BLOCKS]):
-        if kind[k] == SECOND_ORDER:
+    for k in range(T[cell.BLOCKS]):
+        if kind[k] == cell.SECOND_ORDER:
             _add_second_order(T, A, W, k, K)
         else:
             _add_block(T, A, W, k, K)
-    for j in range(T[N]):
+    for j in range(T[cell.N]):
         at = place[j]
         K[at, at] += PROXIMAL + 1e-14 * K[at, at]
-    return envelope.factor(K, begin, sign[:whole], 0.0, space(T, W, W_SIDE), space(T, W, W_OTHER))
+    return envelope.factor(K, begin, sign[:whole], 0.0, space(T, W, cell.W_SIDE), space(T, W, cell.W_OTHER))
 
 
 @lean
 def _add_second_order(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
     """``(A'A - 2 a a' + 2 g g') / eta^2`` with a the first row and ``g = A'Jw``."""
-    place, w, g, cols = part(T, OWN_PLACE), space(T, W, W_INVERSE), top(T, W, 7), part(T, COLS)[T[T[COL_STARTS] + k] :]
-    a, b, weight = T[T[STARTS] + k], T[T[STARTS] + k + 1], 1.0 / (W[T[W_ETA] + k] * W[T[W_ETA] + k])
+    place, w = part(T, cell.OWN_PLACE), space(T, W, cell.W_INVERSE)
+    g, cols = top(T, W, 7), part(T, cell.COLS)[T[T[cell.COL_STARTS] + k] :]
+    a, b, weight = T[T[cell.STARTS] + k], T[T[cell.STARTS] + k + 1], 1.0 / (W[T[cell.W_ETA] + k] * W[T[cell.W_ETA] + k])
     w[a] = -w[a]
     width = row_of(T, A, W, k, w[a:b], g)
     w[a] = -w[a]
-    if T[T[THIN] + k]:
+    if T[T[cell.THIN] + k]:
         for i in range(a, b):
             add_pairs(T, A, i, -weight if i == a else weight, place, K)
         add_outer(g, 2.0 * weight, cols, width, place, K)
@@ -340,12 +294,13 @@ def _add_second_order(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
 @lean
 def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
     """``A'H^-1 A`` for a block whose ``H^-1`` is formed."""
-    place, times, cols = part(T, OWN_PLACE), top(T, W, 7), part(T, COLS)[T[T[COL_STARTS] + k] :]
-    a, b, entries, row_starts = T[T[STARTS] + k], T[T[STARTS] + k + 1], part(T, ENTRIES), part(T, ROW_STARTS)
-    A_rows, A_cols = part(T, A_ROWS), part(T, A_COLS)
+    place, times, cols = part(T, cell.OWN_PLACE), top(T, W, 7), part(T, cell.COLS)[T[T[cell.COL_STARTS] + k] :]
+    a, b = T[T[cell.STARTS] + k], T[T[cell.STARTS] + k + 1]
+    entries, row_starts = part(T, cell.ENTRIES), part(T, cell.ROW_STARTS)
+    A_rows, A_cols = part(T, cell.A_ROWS), part(T, cell.A_COLS)
     block = formed(T, W, k)
-    inverse_block(T, W, k, T[T[KIND] + k], T[T[ORDER] + k])
-    if T[T[THIN] + k]:
+    inverse_block(T, W, k, T[T[cell.KIND] + k], T[T[cell.ORDER] + k])
+    if T[T[cell.THIN] + k]:
         for e in range(row_starts[a], row_starts[b]):
             row, column, value = A_rows[entries[e]] - a, A_cols[entries[e]], A[entries[e]]
             at = place[column]
@@ -374,10 +329,10 @@ def _add_block(T: Any, A: Any, W: Any, k: int, K: Any) -> None:
 def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, Adx: Any, precise: Any) -> None:
     """``P dx + A'dz = above, A dx - H dz = right``; what is lost where H is small shows in the first line,
     and is found again where it is more than ``precise``."""
-    P, A, place, rows = space(T, W, W_P), space(T, W, W_A), part(T, OWN_PLACE), part(T, OWN_ROW)
-    z, sign, left, step = space(T, W, W_SIDE), space(T, W, W_SIGN), top(T, W, 8), top(T, W, 9)
+    P, A, place, rows = space(T, W, cell.W_P), space(T, W, cell.W_A), part(T, cell.OWN_PLACE), part(T, cell.OWN_ROW)
+    z, sign, left, step = space(T, W, cell.W_SIDE), space(T, W, cell.W_SIGN), top(T, W, 8), top(T, W, 9)
     missing, moved = side(T, W, 7), side(T, W, 8)
-    whole = T[N] + T[ZERO]
+    whole = T[cell.N] + T[cell.ZERO]
     copy(above, left)
     copy(right, missing)
     fill(dx, 0.0)
@@ -389,21 +344,21 @@ def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, Adx: An
         if attempt == 0:
             inverse_times(T, W, missing, moved)
             add_At(T, A, 1.0, moved, step)
-        for j in range(T[N]):
+        for j in range(T[cell.N]):
             z[place[j]] = step[j]
-        for i in range(T[ZERO]):
+        for i in range(T[cell.ZERO]):
             z[rows[i]] = missing[i]
-        envelope.solve(matrix(T, W, W_K, whole, whole), part(T, OWN_FIRST), sign[:whole], z)
-        for j in range(T[N]):
+        envelope.solve(matrix(T, W, cell.W_K, whole, whole), part(T, cell.OWN_FIRST), sign[:whole], z)
+        for j in range(T[cell.N]):
             step[j] = where(wanting, z[place[j]], 0.0)
             dx[j] += step[j]
         fill(moved, 0.0)
         add_A(T, A, 1.0, step, moved)
-        for i in range(T[M]):
+        for i in range(T[cell.M]):
             Adx[i] += moved[i]
             moved[i] -= missing[i] if attempt == 0 else 0.0
         inverse_times(T, W, moved, moved)
-        for i in range(T[ZERO]):
+        for i in range(T[cell.ZERO]):
             moved[i] = where(wanting, z[rows[i]], 0.0)
         add(dz, 1.0, moved)
         wanting = wanting & (precise < np.inf)
@@ -415,5 +370,5 @@ def _direction(T: Any, W: Any, above: Any, right: Any, dx: Any, dz: Any, Adx: An
         wanting = wanting & (largest(left) > precise)
         if not anywhere(wanting):
             break
-        for i in range(T[M]):
+        for i in range(T[cell.M]):
             missing[i] = right[i] - Adx[i]

@@ -21,9 +21,8 @@ from ddn_cvx.kernels import kkt, kkt_once
 from ddn_cvx.kernels.dense import add, cholesky, copy, dot, fill, is_finite, largest, lower, lower_transposed, rows_times
 from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.optimality import units
+from ddn_cvx.kernels.status import BROKEN, INVALID, SOLVED
 from ddn_cvx.kernels.structure import add_A, add_At, add_P, dense_A, dense_P
-
-SOLVED, BROKEN, INVALID = 0, 5, 6
 
 LIMIT = 60
 """Iterations after which an element gives up."""

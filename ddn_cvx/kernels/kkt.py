@@ -70,7 +70,7 @@ def sizes(structure: Any, v: Any, A: Any, fixed: Any) -> tuple[int, int, bool]:
 
 
 @lean
-def partition(structure: Any, v: Any, place: Any, order: Any) -> None:
+def _partition(structure: Any, v: Any, place: Any, order: Any) -> None:
     """``place`` (n,): the position of a variable among the free ones, or minus one minus the row that fixes it;
     ``order`` (m,): the position of a row among the active ones that are no bounds, -1 for an active bound, else -2."""
     A_cols, bound = structure.A_cols, structure.bound
@@ -137,7 +137,7 @@ def factorise(structure: Any, P: Any, A: Any, parts: Any, weights: Any) -> bool:
 
 
 @view
-def views(factors: Any, start: int, f: int, g: int) -> Any:
+def _views(factors: Any, start: int, f: int, g: int) -> Any:
     """L (f, f), W' (g, f) and T (g, g) of one element."""
     a, b, c = start + f * f, start + f * f + g * f, start + f * f + g * f + g * g
     return factors[start:a].reshape(f, f), factors[a:b].reshape(g, f), factors[b:c].reshape(g, g)
@@ -276,8 +276,8 @@ def workspace(structure: Any) -> Any:
 @view
 def begin(structure: Any, v: Any, f: int, g: int, start: int, factors: Any, scratch: Any) -> Any:
     place, order, _, _ = scratch
-    partition(structure, v, place, order)
-    L, W, T = views(factors, start, f, g)
+    _partition(structure, v, place, order)
+    L, W, T = _views(factors, start, f, g)
     return place, order, L, W, T
 
 

@@ -1,7 +1,7 @@
 """A number type of eight lanes: what is written for one instance of a problem computes eight of them, side by side.
 
 An array of lanes is a view of a float64 array whose last dimension is the lane. Its items are registers of eight numbers, so
-arithmetic, comparisons, ``abs``, ``min``, ``max``, ``math.sqrt`` and the functions of ``arrays`` work on it as they stand,
+arithmetic, comparisons, ``abs``, ``min``, ``max``, ``math.sqrt`` and the functions of ``dense`` work on it as they stand,
 and a function that uses ``where`` in place of branches takes numbers and lanes alike. No loop over lanes is left for the
 compiler to find, so such a kernel compiles as fast as one for numbers. A lane never sees what is in another.
 """
@@ -143,7 +143,6 @@ def _choose(sign: str) -> Callable[..., Any]:
         return builder.select(builder.fcmp_ordered(sign, a, b), a, b)
 
     return emit
-
 
 
 _REALS = types.Float, types.Integer

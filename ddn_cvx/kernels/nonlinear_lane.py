@@ -27,7 +27,8 @@ CAPACITY = 24
 MEMORY = 4
 """Values of the merit that a free iteration is compared with."""
 
-_LARGE_GRADIENT = 100.0
+LARGE_GRADIENT = 100.0
+"""What the scales bring all gradients below."""
 _INSIDE = 1e-2  # part of its interval, or of its size, by which a variable starts inside a bound
 
 
@@ -137,7 +138,6 @@ def begin(layout: Any, lane: Any, start: Any, lower: Any, upper: Any) -> bool:
         low, high = lower[j], upper[j]
         if not low <= high:
             return False
-        x[at.LOWER, j], x[at.UPPER, j] = low, high
         width = high - low
         y = start[j]
         x[at.FREE, j] = 1.0 if width > 0.0 else 0.0
@@ -250,7 +250,7 @@ def _scale(entries: Any, first: int, last: int) -> float:
     for k in range(first, last):
         largest = max(largest, abs(entries[k]))
     scale = 1.0
-    while scale * largest > _LARGE_GRADIENT and scale > 1e-8:
+    while scale * largest > LARGE_GRADIENT and scale > 1e-8:
         scale *= 0.5
     return scale
 

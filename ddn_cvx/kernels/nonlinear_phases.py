@@ -26,8 +26,8 @@ from ddn_cvx.kernels.nonlinear_lane import (
 )
 from ddn_cvx.kernels.nonlinear_newton import add_rows, assemble, combine, direction, factorise, longest, refine
 from ddn_cvx.kernels.nonlinear_search import go, measures, passes, prepare
+from ddn_cvx.kernels.status import BROKEN, LIMIT, SOLVED
 
-SOLVED, LIMIT, BROKEN = 0, 4, 5
 WAIT, INITIALISE, REFIT, ITERATE, STEP, SHORTEN, POLISH, CHECK = range(-1, -9, -1)
 
 # what the trial point of a lane is
@@ -125,9 +125,9 @@ def refit(layout: Any, lanes: Any, i: int, right: Any) -> int:
     """At the trial point, which is the iterate: lam of least ``|grad L|``, zero where they are large."""
     lane = lane_of(lanes, i)
     n, p, K, c = layout.n, layout.p, lane.K, lane.c
-    for i in range(n + p):
-        for j in range(i, n + p):
-            K[i, j] = 0.0
+    for j in range(n + p):
+        for k in range(j, n + p):
+            K[j, k] = 0.0
     for j in range(n):
         K[j, j] = 1.0
         right[j] = -lane.x[at.GRADIENT, j]

@@ -11,11 +11,8 @@ from typing import Any
 from ddn_cvx.kernels import nonlinear_rows as at
 from ddn_cvx.kernels.indefinite import factor, solve
 from ddn_cvx.kernels.jit import lean
-from ddn_cvx.kernels.nonlinear_lane import lagrangian_slope, pull
-from ddn_cvx.kernels.nonlinear_newton import add_rows, times_hessian
-
-_DUAL_SHIFT = 1e-10
-_LARGE_GRADIENT = 100.0
+from ddn_cvx.kernels.nonlinear_lane import LARGE_GRADIENT, lagrangian_slope, pull
+from ddn_cvx.kernels.nonlinear_newton import DUAL_SHIFT, add_rows, times_hessian
 
 
 @lean
@@ -72,7 +69,7 @@ def step(tape: Any, layout: Any, lane: Any, right: Any) -> bool:
                 K[j, row] = value * loose[j]
                 right[row] -= value * dy[j]
                 largest = max(largest, value * value * loose[j])
-            K[row, row] = -_DUAL_SHIFT * min(largest, 1.0) - 1e-16
+            K[row, row] = -DUAL_SHIFT * min(largest, 1.0) - 1e-16
             row += 1
     positive, negative = factor(K, size, lane.pivots)
     if positive != n or positive + negative != size:
@@ -140,7 +137,7 @@ def _rows_error(
             largest = max(largest, abs(J[k]))
             size[column[k]] += abs(w[row] * J[k])
         unit = 1.0 / scale[row]
-        wrong = values[row] * unit / max(1.0, largest * unit / _LARGE_GRADIENT)
+        wrong = values[row] * unit / max(1.0, largest * unit / LARGE_GRADIENT)
         if inequality:
             wrong = min(w[row] * scale[row] * inverse, -wrong)
         worst = max(worst, abs(wrong))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # rows of x: (n,) each
-Y, TRIAL_Y, SAVED_Y, GRADIENT, SLOPE, DY, DY_AFFINE, DY_CENTRAL, DY_SECOND, FREE, LOWER, UPPER, X_ROWS = range(13)
+Y, TRIAL_Y, SAVED_Y, GRADIENT, SLOPE, DY, DY_AFFINE, DY_CENTRAL, DY_SECOND, FREE, X_ROWS = range(11)
 # rows of e: (p,) each
 LAM, TRIAL_LAM, SAVED_LAM, H, TRIAL_H, SECOND_H, DLAM, DLAM_AFFINE, DLAM_CENTRAL, DLAM_SECOND, SCALE_H, E_ROWS = range(12)
 # rows of c: (m + 2n,) each, of which the first count[ROWS] are used, and of G .. SCALE_G the first m

@@ -15,9 +15,8 @@ import numpy as np
 
 from ddn_cvx.kernels.dense import add, cholesky, copy, dot, fill, is_finite, lower, lower_transposed, rows_times
 from ddn_cvx.kernels.jit import inner, jit, lean
+from ddn_cvx.kernels.status import INVALID, LIMIT, SOLVED
 from ddn_cvx.kernels.structure import add_At, dense_A
-
-SOLVED, LIMIT, INVALID = 0, 4, 6
 
 ROUNDS = 30
 """Guesses before another method takes over."""
@@ -84,7 +83,7 @@ def _solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any
         # x = top - E'multiplier / diagonal where it is free
         for j in range(n):
             row = fixed[j]
-            top[j] = -q[j] / diagonal[j] if row < 0 else b[row] / A[bound[row]]
+            top[j] = (-q[j] / diagonal[j] if row < 0 else b[row] / A[bound[row]]) + 0.0  # no negative zeros
         if zero:
             for i in range(zero):
                 total = -b[i]

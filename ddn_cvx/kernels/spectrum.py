@@ -12,46 +12,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ddn_cvx.kernels.cones import ROOT, assemble, to_matrix, to_vector
+from ddn_cvx.kernels import table as cell
 from ddn_cvx.kernels.dense import add, dot, fill
 from ddn_cvx.kernels.eigen import descending, eigen
 from ddn_cvx.kernels.exponential import CURVED, FLAT, INSIDE, frame
 from ddn_cvx.kernels.jit import jit, lean, view
 from ddn_cvx.kernels.lanes import LANES, anywhere, in_lanes, where
-from ddn_cvx.kernels.table import (
-    BLOCKS,
-    EXPONENTIAL,
-    J_BLOCK,
-    J_COUNTS,
-    J_INDEX,
-    J_W_BLOCK,
-    J_W_INDEX,
-    KIND,
-    LINEAR,
-    ORDER,
-    SECOND_ORDER,
-    STARTS,
-    TALLEST,
-    W_ACROSS,
-    W_AXIS,
-    W_EIGEN,
-    W_LIVE,
-    W_SIDES,
-    W_SLACK,
-    W_U,
-    W_WEIGHT,
-    W_X,
-    W_Y,
-    ZERO,
-    M,
-    load,
-    matrix,
-    part,
-    side,
-    space,
-    store,
-    workspace,
-)  # fmt: skip
+from ddn_cvx.kernels.svec import ROOT, assemble, to_matrix, to_vector
+from ddn_cvx.kernels.table import load, matrix, part, side, space, store, workspace
 
 HELD = 1e-3
 """Rows with ``1 - lambda`` below this are held."""
@@ -64,23 +32,23 @@ HELD = 1e-3
 @lean
 def decompose(T: Any, v: Any, y: Any, s: Any, W: Any, J: Any) -> Any:
     """Fill in the projection y, ``s = y - v`` and the rows; False where a row is almost but not quite held."""
-    kind, starts, order, counts = part(T, KIND), part(T, STARTS), part(T, ORDER), space(T, J, J_COUNTS)
-    fill(space(T, W, W_ACROSS), 0.0)
+    kind, starts, order, counts = part(T, cell.KIND), part(T, cell.STARTS), part(T, cell.ORDER), space(T, J, cell.J_COUNTS)
+    fill(space(T, W, cell.W_ACROSS), 0.0)
     fill(counts, 0)
-    for i in range(T[LINEAR]):
-        active = (v[i] > 0.0) | (i < T[ZERO])
+    for i in range(T[cell.LINEAR]):
+        active = (v[i] > 0.0) | (i < T[cell.ZERO])
         y[i] = where(active | (v[i] != v[i]), v[i], 0.0)
         _unit(T, W, J, i, active)
     good = v[0] == v[0]
-    for k in range(T[BLOCKS]):
+    for k in range(T[cell.BLOCKS]):
         a, b = starts[k], starts[k + 1]
-        if kind[k] == SECOND_ORDER:
+        if kind[k] == cell.SECOND_ORDER:
             good = good & _second_order(T, W, J, k, a, b, v, y)
-        elif kind[k] == EXPONENTIAL:
+        elif kind[k] == cell.EXPONENTIAL:
             _exponential(T, W, J, k, a, v, y)
         else:
             _semidefinite(T, W, J, k, order[k], v[a:b], y[a:b])
-    for i in range(T[M]):
+    for i in range(T[cell.M]):
         s[i] = y[i] - v[i]
     return good
 
@@ -89,33 +57,36 @@ def decompose(T: Any, v: Any, y: Any, s: Any, W: Any, J: Any) -> Any:
 def _unit(T: Any, W: Any, J: Any, i: int, active: Any) -> None:
     """The unit vector i is held where it is active."""
     if anywhere(active):
-        count = J[T[J_COUNTS]]
-        J[T[J_BLOCK] + count], J[T[J_INDEX] + count] = -1, i
-        W[T[W_SLACK] + count], W[T[W_LIVE] + count] = 0.0, where(active, 1.0, 0.0)
-        J[T[J_COUNTS]] = count + 1
+        count = J[T[cell.J_COUNTS]]
+        J[T[cell.J_BLOCK] + count], J[T[cell.J_INDEX] + count] = -1, i
+        W[T[cell.W_SLACK] + count], W[T[cell.W_LIVE] + count] = 0.0, where(active, 1.0, 0.0)
+        J[T[cell.J_COUNTS]] = count + 1
 
 
 @lean
 def _row(T: Any, W: Any, J: Any, k: int, at: int, value: Any) -> None:
     """Row ``at`` of U belongs to the eigenvalue ``value`` of block k, if that is positive."""
-    count = space(T, J, J_COUNTS)
+    count = space(T, J, cell.J_COUNTS)
     held = 1.0 - value < HELD
     weighed = (value > 0.0) & ~held
     if anywhere(held):
-        J[T[J_BLOCK] + count[0]], J[T[J_INDEX] + count[0]] = k, at
-        W[T[W_SLACK] + count[0]], W[T[W_LIVE] + count[0]] = where(held, (1.0 - value) / value, 0.0), where(held, 1.0, 0.0)
+        J[T[cell.J_BLOCK] + count[0]], J[T[cell.J_INDEX] + count[0]] = k, at
+        W[T[cell.W_SLACK] + count[0]], W[T[cell.W_LIVE] + count[0]] = (
+            where(held, (1.0 - value) / value, 0.0),
+            where(held, 1.0, 0.0),
+        )
         count[0] += 1
     if anywhere(weighed):
-        J[T[J_W_BLOCK] + count[1]], J[T[J_W_INDEX] + count[1]] = k, at
-        W[T[W_WEIGHT] + count[1]] = where(weighed, value / (1.0 - value), 0.0)
+        J[T[cell.J_W_BLOCK] + count[1]], J[T[cell.J_W_INDEX] + count[1]] = k, at
+        W[T[cell.W_WEIGHT] + count[1]] = where(weighed, value / (1.0 - value), 0.0)
         count[1] += 1
 
 
 @view
 def vector(T: Any, W: Any, at: int) -> Any:
     """A row of U."""
-    start = T[W_U] + at * T[TALLEST]
-    return W[start : start + T[TALLEST]]
+    start = T[cell.W_U] + at * T[cell.TALLEST]
+    return W[start : start + T[cell.TALLEST]]
 
 
 @lean
@@ -128,7 +99,7 @@ def _second_order(T: Any, W: Any, J: Any, k: int, a: int, b: int, v: Any, y: Any
     inside = ~nothing & (n < v[a])
     curved = ~nothing & ~inside
     inverse, half = where(curved, 1.0 / n, 0.0), 0.5 * (v[a] + n)
-    u, axis = vector(T, W, a), space(T, W, W_AXIS)
+    u, axis = vector(T, W, a), space(T, W, cell.W_AXIS)
     u[0] = 1.0 / ROOT
     y[a] = where(inside, v[a], where(curved, half, 0.0))
     for i in range(a + 1, b):
@@ -140,13 +111,13 @@ def _second_order(T: Any, W: Any, J: Any, k: int, a: int, b: int, v: Any, y: Any
         _unit(T, W, J, i, inside)
     _row(T, W, J, k, a, where(curved, 1.0, 0.0))
     rest = 0.5 * (1.0 - v[a] * inverse)  # one minus the value across
-    W[T[W_ACROSS] + k] = where(curved, half * inverse / rest, 0.0)
+    W[T[cell.W_ACROSS] + k] = where(curved, half * inverse / rest, 0.0)
     return ~curved | (rest > 1e-7)
 
 
 @lean
 def _exponential(T: Any, W: Any, J: Any, k: int, a: int, v: Any, y: Any) -> None:
-    axes = space(T, W, W_EIGEN)
+    axes = space(T, W, cell.W_EIGEN)
     region = frame(-v[a], -v[a + 1], -v[a + 2], axes)
     curved, inside, flat = region == CURVED, region == INSIDE, region == FLAT
     for i in range(3):
@@ -162,8 +133,8 @@ def _exponential(T: Any, W: Any, J: Any, k: int, a: int, v: Any, y: Any) -> None
 
 @lean
 def _semidefinite(T: Any, W: Any, J: Any, k: int, order: int, v: Any, y: Any) -> None:
-    X, rows, at = matrix(T, W, W_X, order, order), matrix(T, W, W_Y, order, order), T[T[STARTS] + k]
-    values = space(T, W, W_EIGEN)[:order]
+    X, rows, at = matrix(T, W, cell.W_X, order, order), matrix(T, W, cell.W_Y, order, order), T[T[cell.STARTS] + k]
+    values = space(T, W, cell.W_EIGEN)[:order]
     to_matrix(v, X)
     eigen(X, values, rows)
     descending(values, rows)
@@ -199,10 +170,10 @@ def project(first: int, last: int, T: Any, v: Any, y: Any, s: Any) -> None:
     W = in_lanes(raw)
     for start in range(first, last, LANES):
         stop = min(start + LANES, last)
-        load(v, start, stop, raw, T[W_SIDES])
+        load(v, start, stop, raw, T[cell.W_SIDES])
         decompose(T, side(T, W, 0), side(T, W, 1), side(T, W, 2), W, J)
-        store(raw, T[W_SIDES] + T[M], start, stop, y)
-        store(raw, T[W_SIDES] + 2 * T[M], start, stop, s)
+        store(raw, T[cell.W_SIDES] + T[cell.M], start, stop, y)
+        store(raw, T[cell.W_SIDES] + 2 * T[cell.M], start, stop, s)
 
 
 @jit
@@ -217,38 +188,38 @@ def split(first: int, last: int, T: Any, raw_y: Any, raw_s: Any, v: Any, y: Any,
 @lean
 def weigh(T: Any, W: Any, J: Any, t: Any, out: Any) -> None:
     """``out = Q t`` with ``Q = sum of weight u u'`` over the weighed rows."""
-    starts, across, axis = part(T, STARTS), space(T, W, W_ACROSS), space(T, W, W_AXIS)
+    starts, across, axis = part(T, cell.STARTS), space(T, W, cell.W_ACROSS), space(T, W, cell.W_AXIS)
     fill(out, 0.0)
-    for k in range(T[BLOCKS]):
+    for k in range(T[cell.BLOCKS]):
         if anywhere(across[k] != 0.0):
             a, b, along = starts[k] + 1, starts[k + 1], 0.0
             for i in range(a, b):
                 along += axis[i] * t[i]
             for i in range(a, b):
                 out[i] = across[k] * (t[i] - along * axis[i])
-    for r in range(J[T[J_COUNTS] + 1]):
-        k = J[T[J_W_BLOCK] + r]
+    for r in range(J[T[cell.J_COUNTS] + 1]):
+        k = J[T[cell.J_W_BLOCK] + r]
         a, b = starts[k], starts[k + 1]
-        u = vector(T, W, J[T[J_W_INDEX] + r])[: b - a]
-        add(out[a:b], W[T[W_WEIGHT] + r] * dot(u, t[a:b]), u)
+        u = vector(T, W, J[T[cell.J_W_INDEX] + r])[: b - a]
+        add(out[a:b], W[T[cell.W_WEIGHT] + r] * dot(u, t[a:b]), u)
 
 
 @lean
 def component(T: Any, W: Any, J: Any, r: int, t: Any) -> Any:
     """``u't`` for the held row r."""
-    k, at, live = J[T[J_BLOCK] + r], J[T[J_INDEX] + r], W[T[W_LIVE] + r]
+    k, at, live = J[T[cell.J_BLOCK] + r], J[T[cell.J_INDEX] + r], W[T[cell.W_LIVE] + r]
     if k < 0:
         return live * t[at]
-    a, b = T[T[STARTS] + k], T[T[STARTS] + k + 1]
+    a, b = T[T[cell.STARTS] + k], T[T[cell.STARTS] + k + 1]
     return live * dot(vector(T, W, at)[: b - a], t[a:b])
 
 
 @lean
 def add_component(T: Any, W: Any, J: Any, r: int, factor: Any, out: Any) -> None:
     """``out <- out + factor u`` for the held row r."""
-    k, at = J[T[J_BLOCK] + r], J[T[J_INDEX] + r]
+    k, at = J[T[cell.J_BLOCK] + r], J[T[cell.J_INDEX] + r]
     if k < 0:
         out[at] += factor
     else:
-        a, b = T[T[STARTS] + k], T[T[STARTS] + k + 1]
+        a, b = T[T[cell.STARTS] + k], T[T[cell.STARTS] + k + 1]
         add(out[a:b], factor, vector(T, W, at)[: b - a])

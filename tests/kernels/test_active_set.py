@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from quadratic import Program, random_program
 
-from ddn_cvx.kernels import active_set, separable
+from ddn_cvx.kernels import active_set, separable, status as kernel_status
 from ddn_cvx.kernels.jit import spread
+from ddn_cvx.solution import Status
 
 
 def solve(program: Program, threads: int = 1, copies: int = 1):
@@ -107,6 +108,12 @@ def test_infeasible(P, A, b, zero) -> None:
     assert all(np.isnan(t).all() for t in (x, y, s))
 
 
+def test_codes_are_those_of_the_package() -> None:
+    meaning = {"BROKEN": "NUMERICAL_ERROR", "INVALID": "INVALID_DATA", "LIMIT": "ITERATION_LIMIT"}
+    codes = {name: code for name, code in vars(kernel_status).items() if name.isupper()}
+    assert codes and all(code == Status[meaning.get(name, name)] for name, code in codes.items())
+
+
 def test_what_is_not_strictly_convex_is_left_alone() -> None:
     for P in (np.array([[1.0, 1.0], [1.0, 1.0]]), np.array([[1.0, 2.0], [2.0, 1.0]])):
         program = Program(P, np.ones(2), -np.eye(2), np.zeros(2), 0)
@@ -119,6 +126,12 @@ def test_what_is_not_finite_is_said_to_be() -> None:
         program.values[index][0, 0] = np.nan
         x, _, _, status, _ = one(program)
         assert status == active_set.INVALID and np.isnan(x).all()
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_zero_is_never_a_negative_one(slope: float) -> None:
+    x, _, _, status, _ = one(Program(np.eye(2), np.full(2, slope), -np.eye(2), np.zeros(2), 0))
+    assert status == separable.SOLVED and (x == 0.0).all() and not np.signbit(x).any()
 
 
 def test_threads_change_no_bit() -> None:

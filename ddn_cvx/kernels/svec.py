@@ -1,7 +1,4 @@
-"""Cones other than half-lines, one block of rows after the other: projections onto their duals.
-
-The formulas, and the choice at kinks, are those of ``ddn_cvx.cones``.
-"""
+"""Symmetric matrices as vectors (svec), and from their eigenvectors; of numbers or lanes."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ def to_vector(X: Any, v: Any) -> None:
 
 @lean
 def assemble(values: Any, rows: Any, X: Any) -> None:
-    """``X = rows' diag(max(values, 0)) rows``."""
+    """``X = rows' diag(max(values, 0)) rows``: the projection onto the semidefinite cone."""
     k = values.shape[0]
     for i in range(k):
         for j in range(k):
