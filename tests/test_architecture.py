@@ -385,3 +385,10 @@ def test_imports_without_any_solver_package() -> None:
     code = f"import sys; sys.modules.update(dict.fromkeys({SOLVER_PACKAGES!r})); import {PACKAGE}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("part", ["kernels", "solvers"])
+def test_each_file_is_in_the_map_of_its_folder(part: str) -> None:
+    listed = re.findall(r"``([\w*]+)``", (ROOT / PACKAGE / part / "__init__.py").read_text(encoding="utf-8"))
+    files = [path.stem for path in (ROOT / PACKAGE / part).glob("*.py") if path.stem != "__init__"]
+    assert [name for name in files if not any(fnmatch(name, one) for one in listed)] == []

@@ -22,6 +22,7 @@ import numpy as np
 from ddn_cvx.kernels import nonlinear_phases as phase, nonlinear_rows as at
 from ddn_cvx.kernels.jit import jit, lean
 from ddn_cvx.kernels.nonlinear_lane import bank, begin, lane_of, pull, show
+from ddn_cvx.kernels.status import BROKEN
 from ddn_cvx.kernels.tape import LANES, run
 
 
@@ -60,7 +61,7 @@ def solve_batch(
         for i in range(LANES):
             while element[i] < 0 and following < last:
                 k, following = following, following + 1
-                status[k], iterations[k] = phase.BROKEN, 0
+                status[k], iterations[k] = BROKEN, 0
                 if _load(tape, layout, lanes, i, k, start, lower, upper, theta, alone, work):
                     element[i] = k
                     busy += 1

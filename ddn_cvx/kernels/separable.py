@@ -83,7 +83,7 @@ def _solve(structure: Any, diagonal: Any, q: Any, A: Any, b: Any, E: Any, x: Any
         # x = top - E'multiplier / diagonal where it is free
         for j in range(n):
             row = fixed[j]
-            top[j] = -q[j] / diagonal[j] if row < 0 else b[row] / A[bound[row]] + 0.0  # no negative zeros
+            top[j] = (-q[j] / diagonal[j] if row < 0 else b[row] / A[bound[row]]) + 0.0  # no negative zeros
         if zero:
             for i in range(zero):
                 total = -b[i]

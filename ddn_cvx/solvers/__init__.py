@@ -1,19 +1,49 @@
 """Forward solvers: a program and numbers in, points with a status an element out. How an answer is checked and
 differentiated is no business of theirs; a new one is a file here and a line in a registry.
 
-    no prefix           cone programs: ``base``, ``registry``, the default ``auto`` with its model ``cost``
-    ``conic_*``, ``barrier*``
-                        the conic interior-point method, and what each kind of cone contributes
-    ``nonlinear_*``     nonlinear programs, with ``newton``, ``lbfgs``, ``least_squares``, ``augmented_lagrangian``,
-                        ``multi_start``, ``compiled_nonlinear``
-    ``root_*``          equations, with ``anderson`` and ``broyden``
+Cone programs
+    ``base``            what a solver is, and what it returns
+    ``registry``        from names to solvers
+    ``auto``            the default, which chooses by the model of costs in ``cost`` and the rates in ``cost_rates``
+    ``active_set``, ``mehrotra``
+                        compiled, for small programs (``ddn_cvx.kernels``); ``compiled`` is what they have alike
+    ``interior_point``  batched, in torch, for dense quadratic programs; ``interior_point_path`` is its iteration
+    ``conic_interior_point``
+                        the same for all cones: ``conic_embedding`` (an iteration), ``conic_newton`` (its linear systems),
+                        ``conic_scaling`` and ``conic_cones``, the cones as ``barrier`` wants them, in a file each
+    ``barrier*``        what each kind of cone contributes to it
+    ``first_order``     without factors, for large programs; scaled by ``first_order_scaling``
+    ``clarabel``, ``scs``, ``ecos``, ``diffcp``, ``cvxpy_any``
+                        packages, each imported inside a function; ``elementwise`` hands them one instance after the other,
+                        scaled by ``equilibrate``
+    ``polish``          the last digits, whichever solver it was
+
+Nonlinear programs
+    ``nonlinear_base``, ``nonlinear_registry``, ``nonlinear_auto``
+                        as above
+    ``nonlinear_interior_point``
+                        batched, in torch, with ``nonlinear_barrier``, ``nonlinear_newton``, ``nonlinear_filter``,
+                        ``nonlinear_restoration`` and ``nonlinear_polish``
+    ``compiled_nonlinear``
+                        compiled, for small ones with a tape
+    ``newton``, ``lbfgs``, ``descent``
+                        without constraints
+    ``least_squares``, ``robust_loss``
+                        sums of squares, and of what grows more slowly
+    ``augmented_lagrangian``, ``multi_start``
+                        around another solver
+
+Equations and initial value problems
+    ``root_base``, ``root_registry``, ``root_auto``
+                        as above
+    ``root_newton``, ``anderson``, ``broyden``
+                        the methods
     ``ode_base``, ``torchdiffeq``
-                        initial value problems
-    ``elementwise``, ``clarabel``, ``scs``, ``ecos``, ``diffcp``, ``cvxpy_any``
-                        packages that take one instance at a time; each imports its package inside a function
-    ``compiled``, ``active_set``, ``mehrotra``
-                        the solvers that are kernels (``ddn_cvx.kernels``)
-    ``checks``          what is checked of the options of each
-    ``guard``, ``deadline``, ``polish``
-                        around every solve: breakdowns, time, and the last digits
+                        integrators
+
+Around all of them
+    ``by_name``, ``checks``
+                        names and options
+    ``guard``, ``deadline``
+                        breakdowns and time
 """

@@ -37,7 +37,6 @@ _STATUS = {
     "AlmostDualInfeasible": Status.UNBOUNDED,
     "MaxIterations": Status.ITERATION_LIMIT,
     "MaxTime": Status.TIME_LIMIT,
-    "NumericalError": Status.NUMERICAL_ERROR,
 }
 
 
@@ -114,7 +113,8 @@ class Clarabel(Solver):
                 except BaseException:  # a failed assertion inside, which ruins the object
                     kept[0] = self._solver(program, seconds)
                     raise
-                return Answer(_STATUS[str(found.status)], found.iterations, found.x, found.z, found.s)
+                status = _STATUS.get(str(found.status), Status.NUMERICAL_ERROR)
+                return Answer(status, found.iterations, found.x, found.z, found.s)
 
             return one
 

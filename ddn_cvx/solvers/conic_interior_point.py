@@ -22,7 +22,7 @@ from ddn_cvx.solvers.conic_cones import Cones
 from ddn_cvx.solvers.conic_embedding import Arithmetic, Problem, advance, errors, start
 from ddn_cvx.solvers.conic_scaling import equilibrate
 from ddn_cvx.solvers.deadline import expired
-from ddn_cvx.solvers.elementwise import closed_form
+from ddn_cvx.solvers.elementwise import closed_form, is_finite
 
 _CHUNK = 2**25  # numbers in P and A that are solved at a time
 _PATIENCE = 4  # tests without progress after which an inaccurate iterate is the best there will be
@@ -122,7 +122,7 @@ class ConicInteriorPoint(Solver):
     ) -> tuple[Tensor, ...]:
         """``x, y, s, status, iterations``."""
         n, m, p = program.n, program.m, cones.zero
-        finite = torch.stack([t.isfinite().all(1) for t in data]).all(0)
+        finite = is_finite(data)
         row = finite[:, None]
         P, A = program.dense(data)
         # A harmless problem takes the place of one that cannot be solved.

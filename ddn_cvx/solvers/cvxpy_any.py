@@ -6,9 +6,13 @@ That costs milliseconds an element; it is a way to every solver, not a fast one.
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -169,16 +173,15 @@ class CvxpySolver(Solver):
             symmetric = sp.csc_array(upper + sp.triu(upper, 1).T)
             objective = objective + 0.5 * cp.quad_form(x, cp.psd_wrap(symmetric))
         problem = cp.Problem(cp.Minimize(objective), constraints)
+        feasibility = cp.Problem(cp.Minimize(0), constraints)
         try:
             self._run(problem)
+            if problem.status == "infeasible_or_unbounded":  # without an objective only the first is possible
+                self._run(feasibility)
+                feasible = feasibility.status == "optimal"
+                return Answer(Status.UNBOUNDED if feasible else Status.INFEASIBLE, 0, None, None, None)
         except (cp.SolverError, ValueError):  # the latter where cvxpy cannot read what came back
             return Answer(Status.NUMERICAL_ERROR, 0, np.nan, np.nan, np.nan)
-        if problem.status == "infeasible_or_unbounded":
-            # Without an objective only the first is possible.
-            feasibility = cp.Problem(cp.Minimize(0), constraints)
-            self._run(feasibility)
-            feasible = feasibility.status == "optimal"
-            return Answer(Status.UNBOUNDED if feasible else Status.INFEASIBLE, 0, None, None, None)
         status = _STATUS.get(problem.status, Status.NUMERICAL_ERROR)
         if x.value is None or any(c.dual_value is None for c in constraints):
             if status in (Status.SOLVED, Status.INACCURATE):
@@ -188,10 +191,41 @@ class CvxpySolver(Solver):
         return Answer(status, int(problem.solver_stats.num_iters or 0), x.value, y, b - matrix @ x.value)
 
     def _run(self, problem: Any) -> None:
+        if self.solver == "HIGHS":
+            _let_highs_greet()
         with warnings.catch_warnings():
             # cvxpy warns of what the status says.
             warnings.simplefilter("ignore")
             problem.solve(solver=self.solver, **{**_TIGHT.get(self.solver, {}), **self.options})
+
+
+@cache
+def _let_highs_greet() -> None:
+    """HiGHS prints name and licence when a process first makes a solver object, whatever its options: make one unseen."""
+    import cvxpy as cp
+
+    x = cp.Variable(1)
+    with _silence(), suppress(cp.SolverError):
+        cp.Problem(cp.Minimize(cp.sum(x)), [x >= 1]).solve(solver="HIGHS")
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What code below Python prints goes nowhere."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def installed() -> list[str]:

@@ -82,6 +82,7 @@ def solve_each(
         status[i], iterations[i] = answer.status, answer.iterations
         if answer.status not in WITHOUT_POINT:
             x[i], y[i], s[i] = answer.x, answer.y, answer.s
+            x[i] += 0.0  # no negative zeros
 
     todo = torch.nonzero(finite).flatten().tolist()
     threads = processors() if threads is None else threads

@@ -98,8 +98,7 @@ class FirstOrder(Solver):
     ) -> RawSolution:
         """Solve the batch, from ``warm`` where that is finite."""
         if program.n == 0:
-            raw = closed_form(program, ConicData(*(t.cpu() for t in data)))
-            return RawSolution(*(t.to(data.q.device) for t in (raw.x, raw.y, raw.s, raw.status, raw.iterations)))
+            return closed_form(program, data)
         raw = RawSolution.empty(program, data.q.shape[0], data.q)
         finite = is_finite(data)
         raw.status[~finite] = int(Status.INVALID_DATA)

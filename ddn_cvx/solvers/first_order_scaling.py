@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ddn_cvx.program.affine_map import constant, take
 from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.solvers.equilibrate import rows_alike
 
 SWEEPS = 10
 
@@ -38,7 +38,8 @@ def precondition(program: ConicProgram, data: ConicData) -> Scaled:
     pr, pc, ar, ac = program.index(data.q.device)
     P, A = data.P.abs(), data.A.abs()
     D, E = torch.ones_like(data.q), torch.ones_like(data.b)
-    cone, count = _cones(program, data.q.device)
+    alike = rows_alike(program.cones)
+    cone, count = constant(alike, data.q.device), int(alike.max(initial=-1)) + 1
     for sweep in range(SWEEPS + 1):
         mode = "amax" if sweep < SWEEPS else "sum"
         entries = A * take(E, ar) * take(D, ac)
@@ -56,15 +57,6 @@ def precondition(program: ConicProgram, data: ConicData) -> Scaled:
         data.P * take(D, pr) * take(D, pc) * (kappa * beta), q * kappa, data.A * take(E, ar) * take(D, ac), b / beta
     )
     return Scaled(scaled, D, E, beta, kappa)
-
-
-def _cones(program: ConicProgram, device: torch.device) -> tuple[Tensor, int]:
-    """For each row the number of the cone whose rows share a factor, and how many there are."""
-    sizes: list[int] = []
-    for kind, rows, _ in program.cones.blocks():
-        length = rows.stop - rows.start
-        sizes += [1] * length if kind in ("zero", "nonneg") else [length]
-    return constant(np.repeat(np.arange(len(sizes)), sizes), device), len(sizes)
 
 
 def _gather(values: Tensor, index: Tensor, size: int, mode: str) -> Tensor:

@@ -1,20 +1,12 @@
 """A batched primal-dual interior-point method for convex quadratic programs, in plain torch.
 
-The module is long for one reason: preparation, iteration and proof share the padded, scaled form of the data.
-
 Every element of the batch is a quadratic program with the same numbers of variables and rows,
 
     minimise  1/2 x'Px + q'x   subject to   Ex = e,   Gx + s = h,   s >= 0,
 
 optimal where also  Px + q + E'y_E + G'y_G = 0,  y_G >= 0,  s'y_G = 0.  The method is Mehrotra's predictor-corrector
-(1992) from an infeasible start, with the linear algebra of a proximal method: the Newton systems have the matrix
-
-    K = [[P + delta I, E', G'], [E, -delta I, 0], [G, 0, -(S/Y) - delta I]]
-
-but the true residual on the right, so that delta costs speed of convergence and no accuracy (Altman & Gondzio 1999;
-Friedlander & Orban 2012).  It makes K factorisable whatever the ranks of P, E and G, and bounds the weights of the
-condensed matrix  H = P + delta I + E'E + G'WG,  W = 1 / (S/Y + delta).  The factors are Cholesky's, of H and of the Schur
-complement  E H^-1 E'.  Where P is diagonal and the rows of G are bounds, H is diagonal too.
+(1992) from an infeasible start (``interior_point_path``); here the data are scaled and padded for it, what it finds is
+checked on the data as given, and where it finds nothing a proof that there is nothing is looked for.
 
 Elements never meet: on CPU the answer to one does not depend, to the last bit, on what else is in the batch.  Therefore
 scalings are powers of two, and dimensions are padded to even numbers: dense kernels round differently on data that is
@@ -28,7 +20,6 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.linalg import cholesky_ex, solve_triangular
 from torch.nn.functional import pad
 
 from ddn_cvx.program.conic import ConicData, ConicProgram
@@ -36,23 +27,12 @@ from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.checks import require_positive
-from ddn_cvx.solvers.deadline import expired
-
-SOLVED, INACCURATE, INFEASIBLE, UNBOUNDED, ITERATION_LIMIT, NUMERICAL_ERROR = range(6)
+from ddn_cvx.solvers.elementwise import is_finite
+from ddn_cvx.solvers.interior_point_path import Iterate, Limits, Newton, iterate, merit_of
 
 Answer = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # x, y, s, status, iterations
 
-_FIRST_TEST = 3  # the first iteration that may be the last one where there are inequalities
-_FIRST_REFINEMENT = 5  # S/Y spans too few orders of magnitude before this iteration for refinement to matter
-_PATIENCE = 3  # tests without progress after which an inaccurate iterate is the best there will be
-_START = 0.1  # products s y at the start, for data of order one
 _BEYOND = 1e3  # how much larger or smaller than the free minimiser the solution is taken to be at most
-_FAR = 1e6  # norm of an iterate that is diverging
-_FLOOR = 1e-6  # what counts as zero next to data of order one when residuals are made relative
-_CEILING = 1e3  # norm of an iterate beyond which residuals are no longer taken relative to it
-_GROWTH = 1e3  # how much a step aims to increase a product s y at most; some of bounds far away become tiny
-_MARGIN = (1e-4, 0.03)  # least and largest part of the way to the boundary that a step leaves
-_ROUNDING = 1e-14  # relative increase of a diagonal that outweighs the rounding of its Cholesky factor
 _CHUNK = 2**26  # numbers in P and A that are solved at a time (half a gigabyte)
 
 
@@ -110,9 +90,8 @@ class InteriorPoint(Solver):
         """Solve the batch.  An interior-point method gains nothing from a warm start: ``warm`` is not used."""
         P, A = program.dense(data)
         x, y, s, status, iterations = solve_qp(P, data.q, A, data.b, program.cones.zero, self)
-        finite = torch.stack([t.isfinite().all(1) for t in data]).all(0)
-        status = torch.where(finite, status, int(Status.INVALID_DATA))
-        solution = (status <= INACCURATE)[:, None]  # a certificate is none
+        status = torch.where(is_finite(data), status, int(Status.INVALID_DATA))
+        solution = (status <= int(Status.INACCURATE))[:, None]  # a certificate is none
         x, y, s = (torch.where(solution, t, torch.nan) for t in (x, y, s))
         return RawSolution(x, y, s, status, iterations)
 
@@ -129,14 +108,8 @@ def solve_qp(P: Tensor, q: Tensor, A: Tensor, b: Tensor, zero: int, options: Int
     (``A'y = 0``, ``b'y = -1``, ``y >= 0`` below the first ``zero`` rows); where it is UNBOUNDED, ``x`` is a ray (``Px = 0``,
     ``q'x = -1``, ``-Ax`` an admissible slack).  All other vectors are NaN; so are all vectors of an element whose data
     are not finite, and it is a NUMERICAL_ERROR.
-
-    Raises
-    ------
-    ValueError
-        Shapes, dtypes, devices or ``zero`` do not fit together.
     """
     data, options = _Data(P, q, A, b), options or InteriorPoint()
-    data.validate(zero)
     m, n = A.shape[1:]
     chunks = zip(*(t.split(max(1, _CHUNK // (n * (n + m)))) for t in data), strict=True)
     answers = [_solve(_Data(*chunk), zero, options) for chunk in chunks]
@@ -153,18 +126,6 @@ class _Data(NamedTuple):
 
     def take(self, rows: Tensor) -> _Data:
         return _Data(*(t[rows] for t in self))
-
-    def validate(self, zero: int) -> None:
-        if self.A.dim() != 3 or self.A.shape[2] == 0:
-            raise ValueError(f"A must be (B, m, n) with n >= 1, got {tuple(self.A.shape)}: add the batch dimension")
-        batch, m, n = self.A.shape
-        for name, t, shape in zip("PqAb", self, ((batch, n, n), (batch, n), (batch, m, n), (batch, m)), strict=True):
-            if tuple(t.shape) != shape:
-                raise ValueError(f"{name} must be {shape} to go with A {(batch, m, n)}, got {tuple(t.shape)}")
-            if t.dtype != torch.float64 or t.device != self.A.device:
-                raise ValueError(f"{name} must be float64 on {self.A.device}, got {t.dtype} on {t.device}: convert it")
-        if not 0 <= zero <= m:
-            raise ValueError(f"zero counts rows of A, so 0 <= zero <= {m}, got {zero}")
 
 
 @torch.inference_mode()
@@ -197,8 +158,8 @@ def _solve(data: _Data, zero: int, options: InteriorPoint) -> Answer:
         x, y, s, status, iterations = (torch.cat(pair)[back] for pair in zip(*parts, strict=True))
     if not every:
         x, y, s = (torch.where(row, t, torch.nan) for t in (x, y, s))
-        status = torch.where(finite, status, NUMERICAL_ERROR)
-    unsolved = (finite & (status != SOLVED)).nonzero().squeeze(1)
+        status = torch.where(finite, status, int(Status.NUMERICAL_ERROR))
+    unsolved = (finite & (status != int(Status.SOLVED))).nonzero().squeeze(1)
     if len(unsolved):
         found = _certify(data.take(unsolved), x[unsolved], y[unsolved], s[unsolved], status[unsolved], zero, options)
         x, y, s, status = (t.index_copy(0, unsolved, new) for t, new in zip((x, y, s, status), found, strict=True))
@@ -220,8 +181,9 @@ def _solve_kind(data: _Data, zero: int, separable: bool, options: InteriorPoint)
         new_P[:, -1, n] = 1
     if (m - zero) % 2:  # a row was added: s = 1
         c[..., -1] = -1
-    newton = _Newton(new_P, new_A, c, zero + zero % 2, separable, options.regularisation)
-    z, status, iterations = _iterate(newton, options)
+    newton = Newton(new_P, new_A, c, zero + zero % 2, separable, options.regularisation)
+    limits = Limits(options.max_iterations, options.tolerance, options.solved_tolerance, options.inaccurate_tolerance)
+    z, status, iterations = iterate(newton, limits)
     x, inner, end = z[..., :n] * (D * beta), newton.inner, newton.end
     y = torch.cat((z[..., newton.n : newton.n + zero], z[..., inner : inner + m - zero]), 2) * (R * gamma)
     s = torch.cat((0 * z[..., newton.n : newton.n + zero], z[..., end : end + m - zero]), 2) * (beta / R)
@@ -229,10 +191,10 @@ def _solve_kind(data: _Data, zero: int, separable: bool, options: InteriorPoint)
     top = torch.baddbmm(x * diagonal if separable else x @ P, y, A).add_(q)
     residual = torch.cat((top * (D / gamma), (x @ A.mT).add_(s).sub_(b) * (R / beta)), 2)
     gap = (s * y).sum(2, keepdim=True) / (beta * gamma)
-    error = _merit(newton, _Iterate(newton, z), _even(residual, 2, n, zero, m - zero), gap).flatten()
-    claimed = status <= INACCURATE
-    status = torch.where(claimed & ~(error <= options.solved_tolerance), INACCURATE, status)
-    status = torch.where(claimed & ~(error <= options.inaccurate_tolerance), NUMERICAL_ERROR, status)
+    error = merit_of(newton, Iterate(newton, z), _even(residual, 2, n, zero, m - zero), gap).flatten()
+    claimed = status <= int(Status.INACCURATE)
+    status = torch.where(claimed & ~(error <= options.solved_tolerance), int(Status.INACCURATE), status)
+    status = torch.where(claimed & ~(error <= options.inaccurate_tolerance), int(Status.NUMERICAL_ERROR), status)
     return x.squeeze(1), y.squeeze(1), s.squeeze(1), status, iterations
 
 
@@ -304,7 +266,8 @@ def _certify(
     ray, dual = ray * D / -(q * ray * D).sum(1, keepdim=True), dual / -(b * dual).sum(1, keepdim=True)
     x = torch.where(unbounded, ray, x.masked_fill(infeasible, torch.nan))
     y = torch.where(infeasible, dual, y.masked_fill(unbounded, torch.nan))
-    status = status.masked_fill(infeasible[:, 0], INFEASIBLE).masked_fill_(unbounded[:, 0], UNBOUNDED)
+    status = status.masked_fill(infeasible[:, 0], int(Status.INFEASIBLE))
+    status = status.masked_fill(unbounded[:, 0], int(Status.UNBOUNDED))
     return x, y, s.masked_fill(infeasible | unbounded, torch.nan), status
 
 
@@ -317,193 +280,3 @@ def _project(target: Tensor, rows: Tensor, zero: int, separable: bool, options: 
     change, gain = (v[:, None] @ rows.mT)[:, 0], -(target * v).sum(1, keepdim=True)
     violation = torch.cat((change[:, :zero].abs(), change[:, zero:]), 1).amax(1, keepdim=True)
     return v, (gain > 0) & (violation <= options.certificate_tolerance * gain)
-
-
-class _Newton:
-    """The data of a batch and the factors of K.
-
-    Vectors are rows ``(B, 1, .)``, as a row times a matrix is the fastest of batched products: ``[x | y_E | y_G]``, and
-    ``c = [q | -e | -h]`` of the optimality conditions ``[Px + E'y_E + G'y_G | Ex | Gx] + c = [0 | 0 | -s]``.  Of a
-    diagonal P there is only the diagonal, a row too.  How V and the solutions of triangular systems lie in memory
-    decides which kernel multiplies them, and only these layouts round alike for all sizes of the batch.
-    """
-
-    def __init__(self, P: Tensor, A: Tensor, c: Tensor, p: int, separable: bool, delta: float):
-        self.P, self.A, self.c, self.p, self.separable, self.delta = P, A, c, p, separable, delta
-        self.n, self.m, self.size = P.shape[2], A.shape[1] - p, c.abs() + _FLOOR
-        self.inner, self.end = self.n + p, self.n + p + self.m
-        self.E, self.G, self.At, self.Gt = A[:, :p], A[:, p:], A.mT, A[:, p:].mT
-        if separable:
-            self.base, self.squares = P + delta, self.G * self.G
-        else:
-            self.base = torch.baddbmm(P, self.E.mT, self.E)
-            self.base.diagonal(dim1=1, dim2=2).add_(delta)
-
-    def take(self, rows: Tensor) -> _Newton:
-        return _Newton(self.P[rows], self.A[rows], self.c[rows], self.p, self.separable, self.delta)
-
-    def product(self, x: Tensor, y: Tensor) -> Tensor:
-        Px = x * self.P if self.separable else torch.bmm(x, self.P)
-        return torch.cat((torch.baddbmm(Px, y, self.A), torch.bmm(x, self.At)), 2)
-
-    def factor(self, ratio: Tensor) -> None:
-        """Factorise for ``ratio = s / y``, ``(B, 1, m)``."""
-        self.weights = w = (ratio + self.delta).reciprocal_()
-        if self.separable:
-            self.half = torch.baddbmm(self.base, w, self.squares).rsqrt_()
-            V = (self.E * self.half).mT.contiguous()
-        else:
-            H = torch.baddbmm(self.base, self.Gt, self.G * w.mT)
-            H.diagonal(dim1=1, dim2=2).mul_(1 + _ROUNDING)
-            self.L = cholesky_ex(H).L
-            V = solve_triangular(self.L.mT, self.E, upper=True, left=False).mT if self.p else self.L
-        if self.p:
-            S = torch.bmm(V.mT, V)
-            S.diagonal(dim1=1, dim2=2).mul_(1 + _ROUNDING).add_(self.delta)
-            self.V, self.C = V, cholesky_ex(S).L
-
-    def solve(self, r: Tensor) -> Tensor:
-        """``K^-1 r``."""
-        f, e, g = r.split((self.n, self.p, self.m), 2)
-        u = torch.baddbmm(f, g * self.weights, self.G)
-        if self.separable:
-            u.mul_(self.half)
-        else:
-            u = torch.baddbmm(u, e, self.E) if self.p else u
-            u = solve_triangular(self.L, u.mT, upper=False).mT
-        if self.p:
-            e = torch.baddbmm(e, u, self.V, beta=-1)
-            e = torch.cholesky_solve(e.mT, self.C).mT
-            u = torch.baddbmm(u, e, self.V.mT, alpha=-1)
-        x = u.mul_(self.half) if self.separable else solve_triangular(self.L.mT, u.mT, upper=True).mT
-        g = torch.baddbmm(g, x, self.Gt, beta=-1).mul_(self.weights)
-        return torch.cat((x, e, g) if self.p else (x, g), 2)
-
-
-class _Iterate:
-    """``[x | y_E | y_G | s]`` as one tensor, ``(B, 1, .)``, and views of its parts."""
-
-    def __init__(self, newton: _Newton, whole: Tensor):
-        n, inner, end = newton.n, newton.inner, newton.end
-        self.whole, self.both = whole, whole[..., :end]
-        self.x, self.dual, self.y, self.s = whole[..., :n], whole[..., n:end], whole[..., inner:end], whole[..., end:]
-
-
-class _Record(NamedTuple):
-    """What is known of elements, ``(B, 1, .)``; ``kept`` is the iterate of residual ``best``, if that is small at all."""
-
-    row: Tensor
-    live: Tensor
-    iterations: Tensor
-    waited: Tensor
-    best: Tensor
-    kept: Tensor
-
-
-def _start(newton: _Newton) -> _Iterate:
-    """The iterate with ``s - y_G = h - Gx``, as Newton's first step wants it, and all products ``s y`` the same."""
-    newton.factor(torch.ones_like(newton.c[..., newton.inner :]))
-    z = newton.solve(newton.c.neg())
-    y = z[..., newton.inner :]
-    root = (0.25 * y * y).add_(_START).sqrt_()
-    s = root - 0.5 * y
-    y.mul_(0.5).add_(root)
-    return _Iterate(newton, torch.cat((z, s), 2))
-
-
-def _iterate(newton: _Newton, options: InteriorPoint) -> tuple[Tensor, Tensor, Tensor]:
-    """Follow the central path; returns ``[x | y | s]`` ``(B, 1, .)``, and status and iterations ``(B,)``."""
-    z, last, limit = _start(newton), options.max_iterations, options.inaccurate_tolerance
-    shrinks = z.whole.device.type == "cpu"
-    tests = range(_FIRST_TEST if newton.m else 0, last, 1 if shrinks else 2)  # a test waits for the device
-    row = torch.arange(len(z.whole), device=z.whole.device)[:, None, None]
-    nothing = torch.zeros_like(row)
-    best, kept = z.x.new_full(row.shape, limit), torch.full_like(z.whole, torch.nan)
-    result = record = _Record(row, nothing == 0, nothing, nothing, best, kept)
-    for iteration in range(last + 1):
-        residual = newton.product(z.x, z.dual).add_(newton.c)
-        residual[..., newton.inner :].add_(z.s)
-        products = z.s * z.y
-        gap = products.sum(2, keepdim=True)
-        over = iteration == last or expired()
-        if iteration in tests or over:
-            merit = _merit(newton, z, residual, gap)
-            if over or not float(torch.minimum(merit, record.best).amin()) >= limit:
-                record = _judge(record, z, merit, iteration, options)
-                left = record.live.flatten().nonzero().squeeze(1)
-                ended = over or not len(left)
-                if ended or (shrinks and 2 * len(left) <= len(record.row)):
-                    rows = record.row.flatten()
-                    result = _Record(*(all_.index_copy(0, rows, some) for all_, some in zip(result, record, strict=True)))
-                    if ended:
-                        break
-                    newton, z = newton.take(left), _Iterate(newton, z.whole[left])
-                    record = _Record(*(t[left] for t in record))
-                    residual, products, gap = residual[left], products[left], gap[left]
-        _advance(newton, z, residual, products, gap, refine=iteration >= _FIRST_REFINEMENT)
-    status = torch.where(result.live, ITERATION_LIMIT, NUMERICAL_ERROR).masked_fill_(result.best < limit, INACCURATE)
-    status.masked_fill_(result.best <= options.solved_tolerance, SOLVED)
-    return result.kept, status.flatten(), result.iterations.flatten()
-
-
-def _merit(newton: _Newton, z: _Iterate, residual: Tensor, gap: Tensor) -> Tensor:
-    """The largest relative residual, row by row, or the relative gap, ``(B, 1, 1)``; NaN where the iterate diverges."""
-    sizes = z.both.abs()
-    size_x = sizes[..., : newton.n].amax(2, keepdim=True)
-    size_y = sizes[..., newton.n :].amax(2, keepdim=True) if newton.end > newton.n else size_x
-    scale = newton.size + size_x.clamp(max=_CEILING)
-    scale[..., : newton.n].add_(size_y.clamp(max=_CEILING))
-    scale[..., newton.inner :].add_(z.s)
-    values = newton.c * z.both
-    primal, both = values[..., : newton.n].sum(2, keepdim=True), values.sum(2, keepdim=True)
-    objective = torch.maximum(primal.abs(), (both - primal).abs()).add_(_FLOOR)
-    merit = torch.maximum((residual.abs() / scale).amax(2, keepdim=True), gap / objective)
-    return merit.masked_fill_(torch.maximum(size_x, size_y) > _FAR, torch.nan)
-
-
-def _judge(record: _Record, z: _Iterate, merit: Tensor, iteration: int, options: InteriorPoint) -> _Record:
-    """Keep the best iterates, and end the elements that are solved, stuck or lost."""
-    better = (merit < record.best) & record.live
-    best, kept = torch.where(better, merit, record.best), torch.where(better, z.whole, record.kept)
-    waited = (record.waited + 1).masked_fill_(better, 0)
-    stuck = (waited >= _PATIENCE) & (best < options.inaccurate_tolerance)
-    live = record.live & ~((best <= options.tolerance) | stuck | merit.isnan())
-    return _Record(record.row, live, torch.where(record.live, iteration, record.iterations), waited, best, kept)
-
-
-def _advance(newton: _Newton, z: _Iterate, residual: Tensor, products: Tensor, gap: Tensor, refine: bool) -> None:
-    """One predictor-corrector step, in place.
-
-    In relative terms, ``rho = dy / y``, the predictor ``s dy + y ds = -s y`` has ``ds / s = -1 - rho``, and the corrector
-    ``s dy + y ds = -phi s y``,  ``phi = 1 + (dy ds)_predictor / (s y) - sigma mu / (s y)``,  has ``ds / s = -phi - rho``.
-    """
-    n, inner = newton.n, newton.inner
-    if not newton.m:
-        newton.factor(z.s)
-        z.both.add_(newton.solve(residual.neg()))
-        return
-    inverse = z.y.reciprocal()
-    ratio = z.s * inverse
-    newton.factor(ratio)
-    r = residual.neg()
-    r[..., inner:].add_(z.s)
-    rho = (newton.solve(r)[..., inner:] * inverse).add_(0.5)
-    far = rho.abs().amax(2, keepdim=True)  # the predictor reaches the boundary at 1 / (1/2 + max |rho + 1/2|)
-    short = (far - 0.5).clamp_(min=0).div_(far + 0.5)
-    sigma = short * short * short
-    centring = (gap * (sigma / newton.m) / products).clamp_(max=_GROWTH)
-    phi = rho.mul_(rho).neg_().add_(1.25).sub_(centring)
-    r = residual * (sigma - 1)
-    r[..., inner:].addcmul_(z.s, phi)
-    step = newton.solve(r)
-    if refine:
-        dual = step[..., n:]
-        r.sub_(newton.product(step[..., :n], dual))
-        r[..., inner:].addcmul_(dual[..., newton.p :], ratio)
-        step.add_(newton.solve(r))
-    rho = step[..., inner:] * inverse
-    psi = phi.add_(rho)
-    fraction = 1 - sigma.clamp_(*_MARGIN)
-    length = fraction / torch.maximum(torch.maximum(psi, rho.neg_()).amax(2, keepdim=True), fraction)
-    z.both.addcmul_(step, length)
-    z.s.addcmul_(psi.mul_(z.s), length, value=-1)

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from ddn_cvx.errors import InputError
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 from ddn_cvx.solution import Status
@@ -20,6 +21,7 @@ from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import limit
 from ddn_cvx.solvers.elementwise import Answer, closed_form, options, requires, solve_each
+from ddn_cvx.solvers.guard import is_breakdown
 
 Floats = NDArray[np.float64]
 
@@ -29,8 +31,6 @@ _STATUS = {
     2: Status.INACCURATE,
     -1: Status.UNBOUNDED,
     -2: Status.INFEASIBLE,
-    -3: Status.NUMERICAL_ERROR,
-    -4: Status.NUMERICAL_ERROR,
     # The best guess at a limit, too weak to call a program infeasible or unbounded.
     -6: Status.ITERATION_LIMIT,
     -7: Status.ITERATION_LIMIT,
@@ -46,7 +46,7 @@ class SCS(Solver):
     Raises
     ------
     InputError
-        An option that is not positive.
+        An option that is not positive; when solving, one that SCS refuses.
 
     Examples
     --------
@@ -135,7 +135,8 @@ class SCS(Solver):
                 status = found["info"]["status_val"]
                 if status == _SIGINT:
                     raise KeyboardInterrupt
-                return Answer(_STATUS[status], found["info"]["iter"], found["x"], found["y"][back], found["s"][back])
+                ended = _STATUS.get(status, Status.NUMERICAL_ERROR)
+                return Answer(ended, found["info"]["iter"], found["x"], found["y"][back], found["s"][back])
 
             return one
 
@@ -151,7 +152,12 @@ class SCS(Solver):
             "time_limit_secs": 0.0 if seconds == math.inf else seconds
         }
         problem = {"P": matrix(P, program.P), "A": matrix(A, order.pattern), "b": b, "c": q}
-        return _package().SCS(problem, scs_cones(program.cones), **settings)
+        try:
+            return _package().SCS(problem, scs_cones(program.cones), **settings)
+        except ValueError as error:
+            if is_breakdown(error):
+                raise
+            raise InputError(f"SCS refuses an option: {error}") from error
 
 
 class _Kept:

@@ -128,8 +128,9 @@ def test_what_is_not_finite_is_said_to_be() -> None:
         assert status == active_set.INVALID and np.isnan(x).all()
 
 
-def test_a_bound_at_zero_gives_no_negative_zero() -> None:
-    x, _, _, status, _ = one(Program(np.eye(2), np.ones(2), -np.eye(2), np.zeros(2), 0))
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_zero_is_never_a_negative_one(slope: float) -> None:
+    x, _, _, status, _ = one(Program(np.eye(2), np.full(2, slope), -np.eye(2), np.zeros(2), 0))
     assert status == separable.SOLVED and (x == 0.0).all() and not np.signbit(x).any()
 
 

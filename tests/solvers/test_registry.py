@@ -1,14 +1,19 @@
 """Names and options of solvers."""
 
+import pickle
+import subprocess
 import sys
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from programs import CONES, random_program
 
 import ddn_cvx as ddn
 import ddn_cvx.solvers.cvxpy_any as cvxpy_any
+from ddn_cvx import DeclarativeLayer
 from ddn_cvx.cones import Product
 from ddn_cvx.errors import InputError
 from ddn_cvx.linalg.pattern import Pattern
@@ -21,6 +26,7 @@ from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cost import OPERATIONS, Size
 from ddn_cvx.solvers.cvxpy_any import CvxpySolver, installed
+from ddn_cvx.solvers.first_order import FirstOrder
 from ddn_cvx.solvers.interior_point import InteriorPoint
 from ddn_cvx.solvers.nonlinear_base import NonlinearSolver
 from ddn_cvx.solvers.nonlinear_registry import resolve_nonlinear
@@ -111,6 +117,59 @@ def test_cvxpy_options_are_used():
     program, data = random_program(CONES["linear"], batch=1)
     raw = CvxpySolver("OSQP", {"max_iter": 1, "polishing": False}).solve(program, data, Workspace())
     assert raw.status.tolist() != [Status.SOLVED]
+
+
+def test_highs_prints_nothing():
+    """Not even its name, in a process that has a solver from another one; and what is printed around it stays."""
+    pytest.importorskip("highspy")
+    code = f"""
+import pickle, torch, ddn_cvx
+from ddn_cvx.solvers.base import Workspace
+solver, program, data = pickle.loads({pickle.dumps((CvxpySolver("HIGHS"), *random_program(CONES["linear"], batch=1)))!r})
+print("before")
+print(solver.solve(program, data, Workspace()).status.tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("before\n[0]\n", "")
+
+
+def test_answers_of_packages_hold_no_negative_zeros():
+    pytest.importorskip("highspy")  # which finds -0.0 here
+    x, p = cp.Variable(2), cp.Parameter(2)
+    layer = DeclarativeLayer(cp.Problem(cp.Minimize(p @ x), [x >= 0, cp.sum(x) <= 1]), [p], x, solver="highs")
+    answer = layer(torch.tensor([1.0, -2.0]))
+    assert answer.tolist() == [0.0, 1.0] and not answer.signbit().any()
+
+
+@pytest.mark.parametrize(
+    "kind, option", [(InteriorPoint, "max_iterations"), (Clarabel, "threads"), (FirstOrder, "check_every")]
+)
+def test_counts_are_integers(kind, option):
+    for wrong in (2.5, True):
+        with pytest.raises(InputError, match=rf"'{option}' of .* must be an integer above 0, got {wrong}"):
+            kind(**{option: wrong})
+
+
+@pytest.mark.parametrize("option, value", [("alpha", 2.5), ("acceleration_interval", 0), ("linear_solver", "abacus")])
+def test_what_scs_refuses_is_an_error_of_the_input(option, value):
+    program, data = random_program(CONES["linear"], batch=1)
+    with pytest.raises(InputError, match=f"SCS refuses an option: .*{value if option == 'linear_solver' else option}"):
+        SCS(**{option: value}).solve(program, data, Workspace())
+
+
+def test_a_solver_that_fails_at_the_second_look_fails_for_its_element(monkeypatch):
+    """Where it says infeasible or unbounded, which of the two is found by solving without an objective."""
+    program, data = random_program(CONES["linear"], batch=1)
+    solver, runs = CvxpySolver("OSQP"), []
+
+    def run(self, problem):
+        runs.append(problem)
+        if len(runs) > 1:
+            raise cp.SolverError
+        problem._status = "infeasible_or_unbounded"
+
+    monkeypatch.setattr(CvxpySolver, "_run", run)
+    assert solver.solve(program, data, Workspace()).status.tolist() == [Status.NUMERICAL_ERROR] and len(runs) == 2
 
 
 def test_auto_picks_by_structure():
