@@ -28,6 +28,24 @@ def test_collision_conserves_momentum_and_does_not_gain_energy(friction: float) 
     assert now == pytest.approx(before.item(), abs=1e-9) if friction == 0 else now < before - 1e-3
 
 
+@pytest.mark.parametrize("wall", ["left", "right", "floor"])
+def test_discs_turn_back_where_the_wall_is(wall: str) -> None:
+    """At 2 m/s, half of which is left: within a step of 0.02 s of touching it."""
+    toward, near = {
+        "left": ((-2.0, 0.0), (0.25, 1.0)),
+        "right": ((2.0, 0.0), (1.75, 1.0)),
+        "floor": ((0.0, -2.0), (1.0, 0.25)),
+    }[wall]
+    world, at, v = Discs(1, 0.2, 2.0, gravity=0.0), numbers(*near).view(1, 2), numbers(*toward, 0.0).view(1, 3)
+    places = []
+    for _ in range(5):
+        at, v = world(at, v, numbers(1.0), numbers(0.0)[0], numbers(0.5)[0])
+        places.append(at)
+    assert torch.allclose(v[0, :2], -0.5 * numbers(*toward), atol=1e-9)
+    deepest = (torch.stack(places)[:, 0] - numbers(*near)).norm(dim=-1).max().item()
+    assert 0.05 <= deepest <= 0.09
+
+
 def test_disc_at_rest_stays_and_a_sliding_one_ends_rolling() -> None:
     world, at = Discs(1, 0.2, 50.0), torch.tensor([[[1.0, 0.2]], [[1.0, 0.2]]], dtype=F64)
     v = torch.tensor([[[0.0, 0.0, 0.0]], [[3.0, 0.0, 0.0]]], dtype=F64)

@@ -112,6 +112,18 @@ def test_matrix_of_another_shape_is_refused() -> None:
         LinearMPC(1, 1, 1)(torch.ones(1), one, one, torch.eye(2), one)
 
 
+def test_only_the_symmetric_parts_of_the_costs_matter() -> None:
+    x0, A, B, Q, R = ENTRIES[0].sample(2, torch.Generator().manual_seed(0))
+    skew, turn = torch.zeros(3, 3, dtype=x0.dtype), torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=x0.dtype)
+    skew[0, 2], skew[2, 0] = 0.7, -0.7
+    node = LinearMPC(3, 2, 4)
+    inputs = [t.requires_grad_() for t in (Q + skew, R + turn)]
+    actions, _ = node(x0, A, B, *inputs)
+    assert torch.allclose(actions, node(x0, A, B, Q, R)[0], atol=1e-10)
+    for slope in torch.autograd.grad(actions.square().sum(), inputs):
+        assert torch.allclose(slope, slope.mT, atol=1e-12) and slope.abs().max() > 1e-3
+
+
 def test_indefinite_cost_is_refused() -> None:
     one = torch.eye(1)
     with pytest.raises(ddn.DeclarativeError):

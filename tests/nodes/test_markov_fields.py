@@ -71,6 +71,16 @@ def test_charbonnier_of_differences_along_the_rows_is_total_variation_of_each() 
     assert torch.allclose(found[-1], x[0, -1])  # no window begins in the last row
 
 
+def test_charbonnier_is_rounded_as_it_says() -> None:
+    """Two pixels, one filter: the difference d of the answer solves d + 2 w d / sqrt(d^2 + r^2) = that of the picture."""
+    node = FieldOfExperts(1, 2, penalty="charbonnier", rounding=0.3, tolerance=1e-10).double()
+    node.energy.filters.data = torch.tensor([[[-1.0, 1.0], [0.0, 0.0]]], dtype=f64)
+    node.energy.log_weights.data.fill_(math.log(0.2))
+    found = node(torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=f64))[0].detach()
+    d = (found[1] - found[0]).item()
+    assert d + 2 * 0.2 * d / math.hypot(d, 0.3) == pytest.approx(1.0, abs=1e-8)
+
+
 def test_bad_input_is_refused() -> None:
     for wrong in ({"penalty": "cubic"}, {"rounding": 0.0}):
         with pytest.raises(DeclarationError, match=next(iter(wrong))):

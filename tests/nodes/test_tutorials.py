@@ -23,6 +23,15 @@ def test_eigenvectors_and_their_derivative_are_those_of_eigh(top: int) -> None:
     assert torch.allclose(ours, 0.5 * (other + other.mT), rtol=1e-6, atol=1e-10)
 
 
+def test_only_the_symmetric_part_has_eigenvectors() -> None:
+    X = normal(2, 4, 4).requires_grad_()
+    values, U = Eigenvectors(4, 2)(X)
+    right, vectors = Eigenvectors(4, 2)(0.5 * (X + X.mT).detach())
+    assert torch.allclose(values, right) and torch.allclose(U, vectors, atol=1e-10)
+    (slope,) = torch.autograd.grad((U * normal(4, 2, seed=1)).sum(), X)
+    assert torch.allclose(slope, slope.mT) and slope.abs().max() > 0.1
+
+
 def test_equal_eigenvalues_have_a_finite_derivative() -> None:
     """Only the turn towards the third eigenvector is determined; ``eigh`` divides by zero."""
     X = torch.diag(torch.tensor([2.0, 2.0, 0.0], dtype=torch.float64)).requires_grad_()
