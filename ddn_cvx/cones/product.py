@@ -85,6 +85,8 @@ class Layout(NamedTuple):
 class Product:
     """K = {0}^zero × R₊^nonneg × second-order × PSD × exponential × power × other cones, rows in this order.
 
+    Hashable and picklable. The empty product, ``size`` 0, is a cone like any other.
+
     Parameters
     ----------
     zero, nonneg : int
@@ -106,8 +108,6 @@ class Product:
         Impossible sizes or exponents.
     InputError
         From every method, for a tensor that is not ``(*batch, size)``.
-
-    Hashable and picklable. The empty product, ``size`` 0, is a cone like any other.
     """
 
     zero: int = 0
