@@ -1,4 +1,4 @@
-"""Why a problem cannot become a layer: the offending expression and the rule it breaks; and what its variables are called."""
+"""Why a problem cannot become a layer: the offending expression and the rule it breaks; and what variables are called."""
 
 from __future__ import annotations
 
