@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 SMALL = 8_192
 """Numbers below which an array is not worth it."""
 KEPT = 16_000_000
-"""Numbers that are kept at most (128 MB); beyond that everything is given back."""
+"""Numbers that are kept at most (128 MB): beyond that everything is given back, and a larger array always."""
 
 FREE: defaultdict[int, list[Array]] = defaultdict(list)
 """What may be lent, by size."""
@@ -33,6 +33,8 @@ class _Block:
         self.memory, self.__array_interface__ = memory, memory.__array_interface__
 
     def __del__(self) -> None:
+        if self.memory.size > KEPT:
+            return
         if HELD[0] + self.memory.size > KEPT:
             FREE.clear()
             HELD[0] = 0

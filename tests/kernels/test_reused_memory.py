@@ -64,6 +64,8 @@ def test_kept_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for k in range(20):
         memory.empty(SIZE + k)  # no two alike
         assert sum(size * len(free) for size, free in memory.FREE.items()) == memory.HELD[0] <= memory.KEPT
+    memory.empty(4 * SIZE)  # more than may be kept
+    assert memory.HELD[0] <= memory.KEPT and not memory.FREE[4 * SIZE]
 
 
 def test_threads_never_share() -> None:
