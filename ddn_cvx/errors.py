@@ -92,7 +92,8 @@ class DifferentiationError(DeclarativeError, RuntimeError):
 
 
 class DegradedAnswerWarning(UserWarning):
-    """The answer is usable but not what a regular problem would give; shown once per layer.
+    """Something is worth knowing of what a call returned: a solver raised and its elements are NaN, or the derivatives of a
+    large, badly conditioned problem are less accurate than usual. Python shows it once.
 
     Examples
     --------

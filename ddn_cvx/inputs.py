@@ -117,6 +117,10 @@ def match(specs: Sequence[ParameterSpec], args: Sequence[Tensor], named: Mapping
     for name, tensor in named.items():
         if name not in names:
             raise InputError(f"Unknown parameter {name!r}; the parameters are {', '.join(names)}.")
+        if names.count(name) > 1:
+            raise InputError(
+                f"{names.count(name)} parameters are named {name!r}; pass them by position, or give each a name of its own."
+            )
         if name in found:
             raise InputError(f"Parameter {name!r} was given twice, by position and by name.")
         found[name] = tensor

@@ -121,7 +121,7 @@ class Solution:
     y: Tensor
     """Dual vector of the canonical program; ``(λ, μ, z)`` of a nonlinear one; ``(*batch, m)``."""
     primal: dict[str, Tensor] = field(default_factory=dict)
-    """All variables of the problem by name."""
+    """All variables of the problem by name; of several with one name, the second is "name (2)"."""
     dual: tuple[tuple[Tensor, ...], ...] = ()
     """For each constraint as declared, the values of its ``dual_variables``. For a nonlinear problem the multipliers of the
     equalities, of the inequalities, and of the bounds (positive at an upper one, negative at a lower one)."""

@@ -174,6 +174,23 @@ def test_bad_input_names_the_argument(case: str) -> None:
         call(capped_layer())
 
 
+@pytest.mark.parametrize("convex", [True, False])
+def test_names_that_stand_for_several(convex: bool) -> None:
+    """Neither is lost, and no number goes where it was not meant to."""
+    x, y = cp.Variable(2, name="z"), cp.Variable(name="z")
+    p, q = cp.Parameter(2, name="a"), cp.Parameter(name="a")
+    first, second = torch.tensor([1.0, 2.0]).double(), torch.tensor(3.0).double()
+    constraints = [] if convex else [cp.square(y) == 9]
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p) + cp.square(y - q)), constraints)
+    layer = ddn.DeclarativeLayer(problem, [p, q], [x, y])
+    solution = layer.solve(first, second)
+    assert list(solution.primal) == ["z", "z (2)"]
+    for found in (layer(first, second), solution.primal.values()):
+        assert all(torch.allclose(one, right, atol=1e-6) for one, right in zip(found, (first, second), strict=True))
+    with pytest.raises(ddn.InputError, match="2 parameters are named 'a'; pass them by position"):
+        layer(first, a=second)
+
+
 def test_reports_look_at_their_inputs_first() -> None:
     layer = capped_layer()
     for wrong, message in [([0.0, 0.0, 0.0], "got list"), (torch.zeros(3).long(), "floating-point dtype")]:

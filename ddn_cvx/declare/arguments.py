@@ -209,12 +209,26 @@ def _names(function: Callable[..., Any], skip: int) -> list[str]:
 
 
 def _accepted(function: Callable[..., Any], skip: int, names: Mapping[str, Any]) -> list[str]:
+    """Of the named inputs those that a function takes.
+
+    Raises
+    ------
+    DeclarationError
+        It needs others.
+    """
     target = getattr(function, "forward", function)
     try:
-        found = inspect.signature(target).parameters.values()
+        found = list(inspect.signature(target).parameters.values())[skip:]
     except (TypeError, ValueError):
         return list(names)
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    missing = [p.name for p in found if p.default is p.empty and p.kind not in several and p.name not in names]
+    if missing:
+        raise DeclarationError(
+            f"A function of the problem takes {', '.join(map(repr, missing))}, and the inputs are {', '.join(names)}; "
+            "name the same in parameters=."
+        )
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found):
         return list(names)
-    own = [p.name for p in found][skip:]
+    own = [p.name for p in found]
     return [name for name in names if name in own]

@@ -20,7 +20,7 @@ from ddn_cvx.declare.auto_dpp import has_constant_curvature, to_dpp
 from ddn_cvx.declare.canonical import Canonical, canonicalise
 from ddn_cvx.declare.check_plan import plan_checks
 from ddn_cvx.declare.cvxpy_nonconvex import NonconvexProblem
-from ddn_cvx.declare.rules import check_arguments, check_declaration, check_parametrised, explain
+from ddn_cvx.declare.rules import check_arguments, check_declaration, check_parametrised, distinct_names, explain
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kernels.jit import sweep
 from ddn_cvx.kernels.substitution import Substitution
@@ -73,7 +73,7 @@ class ConvexProblem:
         self.parameters = tuple(specify(p) for p in parameters)
         self.declared = AsDeclared(problem)
         self._parameter_ids = [p.id for p in parameters]
-        self._variable_ids = {v.name(): v.id for v in problem.variables()}
+        self._variable_ids = distinct_names(problem.variables())
         posed, lifted = self._parametrise(problem)
         self._lifted = [compile_expression(expr, parameters, compact=True) for _, expr in lifted]
         roots = [*parameters, *(p for p, _ in lifted)]

@@ -21,6 +21,7 @@ from ddn_cvx.declare.as_declared import AsDeclared
 from ddn_cvx.declare.atoms import compile_expression, compile_expressions, is_compact, specify
 from ddn_cvx.declare.atoms_evaluator import Evaluator
 from ddn_cvx.declare.free_entries import FreeEntries
+from ddn_cvx.declare.rules import distinct_names
 from ddn_cvx.declare.smooth_form import Bound, Row, named
 from ddn_cvx.declare.smooth_form_cones import CONSTRAINTS, smooth
 from ddn_cvx.errors import DeclarationError
@@ -74,7 +75,7 @@ class NonconvexProblem:
         self.declared = AsDeclared(problem)
         self._inputs = [_Input(p) for p in parameters]
         own, auxiliary = problem.variables(), [a.variable for a in form.auxiliaries]
-        self._names = {v.name(): v.id for v in own}
+        self._names = distinct_names(own)
         self._entries = FreeEntries([*own, *auxiliary])
         self._functions = _Together(
             [form.objective, *(r.expression for r in form.equalities + form.inequalities)], [*parameters, *own, *auxiliary]

@@ -1,4 +1,4 @@
-"""Why a problem cannot become a layer: the offending argument or expression, and the rule it breaks."""
+"""Why a problem cannot become a layer: the offending argument or expression, and the rule it breaks; what variables are called."""
 
 from __future__ import annotations
 
@@ -97,6 +97,18 @@ def check_parametrised(problem: cp.Problem, gp: bool) -> None:
         "The problem is not DPP: its data are not affine in the parameters. quad_form(x, P) with a parameter P is accepted "
         "in the objective only; in a constraint write sum_squares(L.T @ x) with P = L L'."
     )
+
+
+def distinct_names(variables: Sequence[cp.Variable]) -> dict[str, int]:
+    """The id of each variable by name; of several with one name, the others are "name (2)", "name (3)" ..."""
+    found: dict[str, int] = {}
+    for variable in variables:
+        name, number = variable.name(), 1
+        while name in found:
+            number += 1
+            name = f"{variable.name()} ({number})"
+        found[name] = variable.id
+    return found
 
 
 def _expressions(problem: cp.Problem) -> Iterator[Expression]:

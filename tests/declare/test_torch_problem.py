@@ -293,6 +293,10 @@ REFUSED = {
     "bound": (lambda: TorchProblem(2, distance, lower=torch.zeros(3)), r"lower must broadcast to shape \(2,\)"),
     "bound of a stranger": (lambda: TorchProblem({"a": (2,)}, lambda v, x: distance(v["a"], x), lower={"c": 0}), "got c"),
     "solve": (lambda: TorchProblem(2, distance, solve=lambda x: x[:, 0]), r"solve must return shape \(2, 2\), got \(2,\)"),
+    "another name": (
+        lambda: TorchProblem(2, lambda y, a: distance(y, a), lambda y, b, c=1: y.sum() - b, parameters={"a": (2,)}),
+        "takes 'b', and the inputs are a; name the same in parameters=",
+    ),
     "solve of some": (
         lambda: TorchProblem({"a": (2,), "b": (2,)}, lambda v, x: distance(v["a"], v["b"]), solve=lambda x: {"a": x}),
         "solve must name the variables a, b; got a",
