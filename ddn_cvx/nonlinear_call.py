@@ -1,8 +1,8 @@
 """One call of a layer over a nonlinear program: start -> solve -> polish -> check -> report.
 
 Whoever found the point, the solver or the user's own function, it is judged by the conditions of the problem as declared:
-feasible, stationary with multipliers of the right signs, and curved upwards along the constraints (a saddle point or a
-maximum satisfies the first three).
+feasible, stationary with multipliers of the right signs, curved upwards along the constraints (a saddle point or a maximum
+satisfies the first three), and not on the way to an infimum at infinity.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ differentiated is no business of theirs; a new one is a file here and a line in 
     no prefix           cone programs: ``base``, ``registry``, the default ``auto`` with its model ``cost``
     ``conic_*``, ``barrier*``
                         the conic interior-point method, and what each kind of cone contributes
-    ``nonlinear_*``     nonlinear programs, with ``newton``, ``lbfgs``, ``least_squares``, ``augmented_lagrangian``,
-                        ``multi_start``, ``compiled_nonlinear``
+    ``nonlinear_*``     nonlinear programs, with ``compiled_nonlinear``, ``augmented_lagrangian`` and ``multi_start``;
+                        without constraints ``newton``, ``lbfgs`` and what they share, ``descent``; ``least_squares``
+                        with its ``robust_loss``
     ``root_*``          equations, with ``anderson`` and ``broyden``
     ``ode_base``, ``torchdiffeq``
                         initial value problems
@@ -13,7 +14,8 @@ differentiated is no business of theirs; a new one is a file here and a line in 
                         packages that take one instance at a time; each imports its package inside a function
     ``compiled``, ``active_set``, ``mehrotra``
                         the solvers that are kernels (``ddn_cvx.kernels``)
-    ``checks``          what is checked of the options of each
+    ``by_name``, ``checks``
+                        from a name to a solver, and what is checked of its options
     ``guard``, ``deadline``, ``polish``
                         around every solve: breakdowns, time, and the last digits
 """
