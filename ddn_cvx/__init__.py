@@ -41,6 +41,7 @@ from ddn_cvx.solvers.newton import Newton, NewtonKrylov
 from ddn_cvx.solvers.nonlinear_auto import NonlinearAuto
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 from ddn_cvx.solvers.robust_loss import RobustLoss
+from ddn_cvx.solvers.root_auto import RootAuto
 from ddn_cvx.solvers.root_newton import RootNewton
 from ddn_cvx.solvers.scs import SCS
 from ddn_cvx.solvers.torchdiffeq import Torchdiffeq
@@ -87,6 +88,7 @@ __all__ = [
     "Regularity",
     "RobustLoss",
     "Root",
+    "RootAuto",
     "RootNewton",
     "Smoothed",
     "Solution",

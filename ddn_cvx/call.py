@@ -19,9 +19,9 @@ from ddn_cvx.kernels.jit import Task, sweep
 from ddn_cvx.kernels.lanes import LANES
 from ddn_cvx.program.base import ConvexNode
 from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.conic_sizes import sizes
 from ddn_cvx.program.factor import KKT, Factors
 from ddn_cvx.program.instance import Instance, Measurement, Point, Residuals, choose
-from ddn_cvx.program.kinks import sizes
 from ddn_cvx.program.substituted import Substituted
 from ddn_cvx.solution import Regularity, Status
 from ddn_cvx.solvers.auto import Auto

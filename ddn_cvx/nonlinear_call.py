@@ -1,8 +1,8 @@
 """One call of a layer over a nonlinear program: start -> solve -> polish -> check -> report.
 
 Whoever found the point, the solver or the user's own function, it is judged by the conditions of the problem as declared:
-feasible, stationary with multipliers of the right signs, and curved upwards along the constraints (a saddle point or a
-maximum satisfies the first three).
+feasible, stationary with multipliers of the right signs, curved upwards along the constraints (a saddle point or a maximum
+satisfies the first three), and not on the way to an infimum at infinity.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -132,7 +132,7 @@ class NonlinearCall:
         """What was found from ``start``, and the derivatives there if they are known already."""
         if not len(start):
             return NonlinearPoint.blank(self.program, start), None
-        if isinstance(self.run.node, TorchProblem) and _own_solver(self.run.node):
+        if _own_solver(self.run.node):
             return self._users_point(self.run.node, theta, start)
         point, self._cause = self._solved(theta, start)
         return point, None
@@ -339,8 +339,7 @@ class NonlinearRun:
         _, call, _, theta = self._run(args, named)
         assert call.report is not None
         state, active, ok, _ = call.report.solved
-        on, held = active.all.g, active.all.box.abs()
-        rows = torch.cat((on, held), 1) > 0
+        rows = torch.cat(active.all, 1) != 0
         if not call.program.is_dense:
             return rows, torch.full_like(call.report.value, torch.nan)
         return rows, condition_numbers(kkt_matrix(judge(call.program, theta.detach(), state), active.all), ok)
@@ -378,7 +377,8 @@ def _usable(raw: NonlinearPoint) -> tuple[State, Tensor]:
     return State(*(torch.where(usable.unsqueeze(-1), v, 0.0) for v in vectors)), usable
 
 
-def _own_solver(node: TorchProblem | NonconvexProblem) -> bool:
+def _own_solver(node: TorchProblem | NonconvexProblem) -> TypeGuard[TorchProblem]:
+    """Whether the user gave one."""
     return isinstance(node, TorchProblem) and "solve" in node.functions
 
 

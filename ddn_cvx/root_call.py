@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ddn_cvx.diagnose import condition_numbers
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.failure import raise_failures, warn_of
 from ddn_cvx.inputs import Batch
-from ddn_cvx.linalg.blocks import per_element
+from ddn_cvx.linalg.elements import choose
 from ddn_cvx.linalg.general import GeneralFactor
 from ddn_cvx.linalg.gmres import gmres
 from ddn_cvx.program.base import ParameterSpec
@@ -33,8 +33,7 @@ _REMOTE = 1e3  # so much farther out than the start, or with so much smaller a J
 _NEAR = 1e4  # points that are fewer roundings than this apart have the same Jacobian
 
 
-@dataclass(frozen=True)
-class _Point:
+class _Point(NamedTuple):
     """Where equations are satisfied, and how well; ``(B, ...)`` each."""
 
     y: Tensor
@@ -142,8 +141,7 @@ class RootCall:
                 break
             new, further, factor = self._judged(best.y - newton, theta, reference)
             better = new.error < 0.5 * best.error
-            pairs = ((getattr(new, f.name), getattr(best, f.name)) for f in fields(_Point))
-            best = _Point(*(torch.where(per_element(better, a), a, b) for a, b in pairs))
+            best = choose(better, new, best)
             newton = torch.where(better.unsqueeze(-1), further, 0.0)
             if not bool(better.any()):
                 break

@@ -34,8 +34,8 @@ from ddn_cvx.errors import InputError
 from ddn_cvx.forward_mode import forward_rule
 from ddn_cvx.program.affine_map import take
 from ddn_cvx.program.conic import ConicData, ConicProgram
+from ddn_cvx.program.conic_sizes import sizes
 from ddn_cvx.program.factor import Factors
-from ddn_cvx.program.kinks import sizes
 
 WeaklyActive = Literal["descent", "inactive", "active", "average"]
 

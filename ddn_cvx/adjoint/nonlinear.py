@@ -25,6 +25,7 @@ from ddn_cvx.adjoint.kkt_solve import LinearSolve, NonlinearSolve, Parts, Rule, 
 from ddn_cvx.adjoint.transforms import apply, merge, remember_signature, unflatten
 from ddn_cvx.forward_mode import forward_rule
 from ddn_cvx.linalg.blocks import per_element
+from ddn_cvx.linalg.elements import take
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State
 
@@ -159,8 +160,8 @@ class At:
             return self
         order = torch.arange(len(self.ok), device=self.ok.device)
         rows = torch.where(self.ok, order, self.ok.to(torch.int64).argmax())
-        state = State(*(t[rows] for t in self.state))
-        active = Active(*(t[rows] for t in self.active))
+        state = take(self.state, rows)
+        active = take(self.active, rows)
         tensors = tuple(t[rows] if own else t for t, own in zip(self.tensors, self.rule.flags, strict=True))
         return At(self.rule, tensors, state, active, self.ok, self.inequalities)
 

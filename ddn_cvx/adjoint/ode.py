@@ -30,6 +30,7 @@ from ddn_cvx.program.nonlinear import Theta
 _DRIFT = 1e3
 """How many times the tolerance of a step the state may be off after the way back."""
 Rates = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+"""``(s, state) -> d state / ds``."""
 
 
 class Flow(Protocol):
@@ -84,7 +85,7 @@ class Onwards:
 
 
 @dataclass(frozen=True)
-class Adjoint:
+class WayBack:
     """The way back of ``of`` with its cotangents: state ``(z, a)``, θ followed by the cotangents γ of the integrals,
 
     ``d/ds (z, a) = (-F, J'a + (dQ/dz)'γ)``, integrals ``∫ (dF/dθ)'a + (dQ/dθ)'γ ds``, s being counted from the end.
@@ -267,7 +268,7 @@ def _pulled(
     rule: Rule, field: Field, ok: Tensor, start: Tensor, end: Tensor, tensors: list[Tensor], grads: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """Gradients of z(0) and of the tensors of θ, for cotangents of ``(z(1), *q(1))``."""
-    back, flags = Adjoint(field, len(tensors)), (*rule.flags, *field.own(rule.flags))
+    back, flags = WayBack(field, len(tensors)), (*rule.flags, *field.own(rule.flags))
     z = torch.cat((end, grads[0]), 1)
     found, *slopes = apply(_Path, Rule(rule.flow, flags), back, ok, start, z, *tensors, *grads[1:])
     return (found[:, start.shape[1] :], *slopes)

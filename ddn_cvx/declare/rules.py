@@ -1,4 +1,4 @@
-"""Why a problem cannot become a layer: the offending argument or expression, and the rule it breaks; what variables are called."""
+"""Why a problem cannot become a layer: the offending argument or expression, and its rule; what variables are called."""
 
 from __future__ import annotations
 

@@ -41,11 +41,6 @@ class State(NamedTuple):
     mu: Tensor
     z: Tensor
 
-    @staticmethod
-    def choose(mask: Tensor, yes: State, no: State) -> State:
-        """Element by element."""
-        return State(*(torch.where(mask.unsqueeze(-1), a, b) for a, b in zip(yes, no, strict=True)))
-
 
 class Active(NamedTuple):
     """Which constraints hold with equality: 1 with a force, 1/2 without (weakly active), 0 not active."""

@@ -1,4 +1,4 @@
-"""Unconstrained minimisation of a batch along descent directions: the loop that Newton's, Krylov's and Broyden's share.
+"""Unconstrained minimisation of a batch along descent directions: what ``Newton``, ``NewtonKrylov`` and ``LBFGS`` share.
 
 Each element has its own step length, by bisection to the weak Wolfe conditions (Lewis & Overton 2013) or to Armijo's alone,
 its own end and its own status; elements that are done leave the batch.  A solver supplies the directions.
@@ -12,13 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.linalg.elements import put, take
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint
 
-_ARMIJO, _WOLFE = 1e-4, 0.9
-_TRIALS = 30
+_ARMIJO, _WOLFE = 1e-4, 0.9  # of the decrease, and of the slope, that are asked for
+_TRIALS = 30  # of lengths of a step
 _PATIENCE = 20  # steps without progress beyond rounding
 _FAR, _LOW = 1e10, 1e4  # so far away, with an objective so far below zero, an iterate counts as diverging
 _LIVE = int(Status.ITERATION_LIMIT)
@@ -89,10 +90,10 @@ def descend(program: NonlinearProgram, theta: Theta, start: Tensor, directions: 
         left = torch.nonzero(live).flatten()
         last = iteration == goal.iterations or expired()
         if not len(left) or last or 4 * len(left) <= 3 * len(live):
-            record = _Point(*(t.index_copy(0, point.row, new) for t, new in zip(record, point, strict=True)))
+            record = put(record, point.row, point)
             if not len(left) or last:
                 break
-            point = _Point(*(t[left] for t in point))
+            point = take(point, left)
             theta = theta.take(left)
             directions.take(left)
         d = directions(point.y, point.slope)
@@ -142,26 +143,26 @@ def _search(program: NonlinearProgram, theta: Theta, point: _Point, d: Tensor, w
     low, high = torch.zeros_like(f), torch.full_like(f, torch.inf)
     length = torch.ones_like(f)
     best = point._replace(y=y, f=f, slope=slope)
-    short, flat = _fails(point, descent, d, f, slope, length, rounding, wolfe)
-    left = torch.nonzero((short | flat) & (point.status == _LIVE)).flatten()
-    accepted = ~short
-    low, high = torch.where(flat & ~short, length, low), torch.where(short, length, high)
+    long, short = _fails(point, descent, d, f, slope, length, rounding, wolfe)
+    left = torch.nonzero((long | short) & (point.status == _LIVE)).flatten()
+    accepted = ~long
+    low, high = torch.where(short, length, low), torch.where(long, length, high)
     for _ in range(_TRIALS):
         if not len(left):
             break
         middle = torch.where(high[left].isinf(), 2 * length[left], 0.5 * (low[left] + high[left]))
-        some, some_d = _Point(*(t[left] for t in point)), d[left]
+        some, some_d = take(point, left), d[left]
         y = some.y + middle.unsqueeze(-1) * some_d
         f, slope = _evaluate(program, theta.take(left), y)
-        short, flat = _fails(some, descent[left], some_d, f, slope, middle, rounding[left], wolfe)
-        keep = left[~short]
-        values = {"y": y[~short], "f": f[~short], "slope": slope[~short]}
+        long, short = _fails(some, descent[left], some_d, f, slope, middle, rounding[left], wolfe)
+        keep = left[~long]
+        values = {"y": y[~long], "f": f[~long], "slope": slope[~long]}
         best = best._replace(**{name: getattr(best, name).index_copy(0, keep, new) for name, new in values.items()})
         accepted[keep] = True
-        low = low.index_copy(0, left, torch.where(flat & ~short, middle, low[left]))
-        high = high.index_copy(0, left, torch.where(short, middle, high[left]))
+        low = low.index_copy(0, left, torch.where(short, middle, low[left]))
+        high = high.index_copy(0, left, torch.where(long, middle, high[left]))
         length = length.index_copy(0, left, middle)
-        left = left[short | flat]
+        left = left[long | short]
     live = point.status == _LIVE
     moved = (accepted & live).unsqueeze(-1)
     better = (best.f < point.f - rounding) | (best.slope.norm(dim=-1) < 0.9 * point.slope.norm(dim=-1))

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.linalg import cholesky_ex
 
 from ddn_cvx.errors import DeclarationError, InputError
+from ddn_cvx.linalg.elements import choose, take
 from ddn_cvx.linalg.saddle_structured import Arrow
 from ddn_cvx.program.nonlinear import Loss, NonlinearProgram, Residuals, Theta
 from ddn_cvx.solution import Status
@@ -32,13 +33,12 @@ from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 from ddn_cvx.solvers.robust_loss import RobustLoss
 
 _SQUARED = RobustLoss()
-_FIRST_RIDGE = 1e-4
-_LEAST_DIAGONAL = 1e-10
-_LARGEST_RIDGE = 1e16
-_CHECK = 2
+_FIRST_RIDGE, _LARGEST_RIDGE = 1e-4, 1e16  # eta at the start, and when an element is left to Newton's method
+_LEAST_DIAGONAL = 1e-10  # of J'WJ, relative to the largest entry
+_CHECK = 2  # iterations between two questions to the device
 _SLOW = 0.5  # a gradient that falls by less than this in a step is Newton's business
-_PATIENCE = 6
-_OBJECTIVE_AGREES = 1e-5
+_PATIENCE = 6  # such steps in a row
+_OBJECTIVE_AGREES = 1e-5  # difference from one of the cosine between two gradients
 
 
 class Linearised(NamedTuple):
@@ -255,7 +255,7 @@ def _levenberg_marquardt(
                 break
             if len(left) < len(row):
                 y, row, limit, eta, growth, slow, size = (t[left] for t in (y, row, limit, eta, growth, slow, size))
-                at, theta = Linearised(*(t[left] for t in at)), theta.take(left)
+                at, theta = take(at, left), theta.take(left)
         largest = at.diagonal.amax(-1, keepdim=True).clamp(min=1e-30)
         ridge = eta.unsqueeze(-1) * at.diagonal.maximum(_LEAST_DIAGONAL * largest)
         d = model.solve(at, ridge)
@@ -270,7 +270,7 @@ def _levenberg_marquardt(
         growth = torch.where(good, 2.0, 2 * growth)
         slow = torch.where(good & (new.slope.abs().amax(-1) > _SLOW * size), slow + 1, torch.where(good, 0, slow))
         y = torch.where(good.unsqueeze(-1), y + d, y)
-        at = Linearised(*(torch.where(good.view(-1, *(1,) * (a.dim() - 1)), b, a) for a, b in zip(at, new, strict=True)))
+        at = choose(good, new, at)
     return result, spent, reached
 
 

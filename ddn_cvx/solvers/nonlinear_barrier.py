@@ -11,14 +11,12 @@ Functions are scaled at the start by powers of two so that no gradient there is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddn_cvx.program.nonlinear import First, NonlinearProgram, Theta
-
-T = TypeVar("T", bound=tuple[Tensor, ...])
 
 _LARGE_GRADIENT = 100.0
 _INSIDE = 1e-2  # part of its interval, or of its size, by which a variable starts inside a bound
@@ -195,19 +193,3 @@ def _scale(gradients: Tensor) -> Tensor:
     size = gradients.abs().amax(-1) if gradients.shape[-1] else gradients.sum(-1)
     size = torch.where(size.isfinite(), size, 1.0).clamp(min=_LARGE_GRADIENT) / _LARGE_GRADIENT
     return torch.exp2(-torch.log2(size).ceil()).clamp(min=2.0**-27)
-
-
-def take(parts: T, rows: Tensor) -> T:
-    """Some elements of a named tuple of tensors."""
-    return type(parts)(*(t[rows] for t in parts))
-
-
-def put(parts: T, rows: Tensor, others: T) -> T:
-    """A named tuple of tensors with some elements replaced."""
-    return type(parts)(*(t.index_copy(0, rows, new) for t, new in zip(parts, others, strict=True)))
-
-
-def choose(where: Tensor, yes: T, no: T) -> T:
-    """``yes`` for the elements ``where`` (B,) bool, ``no`` elsewhere."""
-    pairs = zip(yes, no, strict=True)
-    return type(yes)(*(torch.where(where.view(-1, *(1,) * (a.dim() - 1)), a, b) for a, b in pairs))

@@ -84,6 +84,4 @@ class NonlinearSolver(ABC):
 def require_solver(owner: str, solver: object) -> None:
     """Raise ``InputError`` unless the solver that a solver calls is one, rather than its name."""
     if not isinstance(solver, NonlinearSolver):
-        raise InputError(
-            f"option 'solver' of {owner} must be a solver object such as Newton(), got {solver!r}"
-        )
+        raise InputError(f"option 'solver' of {owner} must be a solver object such as Newton(), got {solver!r}")

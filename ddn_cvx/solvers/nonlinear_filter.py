@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, Values, choose, put, take
+from ddn_cvx.linalg.elements import choose, put, take
+from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, Values
 from ddn_cvx.solvers.nonlinear_newton import NewtonSystem, Step
 
 CAPACITY = 24

@@ -17,13 +17,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.linalg.elements import choose, put, take
 from ddn_cvx.linalg.saddle import CondensedFactor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
-from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, choose, put, take
+from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 from ddn_cvx.solvers.nonlinear_filter import Errors, Filter, Iterate, errors, measures, search
 from ddn_cvx.solvers.nonlinear_newton import NewtonSystem
@@ -38,8 +39,8 @@ _SHORT, _CRAWLED = 0.05, 6  # this many steps in a row of less than this part of
 _RESTORATIONS = 8  # after this many an element gives up
 _STALLED = 15  # iterations without progress after which a point that is good enough is kept
 _FAR, _LOW = 1e10, 1e4  # an iterate this far away, with an objective this far below zero, counts as diverging
-_SMALL_SCALE = 2.0**-8
-_FORCED_SHIFT = 1e-3
+_SMALL_SCALE = 2.0**-8  # scales of the start below this may hide errors
+_FORCED_SHIFT = 1e-3  # least regularisation after a search has failed where the point is feasible
 
 
 class _Record(NamedTuple):

@@ -17,16 +17,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.linalg.elements import take
 from ddn_cvx.linalg.saddle import CondensedFactor
 from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
 
-_BEYOND = 2.0
-_FIRST_SHIFT = 1e-4
+_BEYOND = 2.0  # delta next to the most negative curvature
+_FIRST_SHIFT = 1e-4  # delta where none was needed before
 _FLAT = 1e-13  # curvature below this, relative to the Hessian, is none
 _HEAVIER, _HEAVIEST = 100.0, 1e6  # steps and limit of the weights of equalities
-_LEAST_SHIFT = 1e-12
-_LARGEST_SHIFT = 1e20
-_DUAL_SHIFT = 1e-8
+_LEAST_SHIFT, _LARGEST_SHIFT = 1e-12, 1e20  # of delta
+_DUAL_SHIFT = 1e-8  # the first delta_c
 
 
 class Step(NamedTuple):
@@ -122,7 +122,7 @@ class NewtonSystem:
     def take(self, rows: Tensor) -> NewtonSystem:
         """Some elements."""
         some = object.__new__(NewtonSystem)
-        some.form, some.at = self.form.take(rows), Derivatives(*(t[rows] for t in self.at))
+        some.form, some.at = self.form.take(rows), take(self.at, rows)
         some.H, some.s, some.z, some.W, some.size = (t[rows] for t in (self.H, self.s, self.z, self.W, self.size))
         some.shift, some.dual_shift, some.failed = (t[rows] for t in (self.shift, self.dual_shift, self.failed))
         some.factor = self.factor.take(rows)

@@ -13,7 +13,7 @@ from ddn_cvx.linalg.saddle import CondensedFactor
 from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
 
 _NEGATIVE = 1e-7  # curvature below minus this, relative to the largest, is a way down
-_STEP = 1e-2
+_STEP = 1e-2  # length of the step off a saddle point, relative to y
 
 
 def polish(

@@ -14,15 +14,15 @@ from torch.linalg import cholesky_ex
 
 from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
 
-_STATIONARY = 1e-7
-_LEAST_VIOLATION = 1e-7
-_LEAST_SLOPE = 1e-3
-_ASIDE, _CLEARLY = (1e-2, 1.0), 0.999
+_STATIONARY = 1e-7  # cosine between r and the space of the columns of J that is none
+_LEAST_VIOLATION = 1e-7  # of an infeasible point
+_LEAST_SLOPE = 1e-3  # of the slopes that this cosine is relative to
+_ASIDE, _CLEARLY = (1e-2, 1.0), 0.999  # relative distances to points beside, and how much better these must end
 _REACH = 2.0  # longest step, relative to y
 _STALLED = 1e-4  # the same where rounding stops all progress
-_LEAST_DECREASE = 1e-13
-_LARGEST_RIDGE = 1e12
-_CHECK = 4
+_LEAST_DECREASE = 1e-13  # relative, of a step that is taken
+_LARGEST_RIDGE = 1e12  # after which an element gives up
+_CHECK = 4  # iterations between two questions to the device
 _SECOND_ORDER = 8  # iterations of Gauss and Newton before second derivatives are used
 
 

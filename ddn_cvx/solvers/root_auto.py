@@ -20,7 +20,16 @@ from ddn_cvx.solvers.root_newton import RootNewton
 @register
 @dataclass(frozen=True)
 class RootAuto(RootSolver):
-    """``Anderson`` for a map, ``RootNewton`` for equations; elements that Anderson does not solve go to Newton."""
+    """The default for fixed points and roots: ``Anderson`` for a map, ``RootNewton`` for equations; elements that Anderson
+    does not solve go to Newton.
+
+    Examples
+    --------
+    >>> import torch, ddn_cvx as ddn
+    >>> layer = ddn.DeclarativeLayer(ddn.FixedPoint((), lambda y, x: torch.cos(y) * x), solver=ddn.RootAuto())
+    >>> layer(torch.tensor([0.0, 1.0]))
+    tensor([0.0000, 0.7391])
+    """
 
     name: ClassVar[str] = "auto"
     minds_time: ClassVar[bool] = True

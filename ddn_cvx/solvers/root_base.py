@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.linalg.elements import put, take
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
 from ddn_cvx.solution import Status
@@ -97,10 +98,10 @@ def iterate(
         if iteration % _CHECK == 0 or last:
             left = torch.nonzero(live).flatten()
             if last or not len(left) or 4 * len(left) <= 3 * len(live):
-                record = _Best(*(t.index_copy(0, best.row, new) for t, new in zip(record, best, strict=True)))
+                record = put(record, best.row, best)
                 if last or not len(left):
                     break
-                best, y, F, unit = _Best(*(t[left] for t in best)), y[left], F[left], unit[left]
+                best, y, F, unit = take(best, left), y[left], F[left], unit[left]
                 theta = theta.take(left)
                 method.take(left)
                 live = live[left]

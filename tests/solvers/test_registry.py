@@ -54,7 +54,7 @@ def test_every_solver_has_its_name():
     kinds = [kind for kind in vars(ddn).values() if isinstance(kind, type)]
     public = [kind for kind in kinds if issubclass(kind, (NonlinearSolver, RootSolver))]
     known = {*NonlinearSolver.known.values(), *RootSolver.known.values()}
-    assert len(public) == 13 and known.issuperset(public)
+    assert len(public) == 14 and known.issuperset(public)
 
 
 def test_the_names_of_nonlinear_solvers_are_listed():
