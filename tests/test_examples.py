@@ -39,5 +39,5 @@ def test_unknown_node_is_refused() -> None:
 
 def test_command_runs_an_example(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ddn_cvx", "gallery", "l2-ball", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "--seeds" in done.stdout, done.stderr

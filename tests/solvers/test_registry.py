@@ -129,7 +129,7 @@ solver, program, data = pickle.loads({pickle.dumps((CvxpySolver("HIGHS"), *rando
 print("before")
 print(solver.solve(program, data, Workspace()).status.tolist())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert (done.stdout, done.stderr) == ("before\n[0]\n", "")
 
 
