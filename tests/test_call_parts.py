@@ -63,7 +63,7 @@ def test_inference_mode_is_left_and_restored(kind: Callable[..., Any]) -> None:
 
 @each_kind
 def test_a_report_needs_numbers(kind: Callable[..., Any]) -> None:
-    layer = DeclarativeLayer(kind(lambda x: x))
+    layer = DeclarativeLayer(kind(lambda x: x, parameters=[()]))
 
     def value(x: Tensor) -> Tensor:
         return layer.solve(x).outputs[0]
