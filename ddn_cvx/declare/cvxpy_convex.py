@@ -367,7 +367,9 @@ def declare(
         See ``ConvexProblem`` and ``NonconvexProblem``.
     """
     if not isinstance(problem, cp.Problem):
-        raise DeclarationError(f"problem must be a cvxpy.Problem, got {type(problem).__name__}.")
+        raise DeclarationError(
+            f"problem must be a cvxpy.Problem, or a TorchProblem, FixedPoint, Root or ODE, got {type(problem).__name__}."
+        )
     bare = isinstance(variables, cp.Variable)
     outputs = problem.variables() if variables is None else [variables] if bare else list(variables)
     if isinstance(parameters, cp.Parameter):

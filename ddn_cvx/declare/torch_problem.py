@@ -115,7 +115,7 @@ class TorchProblem(Generic[V_co]):
         for name, function in functions.items():
             if function is not None and not callable(function):
                 raise DeclarationError(f"{name} must be callable, got {type(function).__name__}.")
-        if smooth is not None and not smooth > 0:
+        if smooth is not None and not (isinstance(smooth, int | float) and smooth > 0):
             raise DeclarationError(f"smooth must be a positive width, got {smooth!r}.")
         leading = objective if residual is None else residual
         if leading is None or (objective is not None and residual is not None):

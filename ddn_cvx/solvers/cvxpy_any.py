@@ -104,6 +104,8 @@ class CvxpySolver(Solver):
     def __post_init__(self) -> None:
         import cvxpy as cp
 
+        if not isinstance(self.solver, str):
+            raise InputError(f"CvxpySolver takes the name of a solver, such as 'OSQP', got {self.solver!r}")
         solver = self.solver.upper()
         object.__setattr__(self, "solver", solver)
         object.__setattr__(self, "options", dict(self.options))

@@ -64,6 +64,12 @@ class Model(ABC):
         """``-(J'WJ + diag(ridge))^-1 slope``, ridge and result ``(B, n)``."""
 
 
+def _require_callable(owner: str, *functions: Callable[..., Tensor] | None) -> None:
+    for function in functions:
+        if function is not None and not callable(function):
+            raise InputError(f"a function of {owner} must be callable, got {function!r}")
+
+
 @register
 @dataclass(frozen=True)
 class LeastSquares(NonlinearSolver):
@@ -108,6 +114,7 @@ class LeastSquares(NonlinearSolver):
 
     def __post_init__(self) -> None:
         require_positive(self.name, self, "max_iterations", "tolerance")
+        _require_callable(self.name, self.residual)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         if self.residual is None and program.residuals is None:
@@ -190,6 +197,7 @@ class BundleAdjustment(NonlinearSolver):
     def __post_init__(self) -> None:
         counts = ("cameras", "points", "camera_size", "point_size")
         require_positive(self.name, self, *counts, "max_iterations", "tolerance")
+        _require_callable(self.name, self.residual, self.observations)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         expected = self.cameras * self.camera_size + self.points * self.point_size

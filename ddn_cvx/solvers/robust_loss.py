@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive
 from ddn_cvx.errors import InputError
 
 _KINDS = ("squared", "huber", "pseudo_huber", "cauchy", "welsch")
@@ -42,8 +43,7 @@ class RobustLoss:
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
             raise InputError(f"the loss must be one of {', '.join(_KINDS)}, got {self.kind!r}")
-        if not self.width > 0:
-            raise InputError(f"the width of a loss must be above 0, got {self.width!r}")
+        require_positive("the width of a loss", self.width)
 
     def value(self, r: Tensor) -> Tensor:
         """rho, elementwise."""

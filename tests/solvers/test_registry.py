@@ -249,3 +249,18 @@ def test_package_does_without_ecos(monkeypatch):
     for name in ("auto", "clarabel", "scs", "interior_point"):
         program, data = random_program(CONES["linear"], batch=1)
         assert resolve(name).solve(program, data, Workspace()).status.tolist() == [Status.SOLVED]
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: ddn.LeastSquares(residual=3), "a function of least_squares must be callable, got 3"),
+        (lambda: ddn.RobustLoss("huber", "a"), "the width of a loss must be a positive number, got 'a'"),
+        (lambda: ddn.CvxpySolver(3), "CvxpySolver takes the name of a solver, such as 'OSQP', got 3"),
+        (lambda: ddn.TorchProblem((3,), torch.sum, smooth="a"), "smooth must be a positive width, got 'a'"),
+        (lambda: ddn.DeclarativeLayer(3), "a cvxpy.Problem, or a TorchProblem, FixedPoint, Root or ODE, got int"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(make, message):
+    with pytest.raises((ddn.InputError, ddn.DeclarationError), match=message):
+        make()
