@@ -98,3 +98,13 @@ def test_a_mapped_node_without_shapes_is_refused(name: str) -> None:
     # Forward mode maps over directions, not over inputs.
     jacobian = torch.func.jacfwd(layer)(points)
     torch.testing.assert_close(jacobian[0, :, 0], torch.func.jacfwd(declared)(points[0]), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_a_mapped_node_may_say_that_its_first_dimension_is_the_batch(name: str) -> None:
+    layer = ddn.DeclarativeLayer(INNER[name](parameters="batched"))
+    batches = torch.stack((torch.cat((POINT, 2 * POINT)), torch.cat((3 * POINT, POINT))))  # (2, 2, 2)
+    each = torch.stack([layer(batch) for batch in batches])
+    torch.testing.assert_close(torch.func.vmap(layer)(batches), each, rtol=0, atol=1e-8)
+    inside = ddn.TorchProblem((2,), lambda y, x: (y - layer(x.unsqueeze(0))[0]).square().sum(), parameters=[(2,)])
+    torch.testing.assert_close(ddn.DeclarativeLayer(inside)(POINT), layer(POINT), rtol=0, atol=1e-6)

@@ -214,7 +214,7 @@ def test_bad_declarations_name_the_culprit() -> None:
     ]:
         with pytest.raises(ddn.DeclarationError, match=message):
             ddn.DeclarativeLayer(problem, *arguments)
-    with pytest.raises(ddn.DeclarationError, match=r"cvxpy.Problem, got int"):
+    with pytest.raises(ddn.DeclarationError, match=r"cvxpy.Problem, or .*, got int"):
         ddn.DeclarativeLayer(3)
     for problem, message in [
         (cp.Problem(cp.Minimize(cp.sum(cp.Variable(2, integer=True, name="k")))), "'k' is integer"),

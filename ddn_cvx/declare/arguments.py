@@ -35,9 +35,10 @@ class Arguments:
 
     Parameters
     ----------
-    parameters : None, sequence or mapping
+    parameters : None, sequence, mapping or "batched"
         Shapes of one instance, nested in dicts, lists and tuples as the functions expect them. A mapping names the inputs,
-        and each function then takes those that it names. None: dimension 0 of every input is the batch.
+        and each function then takes those that it names. None: dimension 0 of every input is the batch, and calls from
+        where an instance is likelier are refused; ``"batched"``: it is the batch wherever the call comes from.
     function : callable
         The one whose signature names the inputs when ``parameters`` does not.
     skip : int
@@ -48,11 +49,12 @@ class Arguments:
         self.by_name = isinstance(parameters, Mapping)
         self.names = [str(k) for k in parameters] if isinstance(parameters, Mapping) else _names(function, skip)
         self.declared: list[tuple[list[ParameterSpec], Any]] | None = None
-        if parameters is None:
+        self._batched = isinstance(parameters, str) and parameters == "batched"
+        if parameters is None or self._batched:
             return
         if isinstance(parameters, str | Tensor) or not isinstance(parameters, Sequence | Mapping) or is_shape(parameters):
             raise DeclarationError(
-                "parameters must be a list of shapes such as [(3,), (2, 3)], or a dict of them; "
+                "parameters must be a list of shapes such as [(3,), (2, 3)], a dict of them, or 'batched'; "
                 f"got {parameters!r}. A single input is [shape]."
             )
         values = list(parameters.values()) if isinstance(parameters, Mapping) else list(parameters)
@@ -99,11 +101,12 @@ class Arguments:
             leaves, tree = pytree.tree_flatten(trees[name])
             if self.declared is None:
                 inner = ONE_INSTANCE.get() and any(getattr(leaf, "ndim", 0) for leaf in leaves)
-                if inner or any(map(_is_mapped, leaves)):
+                if not self._batched and (inner or any(map(_is_mapped, leaves))):
                     place = "a function of one instance of another node" if inner else "torch.func.vmap"
                     raise DeclarationError(
                         f"A node whose input shapes are not declared got {name!r} inside {place}, where it would take the "
-                        "first dimension for a batch; declare it with parameters=[shape, ...]."
+                        "first dimension for a batch; declare it with parameters=[shape, ...], or with "
+                        "parameters='batched' if that is what it is."
                     )
                 found = [_undeclared(_label(name, i, len(leaves)), leaf) for i, leaf in enumerate(leaves)]
             else:

@@ -67,7 +67,7 @@ class FixedPoint(_Equations[V_co]):
         Returns the variable, ``(*shape)`` (batched: ``(B, *shape)``).
     initial : number, tensor, dict, or callable of the inputs, optional
         Where the iteration starts. Default: zero.
-    parameters : list or dict of shapes, optional
+    parameters : list or dict of shapes, or "batched", optional
         Shapes of one instance of each input, as for ``TorchProblem``. Default: dimension 0 of every input is the batch.
     batched : bool
         The map takes and returns a batch. Each element may only depend on its own row.

@@ -40,7 +40,7 @@ class ODE(OfFunctions, Generic[V_co]):
         then is ``(*batch, K, *shape)``.
     initial : number, tensor, dict, or callable of the inputs, optional
         The initial state. Default: the first input of the layer, ``layer(y0, *inputs)``; the functions get the others.
-    parameters : list or dict of shapes, optional
+    parameters : list or dict of shapes, or "batched", optional
         Shapes of one instance of each input of the functions. Default: dimension 0 of every input is the batch.
     batched : bool
         The functions take and return a batch. Each element may only depend on its own row.

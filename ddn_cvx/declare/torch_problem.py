@@ -53,10 +53,11 @@ class TorchProblem(Generic[V_co]):
         Your own solver: ``solve(*inputs)`` gets the whole batch, ``(B, *shape)`` float64 each and detached, and returns the
         variable ``(B, *shape)``. NaN in an element means that it has no solution. What it returns is polished, checked
         and differentiated like any other answer.
-    parameters : list or dict of shapes, optional
+    parameters : list or dict of shapes, or "batched", optional
         Shapes of one instance of each input, possibly nested; inputs then have any leading batch dimensions, and those
         without are shared. With a dict every function takes the inputs that it names. Default: dimension 0 of every
         input is the batch, and ``torch.func.vmap`` over the layer is an error, for it takes dimensions away.
+        ``"batched"``: dimension 0 is the batch there, too.
     batched : bool
         The functions take and return a batch. Each element may only depend on its own row.
     maximise : bool

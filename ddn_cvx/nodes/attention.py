@@ -61,7 +61,9 @@ class Entmax(nn.Module):
             raise DeclarationError(f"temperature must be above 0, got {temperature!r}.")
         self.alpha, self.temperature = float(alpha), temperature
         total = partial(_total, self.alpha)
-        self.layer = DeclarativeLayer(Root((), total, batched=True, initial=partial(_bisect, self.alpha)))
+        self.layer = DeclarativeLayer(
+            Root((), total, batched=True, initial=partial(_bisect, self.alpha), parameters="batched")
+        )
 
     def forward(self, s: Tensor) -> Tensor:
         """The weights, in the dtype of s."""

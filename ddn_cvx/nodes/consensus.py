@@ -79,7 +79,7 @@ class Consensus(nn.Module):
                 raise DeclarationError(f"{name} must be above 0, got {value!r}.")
         self.residual, self.minimal, self.homogeneous = residual, minimal, homogeneous
         self.sample, self.square, self.hypotheses = sample, threshold**2, hypotheses
-        self.layer = DeclarativeLayer(TorchProblem((size,), objective=self._cost, solve=self._search))
+        self.layer = DeclarativeLayer(TorchProblem((size,), objective=self._cost, solve=self._search, parameters="batched"))
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """The model, in the dtype of x."""

@@ -67,7 +67,9 @@ class GaussianMixture(nn.Module):
             raise DeclarationError(f"steps must not be negative, got {steps!r}.")
         self.components, self.dimension, self.floor, self.steps = components, dimension, floor, steps
         variable = {"log_shares": (components,), "means": (components, dimension), "log_variances": (components,)}
-        self.layer = DeclarativeLayer(FixedPoint(variable, self._step, batched=True, initial=self._climb))
+        self.layer = DeclarativeLayer(
+            FixedPoint(variable, self._step, batched=True, initial=self._climb, parameters="batched")
+        )
 
     def forward(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Shares, means and variances, in the dtype of x."""

@@ -85,6 +85,7 @@ class RobustPooling(nn.Module):
                 (1 if dimension is None else dimension,),
                 objective=lambda y, x: alpha**2 * phi.value((y - x).square().sum(-1) / alpha**2).sum(),
                 solve=partial(_reweight, phi, alpha, 1 if phi.convex else starts),
+                parameters="batched",
                 stationary=phi.convex,  # a minimum then, even without curvature, as between two groups of points
             )
         )
