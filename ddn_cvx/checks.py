@@ -1,8 +1,10 @@
-"""What is checked of single numbers that are given as options."""
+"""What is checked of numbers that are given as options."""
 
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,3 +26,18 @@ def require_whole(name: str, value: Any, least: int) -> None:
 def is_whole(value: Any, least: int) -> bool:
     """Whether the value is a whole number of at least ``least``."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def require_positive_options(owner: str, solver: Any, *names: str) -> None:
+    """Raise ``InputError`` unless each of these options, or each there is, is a number above zero, and an integer where that
+    is its type; an option that is None by default may be None."""
+    known = {option.name: option for option in fields(solver)}
+    for name in names or known:
+        value, option = getattr(solver, name), known[name]
+        if value is None and option.default is None:
+            continue
+        whole = "int" in re.findall(r"\w+", str(option.type))
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value > 0:
+            raise InputError(
+                f"option '{name}' of {owner} must be {'an integer' if whole else 'a number'} above 0, got {value!r}"
+            )

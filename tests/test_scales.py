@@ -85,7 +85,7 @@ def test_flag_and_derivative_in_any_units(name: str, rule: str, dtype: torch.dty
     expected = (1 - WEIGHT[rule]) * without + WEIGHT[rule] * with_
     pairs = {(1.0, s) for s in SCALES} | {(s, 1.0) for s in SCALES} | {(1e-8, 1e8), (1e8, 1e-8), (1e8, 1e8), (1e-8, 1e-8)}
     for objective, row in sorted(pairs):
-        if name == "exponential" and objective < 1e-4:
+        if name == "exponential" and objective == 1e-8:
             continue  # flagged without need: the multiplier is a 1e-8 of the slack, and has eight digits in a sum with it
         regularity, jacobian = found(build(row), at, objective, rule, dtype)
         assert regularity == flag, f"objective times {objective}, row times {row}"

@@ -18,7 +18,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddn_cvx.checks import is_whole
@@ -160,6 +162,13 @@ class Product:
             found.append(Block(kind, slice(stop, stop + rows), extra))
             stop += rows
         return found
+
+    @cached_property
+    def rows_alike(self) -> NDArray[np.int64]:
+        """For each row a number, from 0 on, that it has in common with the rows that must be scaled alike, ``(m,)``."""
+        lengths = [(block.kind, block.rows.stop - block.rows.start) for block in self.blocks()]
+        sizes = [k for kind, length in lengths for k in ([1] * length if kind in ("zero", "nonneg") else [length])]
+        return np.repeat(np.arange(len(sizes)), sizes)
 
     @cached_property
     def _layout(self) -> Layout:

@@ -55,11 +55,7 @@ class ConeUnits:
 
     def __init__(self, program: ConicProgram, visible: NDArray[np.bool_], limit: float):
         half_lines = program.cones.zero + program.cones.nonneg
-        self._program, self._limit = program, limit
-        self._block = np.arange(program.m)  # each half-line is its own
-        for block in program.cones.blocks():
-            if block.rows.start >= half_lines:
-                self._block[block.rows] = block.rows.start
+        self._program, self._limit, self._block = program, limit, program.cones.rows_alike
         self.curved = program.A.rows >= half_lines
         """The entries of A in rows of curved cones."""
         self._steps = self._plan(visible) if self.curved.any() else []

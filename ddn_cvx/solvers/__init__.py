@@ -42,8 +42,7 @@ Equations and initial value problems
                         integrators
 
 Around all of them
-    ``by_name``, ``checks``
-                        names and options
+    ``by_name``         names and options
     ``guard``, ``deadline``
                         breakdowns and time
 """

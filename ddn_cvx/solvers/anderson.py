@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.root_base import Method, RootPoint, RootSolver, iterate, units
 
 
@@ -48,7 +48,7 @@ class Anderson(RootSolver):
     """How much of the map's step is taken: ``y + mixing (f(y) - y)`` (default 1)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self)
+        require_positive_options(self.name, self)
 
     def unsupported(self, program: RootProgram) -> str | None:
         return None if program.is_map else "it iterates a map; declare a FixedPoint, or pick another solver"

@@ -18,11 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.linalg.iterative import MatrixFreeSaddle
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.newton import NewtonKrylov
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver, require_solver
@@ -71,7 +71,7 @@ class AugmentedLagrangian(NonlinearSolver):
     """Products that the last Newton step may cost (default 2000)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self, *(option.name for option in fields(self) if option.name != "solver"))
+        require_positive_options(self.name, self, *(option.name for option in fields(self) if option.name != "solver"))
         require_solver(self.name, self.solver)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import torch
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.errors import InputError
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.active_set import ActiveSet
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace, solve_in_units
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cost import Size, seconds
@@ -85,7 +85,7 @@ class Auto(Solver):
     """Threads that share a batch; None is one a processor (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive(f"solver '{self.name}'", self, "dense_limit", "threads")
+        require_positive_options(f"solver '{self.name}'", self, "dense_limit", "threads")
         sizes = self.batches
         if not (isinstance(sizes, tuple) and sizes and all(isinstance(b, int) and b > 0 for b in sizes)):
             raise InputError(f"batches must be a tuple of positive integers such as (1, 64), got {sizes!r}.")

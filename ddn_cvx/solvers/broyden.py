@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.linalg.general import GeneralFactor
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import RootProgram
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.root_base import Method, RootPoint, RootSolver, iterate, units
 
 
@@ -49,7 +49,7 @@ class Broyden(RootSolver):
     """Corrections that are kept; when there are as many, all are dropped (default 30)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self)
+        require_positive_options(self.name, self)
 
     def unsupported(self, program: RootProgram) -> str | None:
         if program.is_map or program.is_dense:

@@ -16,13 +16,13 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.cones import Product
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import limit
 from ddn_cvx.solvers.elementwise import Answer, closed_form, options, requires, solve_each
 from ddn_cvx.solvers.equilibrate import Equilibration
@@ -86,7 +86,7 @@ class Clarabel(Solver):
 
     def __post_init__(self) -> None:
         tolerances = ("tol_feas", "tol_gap_abs", "tol_gap_rel", "tol_infeas_abs", "tol_infeas_rel")
-        require_positive(f"solver '{self.name}'", self, *tolerances, "max_iter", "time_limit", "threads")
+        require_positive_options(f"solver '{self.name}'", self, *tolerances, "max_iter", "time_limit", "threads")
 
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()

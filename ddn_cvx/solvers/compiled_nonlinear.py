@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kernels.jit import spread
 from ddn_cvx.kernels.nonlinear import solve_batch
@@ -18,7 +19,6 @@ from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.tape import pack
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import clock
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
@@ -77,7 +77,7 @@ class CompiledInteriorPoint(NonlinearSolver):
     """Threads that share the batch (default: one a processor)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self)
+        require_positive_options(self.name, self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         if not program.n:

@@ -13,11 +13,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.conic_cones import Cones
 from ddn_cvx.solvers.conic_embedding import Arithmetic, Problem, advance, errors, start
 from ddn_cvx.solvers.conic_scaling import equilibrate
@@ -91,7 +91,9 @@ class ConicInteriorPoint(Solver):
     """Iterations between tests for convergence; None is 1 on CPUs and 4 on devices that wait for them (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive(f"solver '{self.name}'", self, *(option.name for option in fields(self) if option.name != "single"))
+        require_positive_options(
+            f"solver '{self.name}'", self, *(option.name for option in fields(self) if option.name != "single")
+        )
 
     def unsupported(self, program: ConicProgram) -> str | None:
         return None

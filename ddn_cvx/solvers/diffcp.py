@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import scipy.sparse as sp
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.errors import InputError
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.elementwise import (
     Answer,
     closed_form,
@@ -67,7 +67,7 @@ class Diffcp(Solver):
     """All of that solver's tolerances (default 1e-9)."""
 
     def __post_init__(self) -> None:
-        require_positive(f"solver '{self.name}'", self, "tolerance", "max_iterations")
+        require_positive_options(f"solver '{self.name}'", self, "tolerance", "max_iterations")
         if self.solve_method not in _OPTIONS:
             raise InputError(f"option 'solve_method' of 'diffcp' must be one of {[*_OPTIONS]}, got {self.solve_method!r}")
 

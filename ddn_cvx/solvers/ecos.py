@@ -15,12 +15,12 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.elementwise import (
     Answer,
     closed_form,
@@ -79,7 +79,7 @@ class ECOS(Solver):
     """Print ECOS's progress (default False)."""
 
     def __post_init__(self) -> None:
-        require_positive(f"solver '{self.name}'", self, "abstol", "reltol", "feastol", "max_iters")
+        require_positive_options(f"solver '{self.name}'", self, "abstol", "reltol", "feastol", "max_iters")
 
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddn_cvx.cones import Product
 from ddn_cvx.program.conic import ConicData, ConicProgram
 
 Floats = NDArray[np.float64]
@@ -26,15 +25,6 @@ Exponents = NDArray[np.int16]
 SWEEPS = 10
 LARGEST = 13  # no factor leaves [2^-13, 2^13], about [1e-4, 1e4]
 EMPTY = -9000  # the exponent given to zero; an entry this small has no say
-
-
-def rows_alike(cones: Product) -> NDArray[np.int64]:
-    """For each row a number, from 0 on, that it has in common with the rows that must be scaled alike, ``(m,)``."""
-    sizes: list[int] = []
-    for kind, rows, _ in cones.blocks():
-        length = rows.stop - rows.start
-        sizes += [1] * length if kind in ("zero", "nonneg") else [length]
-    return np.repeat(np.arange(len(sizes)), sizes)
 
 
 class Scaled(NamedTuple):
@@ -53,7 +43,7 @@ class Equilibration:
     """The structure of one program, prepared for scaling batches of it."""
 
     def __init__(self, program: ConicProgram):
-        n, rows = program.n, rows_alike(program.cones)
+        n, rows = program.n, program.cones.rows_alike
         self.n, self.groups = n, n + int(rows.max(initial=-1)) + 1
         self.row_group = n + rows
         # Every entry of P and A sits in the row of one group and the column of another.

@@ -27,12 +27,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.linalg.products import Products, symmetric
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.elementwise import closed_form, is_finite
 from ddn_cvx.solvers.first_order_scaling import Scaled, precondition
@@ -87,7 +87,7 @@ class FirstOrder(Solver):
 
     def __post_init__(self) -> None:
         names = ("tolerance", "inaccurate_tolerance", "certificate_tolerance", "max_iterations", "check_every")
-        require_positive(f"solver '{self.name}'", self, *names)
+        require_positive_options(f"solver '{self.name}'", self, *names)
 
     def unsupported(self, program: ConicProgram) -> str | None:
         return None

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ddn_cvx.program.affine_map import constant, take
 from ddn_cvx.program.conic import ConicData, ConicProgram
-from ddn_cvx.solvers.equilibrate import rows_alike
 
 SWEEPS = 10
 
@@ -38,7 +37,7 @@ def precondition(program: ConicProgram, data: ConicData) -> Scaled:
     pr, pc, ar, ac = program.index(data.q.device)
     P, A = data.P.abs(), data.A.abs()
     D, E = torch.ones_like(data.q), torch.ones_like(data.b)
-    alike = rows_alike(program.cones)
+    alike = program.cones.rows_alike
     cone, count = constant(alike, data.q.device), int(alike.max(initial=-1)) + 1
     for sweep in range(SWEEPS + 1):
         mode = "amax" if sweep < SWEEPS else "sum"

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.elementwise import is_finite
 from ddn_cvx.solvers.interior_point_path import Iterate, Limits, Newton, iterate, merit_of
 
@@ -77,7 +77,7 @@ class InteriorPoint(Solver):
     """The proximal weight delta, next to data of order one (default 1e-8)."""
 
     def __post_init__(self) -> None:
-        require_positive(f"solver '{self.name}'", self)
+        require_positive_options(f"solver '{self.name}'", self)
 
     def unsupported(self, program: ConicProgram) -> str | None:
         if not program.cones.is_polyhedral:

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.descent import Directions, Goal, descend, unconstrained_only
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
@@ -52,7 +52,7 @@ class LBFGS(NonlinearSolver):
     """Pairs of steps and gradient changes that are kept (default 20)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self)
+        require_positive_options(self.name, self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return unconstrained_only(program)

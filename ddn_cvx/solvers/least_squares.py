@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.linalg import cholesky_ex
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.errors import DeclarationError, InputError
 from ddn_cvx.linalg.elements import choose, take
 from ddn_cvx.linalg.saddle_structured import Arrow
 from ddn_cvx.program.nonlinear import Loss, NonlinearProgram, Residuals, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.descent import Goal, unconstrained_only
 from ddn_cvx.solvers.newton import Newton, NewtonKrylov
@@ -113,7 +113,7 @@ class LeastSquares(NonlinearSolver):
     """Largest entry of the gradient at which an element stops, relative to the first one if above one (default 1e-10)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self, "max_iterations", "tolerance")
+        require_positive_options(self.name, self, "max_iterations", "tolerance")
         _require_callable(self.name, self.residual)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
@@ -196,7 +196,7 @@ class BundleAdjustment(NonlinearSolver):
 
     def __post_init__(self) -> None:
         counts = ("cameras", "points", "camera_size", "point_size")
-        require_positive(self.name, self, *counts, "max_iterations", "tolerance")
+        require_positive_options(self.name, self, *counts, "max_iterations", "tolerance")
         _require_callable(self.name, self.residual, self.observations)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.kernels import conic, conic_newton, interior_point
 from ddn_cvx.kernels.jit import Task
 from ddn_cvx.kernels.lanes import LANES
@@ -19,7 +20,6 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Workspace
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.compiled import FINISHED, Array, Compiled, Prepared, run, solve_batch, unsupported
 
 GOALS = (1e-5, FINISHED)
@@ -58,7 +58,7 @@ class Mehrotra(Compiled):
     """Threads that share a batch; None is one a processor (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive(f"solver '{self.name}'", self, "threads")
+        require_positive_options(f"solver '{self.name}'", self, "threads")
 
     def unsupported(self, program: ConicProgram) -> str | None:
         return unsupported(program)

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver, require_solver
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
 
@@ -52,7 +52,7 @@ class MultiStart(NonlinearSolver):
     """Where the random numbers come from; without it a new generator with seed 0 for every solve (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self, "starts", "spread")
+        require_positive_options(self.name, self, "starts", "spread")
         require_solver(self.name, self.solver)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.linalg import cholesky_ex
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.linalg.iterative import cg
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.descent import Directions, Goal, descend, unconstrained_only
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 
@@ -55,7 +55,7 @@ class Newton(NonlinearSolver):
     """The same to be INACCURATE (default 1e-5)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self)
+        require_positive_options(self.name, self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return unconstrained_only(program)
@@ -135,7 +135,7 @@ class NewtonKrylov(NonlinearSolver):
     """Hessian-vector products a step may cost (default 500)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self)
+        require_positive_options(self.name, self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return unconstrained_only(program)

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.augmented_lagrangian import AugmentedLagrangian
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.compiled_nonlinear import CompiledInteriorPoint
 from ddn_cvx.solvers.descent import unconstrained_only
 from ddn_cvx.solvers.lbfgs import LBFGS
@@ -54,7 +54,7 @@ class NonlinearAuto(NonlinearSolver):
     """n + p + m up to which matrices are formed (default 1000)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self)
+        require_positive_options(self.name, self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"

@@ -17,12 +17,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.linalg.elements import choose, put, take
 from ddn_cvx.linalg.saddle import CondensedFactor
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
@@ -106,7 +106,7 @@ class NonlinearInteriorPoint(NonlinearSolver):
     """The same for a warm start (default 1e-3)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self)
+        require_positive_options(self.name, self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.linalg.gmres import gmres
 from ddn_cvx.program.nonlinear import Theta
 from ddn_cvx.program.root import Linearised, RootProgram
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.root_base import Method, RootPoint, RootSolver, iterate, units
 
 _STEPS = (1.0, 0.5, 0.1, 1e-2, 1e-3)
@@ -53,7 +53,7 @@ class RootNewton(RootSolver):
     """Products with the Jacobian a step may cost if it is not formed (default 200)."""
 
     def __post_init__(self) -> None:
-        require_positive(self.name, self)
+        require_positive_options(self.name, self)
 
     def unsupported(self, program: RootProgram) -> str | None:
         return None if program.n else "it needs at least one unknown"

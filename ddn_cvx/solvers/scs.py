@@ -12,13 +12,13 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.errors import InputError
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.row_order import RowOrder, scs_cones, scs_rows
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.by_name import register
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import limit
 from ddn_cvx.solvers.elementwise import Answer, closed_form, options, requires, solve_each
 from ddn_cvx.solvers.guard import is_breakdown
@@ -98,7 +98,7 @@ class SCS(Solver):
 
     def __post_init__(self) -> None:
         names = ("eps_abs", "eps_rel", "eps_infeas", "max_iters", "alpha", "rho_x", "scale", "threads")
-        require_positive(f"solver '{self.name}'", self, *names)
+        require_positive_options(f"solver '{self.name}'", self, *names)
 
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddn_cvx.checks import require_positive_options
 from ddn_cvx.errors import InputError
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import own
-from ddn_cvx.solvers.checks import require_positive
 from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.ode_base import Broken, Field, Integrator
 
@@ -52,7 +52,7 @@ class Torchdiffeq(Integrator):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
-        require_positive("Torchdiffeq", self, "rtol", "atol", "max_steps")
+        require_positive_options("Torchdiffeq", self, "rtol", "atol", "max_steps")
 
     def error(self, dtype: torch.dtype) -> float:
         return sum(self._allowed(dtype))

@@ -37,6 +37,15 @@ STEPS = (
 )
 
 
+def outcome(x: float, y: float, width: float, answer: str, remark: str) -> list[str]:
+    """A box with what to take, and why."""
+    return [
+        box(x, y, width, 50, FORWARD, FORWARD),
+        text(x + 10, y + 21, escape(answer, quote=False), 13.5, INK, MONO, "start"),
+        text(x + 10, y + 41, escape(remark, quote=False), 13, INK, "", "start"),
+    ]
+
+
 def chart(rows: tuple[tuple[str, str, str], ...], yes: str = "yes", no: str = "no") -> str:
     """A row for each question: no goes down, yes goes right."""
     parts = [f"<g {SANS}>"]
@@ -47,9 +56,7 @@ def chart(rows: tuple[tuple[str, str, str], ...], yes: str = "yes", no: str = "n
             text(108, y + 30, escape(question), 14),
             arrow(213, y + 25, 44, FORWARD),
             text(232, y + 17, yes, 12, FORWARD),
-            box(260, y, 334, 50, FORWARD, FORWARD),
-            text(270, y + 21, escape(answer, quote=False), 13.5, INK, MONO, "start"),
-            text(270, y + 41, escape(remark, quote=False), 13, INK, "", "start"),
+            *outcome(260, y, 334, answer, remark),
         ]
         if place + 1 < len(rows):
             parts += [arrow(108, y + 53, 22, INK, down=True), text(124, y + 69, no, 12, INK)]
@@ -66,9 +73,7 @@ def tall_chart(rows: tuple[tuple[str, str, str], ...], yes: str = "yes") -> str:
             text(180, y + 22, escape(question), 15),
             arrow(60, y + 36, 24, FORWARD, down=True),
             text(76, y + 52, yes, 12, FORWARD, "", "start"),
-            box(32, y + 62, 322, 50, FORWARD, FORWARD),
-            text(42, y + 83, escape(answer, quote=False), 13.5, INK, MONO, "start"),
-            text(42, y + 103, escape(remark, quote=False), 13, INK, "", "start"),
+            *outcome(32, y + 62, 322, answer, remark),
         ]
         if place + 1 < len(rows):
             parts.append(arrow(18, y + 36, 94, INK, down=True))
