@@ -28,7 +28,7 @@ def is_whole(value: Any, least: int) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
-def require_positive_options(owner: str, solver: Any, *names: str) -> None:
+def require_positive_options(solver: Any, *names: str) -> None:
     """Raise ``InputError`` unless each of these options, or each there is, is a number above zero, and an integer where that
     is its type; an option that is None by default may be None."""
     known = {option.name: option for option in fields(solver)}
@@ -38,6 +38,5 @@ def require_positive_options(owner: str, solver: Any, *names: str) -> None:
             continue
         whole = "int" in re.findall(r"\w+", str(option.type))
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value > 0:
-            raise InputError(
-                f"option '{name}' of {owner} must be {'an integer' if whole else 'a number'} above 0, got {value!r}"
-            )
+            kind = "an integer" if whole else "a number"
+            raise InputError(f"option '{name}' of {type(solver).__name__} must be {kind} above 0, got {value!r}")

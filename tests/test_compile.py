@@ -86,6 +86,21 @@ def ode() -> DeclarativeLayer:
     return DeclarativeLayer(ODE((3,), lambda t, y: torch.tanh(field(y)), times=[0.0, 0.5, 1.0]))
 
 
+class Owner(nn.Module):
+    """A layer whose function is a method of the module that holds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3).double()
+        self.layer = DeclarativeLayer(TorchProblem(3, self.cost))
+
+    def cost(self, y: Tensor, x: Tensor) -> Tensor:
+        return (y - self.inner(x)).square().sum()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x)
+
+
 class Nested(nn.Module):
     """Passes a dict of the input."""
 
@@ -136,6 +151,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "cone": cone,
     "sphere": sphere,
     "torch": lambda: Nested(in_torch()),
+    "owner": Owner,
     "fixed_point": fixed_point,
     "root": root,
     "ode": ode,

@@ -46,6 +46,8 @@ class Captured(nn.Module):
     functions : mapping of name -> callable, tensor or anything that holds them
     """
 
+    _held: dict[str, nn.Module | None]
+
     def __init__(self, functions: Mapping[str, object]):
         super().__init__()
         found = _Walk()
@@ -73,13 +75,13 @@ class Captured(nn.Module):
     def _modules(self) -> dict[str, nn.Module | None]:
         """Without modules of which this one is a part, as where the functions are methods of the module that has the layer:
         as a part of its own part it would send ``train``, ``to`` and ``state_dict`` round for ever."""
-        held: dict[str, nn.Module | None] = self.__dict__["_modules"]
-        owners = {name for name, module in held.items() if module is not None and _is_part(self, module)}
-        return {name: module for name, module in held.items() if name not in owners} if owners else held
+        owners = {name for name, module in self._held.items() if module is not None and _is_part(self, module)}
+        return {name: module for name, module in self._held.items() if name not in owners} if owners else self._held
 
     @_modules.setter
     def _modules(self, held: dict[str, nn.Module | None]) -> None:
-        self.__dict__["_modules"] = held
+        # Under both names: nn.Module looks for the first, and compilers take the first for the property above.
+        self.__dict__.update(_modules=held, _held=held)
 
     def _register(self, name: str, tensor: Tensor) -> str | None:
         """The name under which a tensor becomes a parameter; None for a constant or the result of a computation."""
@@ -114,9 +116,11 @@ class Captured(nn.Module):
             _STAND_INS.reset(token)
 
     def _lookup(self, path: str) -> Tensor:
-        owner, _, name = path.rpartition(".")
-        value: Tensor = getattr(self.get_submodule(owner), name)
-        return value
+        first, *rest = path.split(".")
+        found: Any = self._held[first] if rest else getattr(self, first)
+        for name in rest:
+            found = getattr(found, name)
+        return found
 
     def keys(self, current: Sequence[Tensor]) -> dict[int, int]:
         """``id`` of a tensor a function may meet -> its place in ``current``."""
@@ -128,7 +132,9 @@ def _is_part(module: nn.Module, of: nn.Module) -> bool:
     """Whether ``module`` is somewhere in ``of``."""
     left, seen = [of], {id(of)}
     while left:
-        inside = [part for part in left.pop().__dict__["_modules"].values() if part is not None and id(part) not in seen]
+        holder = left.pop()
+        parts = holder._held if isinstance(holder, Captured) else holder._modules
+        inside = [part for part in parts.values() if part is not None and id(part) not in seen]
         if any(part is module for part in inside):
             return True
         seen.update(map(id, inside))

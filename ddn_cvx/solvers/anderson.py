@@ -48,7 +48,7 @@ class Anderson(RootSolver):
     """How much of the map's step is taken: ``y + mixing (f(y) - y)`` (default 1)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self)
+        require_positive_options(self)
 
     def unsupported(self, program: RootProgram) -> str | None:
         return None if program.is_map else "it iterates a map; declare a FixedPoint, or pick another solver"

@@ -71,7 +71,7 @@ class AugmentedLagrangian(NonlinearSolver):
     """Products that the last Newton step may cost (default 2000)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self, *(option.name for option in fields(self) if option.name != "solver"))
+        require_positive_options(self, *(option.name for option in fields(self) if option.name != "solver"))
         require_solver(self.name, self.solver)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:

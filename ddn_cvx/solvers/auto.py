@@ -85,7 +85,7 @@ class Auto(Solver):
     """Threads that share a batch; None is one a processor (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(f"solver '{self.name}'", self, "dense_limit", "threads")
+        require_positive_options(self, "dense_limit", "threads")
         sizes = self.batches
         if not (isinstance(sizes, tuple) and sizes and all(isinstance(b, int) and b > 0 for b in sizes)):
             raise InputError(f"batches must be a tuple of positive integers such as (1, 64), got {sizes!r}.")
@@ -141,8 +141,9 @@ class Auto(Solver):
             return raw
         again = torch.nonzero(~settled).flatten()
         second = solve_in_units(spare, program, ConicData(*(t[again] for t in data)), workspace)
+        better = second.status <= int(Status.UNBOUNDED)  # a point or a certificate; else the first answer says no less
         parts = ("x", "y", "s", "status", "iterations")
-        merged = {part: getattr(raw, part).index_copy(0, again, getattr(second, part)) for part in parts}
+        merged = {part: getattr(raw, part).index_copy(0, again[better], getattr(second, part)[better]) for part in parts}
         return replace(raw, **merged)
 
     @property

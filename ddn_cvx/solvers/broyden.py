@@ -49,7 +49,7 @@ class Broyden(RootSolver):
     """Corrections that are kept; when there are as many, all are dropped (default 30)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self)
+        require_positive_options(self)
 
     def unsupported(self, program: RootProgram) -> str | None:
         if program.is_map or program.is_dense:

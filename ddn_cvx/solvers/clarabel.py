@@ -86,7 +86,7 @@ class Clarabel(Solver):
 
     def __post_init__(self) -> None:
         tolerances = ("tol_feas", "tol_gap_abs", "tol_gap_rel", "tol_infeas_abs", "tol_infeas_rel")
-        require_positive_options(f"solver '{self.name}'", self, *tolerances, "max_iter", "time_limit", "threads")
+        require_positive_options(self, *tolerances, "max_iter", "time_limit", "threads")
 
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()

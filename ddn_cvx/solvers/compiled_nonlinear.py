@@ -77,7 +77,7 @@ class CompiledInteriorPoint(NonlinearSolver):
     """Threads that share the batch (default: one a processor)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self)
+        require_positive_options(self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         if not program.n:

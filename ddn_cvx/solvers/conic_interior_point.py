@@ -91,9 +91,7 @@ class ConicInteriorPoint(Solver):
     """Iterations between tests for convergence; None is 1 on CPUs and 4 on devices that wait for them (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(
-            f"solver '{self.name}'", self, *(option.name for option in fields(self) if option.name != "single")
-        )
+        require_positive_options(self, *(option.name for option in fields(self) if option.name != "single"))
 
     def unsupported(self, program: ConicProgram) -> str | None:
         return None

@@ -67,7 +67,7 @@ class Diffcp(Solver):
     """All of that solver's tolerances (default 1e-9)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(f"solver '{self.name}'", self, "tolerance", "max_iterations")
+        require_positive_options(self, "tolerance", "max_iterations")
         if self.solve_method not in _OPTIONS:
             raise InputError(f"option 'solve_method' of 'diffcp' must be one of {[*_OPTIONS]}, got {self.solve_method!r}")
 

@@ -79,7 +79,7 @@ class ECOS(Solver):
     """Print ECOS's progress (default False)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(f"solver '{self.name}'", self, "abstol", "reltol", "feastol", "max_iters")
+        require_positive_options(self, "abstol", "reltol", "feastol", "max_iters")
 
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()

@@ -87,7 +87,7 @@ class FirstOrder(Solver):
 
     def __post_init__(self) -> None:
         names = ("tolerance", "inaccurate_tolerance", "certificate_tolerance", "max_iterations", "check_every")
-        require_positive_options(f"solver '{self.name}'", self, *names)
+        require_positive_options(self, *names)
 
     def unsupported(self, program: ConicProgram) -> str | None:
         return None

@@ -77,7 +77,7 @@ class InteriorPoint(Solver):
     """The proximal weight delta, next to data of order one (default 1e-8)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(f"solver '{self.name}'", self)
+        require_positive_options(self)
 
     def unsupported(self, program: ConicProgram) -> str | None:
         if not program.cones.is_polyhedral:

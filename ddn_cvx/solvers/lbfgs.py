@@ -52,7 +52,7 @@ class LBFGS(NonlinearSolver):
     """Pairs of steps and gradient changes that are kept (default 20)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self)
+        require_positive_options(self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return unconstrained_only(program)

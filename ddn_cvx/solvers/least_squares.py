@@ -113,7 +113,7 @@ class LeastSquares(NonlinearSolver):
     """Largest entry of the gradient at which an element stops, relative to the first one if above one (default 1e-10)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self, "max_iterations", "tolerance")
+        require_positive_options(self, "max_iterations", "tolerance")
         _require_callable(self.name, self.residual)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
@@ -196,7 +196,7 @@ class BundleAdjustment(NonlinearSolver):
 
     def __post_init__(self) -> None:
         counts = ("cameras", "points", "camera_size", "point_size")
-        require_positive_options(self.name, self, *counts, "max_iterations", "tolerance")
+        require_positive_options(self, *counts, "max_iterations", "tolerance")
         _require_callable(self.name, self.residual, self.observations)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:

@@ -58,7 +58,7 @@ class Mehrotra(Compiled):
     """Threads that share a batch; None is one a processor (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(f"solver '{self.name}'", self, "threads")
+        require_positive_options(self, "threads")
 
     def unsupported(self, program: ConicProgram) -> str | None:
         return unsupported(program)

@@ -52,7 +52,7 @@ class MultiStart(NonlinearSolver):
     """Where the random numbers come from; without it a new generator with seed 0 for every solve (default None)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self, "starts", "spread")
+        require_positive_options(self, "starts", "spread")
         require_solver(self.name, self.solver)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:

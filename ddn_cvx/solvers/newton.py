@@ -55,7 +55,7 @@ class Newton(NonlinearSolver):
     """The same to be INACCURATE (default 1e-5)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self)
+        require_positive_options(self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return unconstrained_only(program)
@@ -135,7 +135,7 @@ class NewtonKrylov(NonlinearSolver):
     """Hessian-vector products a step may cost (default 500)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self)
+        require_positive_options(self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return unconstrained_only(program)

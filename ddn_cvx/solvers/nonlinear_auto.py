@@ -54,7 +54,7 @@ class NonlinearAuto(NonlinearSolver):
     """n + p + m up to which matrices are formed (default 1000)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self)
+        require_positive_options(self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"

@@ -106,7 +106,7 @@ class NonlinearInteriorPoint(NonlinearSolver):
     """The same for a warm start (default 1e-3)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self)
+        require_positive_options(self)
 
     def unsupported(self, program: NonlinearProgram) -> str | None:
         return None if program.n else "it needs at least one variable"

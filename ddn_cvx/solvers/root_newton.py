@@ -53,7 +53,7 @@ class RootNewton(RootSolver):
     """Products with the Jacobian a step may cost if it is not formed (default 200)."""
 
     def __post_init__(self) -> None:
-        require_positive_options(self.name, self)
+        require_positive_options(self)
 
     def unsupported(self, program: RootProgram) -> str | None:
         return None if program.n else "it needs at least one unknown"

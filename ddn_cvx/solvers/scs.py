@@ -98,7 +98,7 @@ class SCS(Solver):
 
     def __post_init__(self) -> None:
         names = ("eps_abs", "eps_rel", "eps_infeas", "max_iters", "alpha", "rho_x", "scale", "threads")
-        require_positive_options(f"solver '{self.name}'", self, *names)
+        require_positive_options(self, *names)
 
     def unsupported(self, program: ConicProgram) -> str | None:
         _package()

@@ -52,7 +52,7 @@ class Torchdiffeq(Integrator):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
-        require_positive_options("Torchdiffeq", self, "rtol", "atol", "max_steps")
+        require_positive_options(self, "rtol", "atol", "max_steps")
 
     def error(self, dtype: torch.dtype) -> float:
         return sum(self._allowed(dtype))

@@ -1,5 +1,6 @@
 """Names and options of solvers."""
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers import cost
 from ddn_cvx.solvers.auto import Auto
-from ddn_cvx.solvers.base import Solver, Workspace
+from ddn_cvx.solvers.base import RawSolution, Solver, Workspace
 from ddn_cvx.solvers.clarabel import Clarabel
 from ddn_cvx.solvers.conic_interior_point import ConicInteriorPoint
 from ddn_cvx.solvers.cost import OPERATIONS, Size
@@ -242,6 +243,17 @@ def test_auto_gives_failures_a_second_chance(monkeypatch):
     raw = Auto().solve(program, data, Workspace())
     assert raw.status.tolist() == [Status.SOLVED, Status.SOLVED, Status.INVALID_DATA]
     np.testing.assert_allclose(raw.x[:2], right.x[:2], atol=1e-6)
+
+
+def test_a_second_chance_that_fails_leaves_the_first_answer(monkeypatch):
+    program, data = random_program(CONES["linear"], n=520, batch=2)
+    right = InteriorPoint().solve(program, data, Workspace())
+    first = dataclasses.replace(right, status=torch.tensor([Status.SOLVED, Status.INACCURATE]))
+    monkeypatch.setattr(InteriorPoint, "solve", lambda *_: first)
+    monkeypatch.setattr(Clarabel, "solve", lambda self, program, data, _: RawSolution.empty(program, 1, data.q))
+    raw = Auto().solve(program, data, Workspace())
+    assert raw.status.tolist() == [Status.SOLVED, Status.INACCURATE]
+    np.testing.assert_array_equal(raw.x, right.x)
 
 
 def test_package_does_without_ecos(monkeypatch):
