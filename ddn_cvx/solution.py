@@ -14,8 +14,8 @@ class Status(enum.IntEnum):
     Examples
     --------
     >>> import ddn_cvx as ddn
-    >>> ddn.Status(2), ddn.Status.INFEASIBLE.remedy
-    (<Status.INFEASIBLE: 2>, 'no point satisfies the constraints; check the parameters or relax a constraint')
+    >>> ddn.Status(4), ddn.Status.ITERATION_LIMIT.remedy
+    (<Status.ITERATION_LIMIT: 4>, 'the solver stopped at its iteration limit; raise it or rescale the problem')
     """
 
     SOLVED = 0
@@ -38,7 +38,8 @@ _REMEDY = {
     Status.SOLVED: "the optimality conditions hold to tolerance",
     Status.INACCURATE: "the returned point violates the optimality conditions beyond tolerance; "
     "tighten the solver's tolerance, raise its iteration limit, or rescale the problem",
-    Status.INFEASIBLE: "no point satisfies the constraints; check the parameters or relax a constraint",
+    Status.INFEASIBLE: "no point satisfies the constraints, or none was found if they are not convex; check the parameters "
+    "or relax a constraint",
     Status.UNBOUNDED: "the objective has no finite optimum over the constraints; add a bound or a regulariser",
     Status.ITERATION_LIMIT: "the solver stopped at its iteration limit; raise it or rescale the problem",
     Status.NUMERICAL_ERROR: "the solver broke down; rescale the problem or pick another solver",

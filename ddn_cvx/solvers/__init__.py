@@ -32,6 +32,7 @@ Nonlinear programs
                         sums of squares, and of what grows more slowly
     ``augmented_lagrangian``, ``multi_start``
                         around another solver
+    ``starts``          random points
 
 Equations and initial value problems
     ``root_base``, ``root_registry``, ``root_auto``

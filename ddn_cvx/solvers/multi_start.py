@@ -14,6 +14,7 @@ from ddn_cvx.solution import Status
 from ddn_cvx.solvers.by_name import register
 from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver, require_solver
 from ddn_cvx.solvers.nonlinear_interior_point import NonlinearInteriorPoint
+from ddn_cvx.solvers.starts import scattered
 
 
 @register
@@ -67,7 +68,8 @@ class MultiStart(NonlinearSolver):
         batch = len(start)
         everything = theta.tile(self.starts)
         lower, upper = program.bounds(theta, start)
-        starts = torch.cat((start, self._random(start, lower, upper)))
+        others = scattered(start, lower, upper, self.starts - 1, self.spread, self.generator)
+        starts = torch.cat((start, others.flatten(0, 1)))
         points = self.solver.solve(program, everything, starts)
         value = program.values(points.y, everything)[0]
         value = torch.where(points.status == int(Status.SOLVED), value, torch.inf).nan_to_num(torch.inf, torch.inf)
@@ -75,17 +77,3 @@ class MultiStart(NonlinearSolver):
         rows = best * batch + torch.arange(batch, device=start.device)
         total = points.iterations.view(self.starts, batch).sum(0)
         return replace(points.take(rows), iterations=total)
-
-    def _random(self, start: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        """``((starts - 1) B, n)``; each element with the same numbers, whatever the batch."""
-        source = torch.Generator(start.device).manual_seed(0) if self.generator is None else self.generator
-        shape = (self.starts - 1, 1, start.shape[1])
-        normal, uniform = (
-            draw(shape, generator=source, device=source.device, dtype=start.dtype).to(start.device)
-            for draw in (torch.randn, torch.rand)
-        )
-        width = upper - lower
-        boxed = width.isfinite()
-        inside = torch.where(boxed, lower, 0.0) + uniform * torch.where(boxed, width, 0.0)
-        around = torch.minimum(torch.maximum(start + self.spread * normal, lower), upper)
-        return torch.where(boxed, inside, around).reshape(-1, start.shape[1])

@@ -80,9 +80,9 @@ class NonlinearAuto(NonlinearSolver):
             point = point.put(rows, again)
         else:
             point = first.solve(program, theta, start, warm)
-        # these two ends are verdicts on the method, the others on the element
-        poor = (point.status == int(Status.ITERATION_LIMIT)) | (point.status == int(Status.INACCURATE))
-        rows = torch.nonzero(poor).flatten()
+        # these ends are verdicts on the method, the others on the element
+        ends = (Status.INACCURATE, Status.ITERATION_LIMIT, Status.NUMERICAL_ERROR)
+        rows = torch.nonzero(torch.stack([point.status == int(end) for end in ends]).any(0)).flatten()
         if not len(rows):
             return point
         again = second.solve(program, theta.take(rows), start[rows])

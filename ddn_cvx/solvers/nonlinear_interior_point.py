@@ -29,7 +29,8 @@ from ddn_cvx.solvers.nonlinear_base import NonlinearPoint, NonlinearSolver
 from ddn_cvx.solvers.nonlinear_filter import Errors, Filter, Iterate, errors, measures, search
 from ddn_cvx.solvers.nonlinear_newton import NewtonSystem
 from ddn_cvx.solvers.nonlinear_polish import leave_saddle, polish
-from ddn_cvx.solvers.nonlinear_restoration import restore
+from ddn_cvx.solvers.nonlinear_restoration import feasible_points, restore
+from ddn_cvx.solvers.starts import scattered
 
 _READY = 10.0  # the barrier problem is solved well enough at this many times mu
 _SLOWEST, _FASTEST = 0.1, 1.8  # mu falls to the smaller of 0.1 mu and mu ** 1.8
@@ -37,6 +38,7 @@ _LARGEST_MULTIPLIER = 1e3  # initial multipliers beyond this are set to zero
 _STIFF = 1e-3  # barrier parameters from which on steps are refined
 _SHORT, _CRAWLED = 0.05, 6  # this many steps in a row of less than this part of Newton's are as bad as none
 _RESTORATIONS = 8  # after this many an element gives up
+_STARTS, _TRIES = 8, 3  # from which a feasible point is looked for, and this method started again, at most
 _STALLED = 15  # iterations without progress after which a point that is good enough is kept
 _FAR, _LOW = 1e10, 1e4  # an iterate this far away, with an objective this far below zero, counts as diverging
 _SMALL_SCALE = 2.0**-8  # scales of the start below this may hide errors
@@ -72,6 +74,9 @@ class _State(NamedTuple):
 class NonlinearInteriorPoint(NonlinearSolver):
     """The batched interior-point method for nonlinear programs in torch, with a filter line search, inertia correction
     and restoration (Wächter & Biegler, Math. Programming 106, 2006). Tolerances apply to the scaled functions.
+
+    An element without a feasible point near the start is started again from feasible points that are found from eight
+    random starts, the same in every call. INFEASIBLE says that there were none, which is no proof without convexity.
 
     Raises
     ------
@@ -302,15 +307,24 @@ class _Run:
         return self._elsewhere(point)
 
     def _elsewhere(self, point: NonlinearPoint) -> NonlinearPoint:
-        """A second start where no feasible point was found: infeasibility is proved for a neighbourhood only."""
-        rows = torch.nonzero((point.status == int(Status.INFEASIBLE)) & ~self.whole.crossed).flatten()
-        if not len(rows):
+        """Other starts where the method broke down, or no point nearby is feasible, which proves nothing of others."""
+        lost = (point.status == int(Status.INFEASIBLE)) | (point.status == int(Status.NUMERICAL_ERROR))
+        rows = torch.nonzero(lost & ~self.whole.crossed).flatten()
+        if not len(rows) or not self.program.p + self.program.m:
             return point
-        start, theta = self.whole.start[rows], self.whole.theta.take(rows)
-        order = torch.arange(1, start.shape[1] + 1, dtype=start.dtype, device=start.device)
-        aside = start + torch.sin(order**2) * start.abs().amax(-1, keepdim=True).clamp(min=1.0)
-        again = _Run(self.options, self.program, theta, aside, None, may_restart=False).result()
-        return self._keep(point, rows, again, again.status <= int(Status.INACCURATE))
+        form, start = self.whole.take(rows), self.whole.start[rows]
+        spread = start.abs().amax(-1, keepdim=True).clamp(min=1.0)
+        starts = scattered(start, *self.program.bounds(form.theta, start), _STARTS, spread)
+        found, feasible = feasible_points(form, starts, _TRIES)
+        aside, which = found.flatten(0, 1), torch.nonzero(feasible.flatten()).flatten()
+        if not len(which):
+            return point
+        theta = form.theta.tile(_TRIES).take(which)
+        again = _Run(self.options, self.program, theta, aside[which], None, may_restart=False).result()
+        every = NonlinearPoint.blank(self.program, aside).put(which, again)
+        first = every.status.view_as(feasible).argmin(0)
+        best = every.take(first * len(rows) + torch.arange(len(rows), device=rows.device))
+        return self._keep(point, rows, best, best.status <= int(Status.INACCURATE))
 
     def _restart(self, point: NonlinearPoint, rows: Tensor, start: Tensor) -> NonlinearPoint:
         """Solve again from beside a saddle point, and keep what is better."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.linalg import cholesky_ex
 
-from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives
+from ddn_cvx.solvers.deadline import expired
+from ddn_cvx.solvers.nonlinear_barrier import BarrierForm, Derivatives, Values
 
 _STATIONARY = 1e-7  # cosine between r and the space of the columns of J that is none
 _LEAST_VIOLATION = 1e-7  # of an infeasible point
@@ -50,7 +51,7 @@ def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 10
         moved = stuck + distance * stuck.abs().amax(-1, keepdim=True).clamp(min=1.0) * aside
         lower, upper = _box(some, stuck)
         again = _levenberg_marquardt(some, torch.minimum(torch.maximum(moved, lower), upper), 0.0, iterations)
-        before, after = (_violation(some, point) for point in (stuck, again.y))
+        before, after = (_violation(some, some.values(point)) for point in (stuck, again.y))
         better = after < _CLEARLY * before
         better_y = torch.where(better.unsqueeze(-1), again.y, stuck)
         infeasible = torch.where(better, again.infeasible, True)
@@ -58,8 +59,18 @@ def restore(form: BarrierForm, y: Tensor, reduction: float, iterations: int = 10
     return found
 
 
-def _violation(form: BarrierForm, y: Tensor) -> Tensor:
-    values = form.values(y)
+def feasible_points(form: BarrierForm, starts: Tensor, count: int, iterations: int = 100) -> tuple[Tensor, Tensor]:
+    """What is reached from several starts ``(K, B, n)`` for each element: ``count`` points ``(count, B, n)``, those
+    that are feasible first, and which these are ``(count, B)`` bool."""
+    several = form.tile(len(starts))
+    reached = _levenberg_marquardt(several, starts.flatten(0, 1), 0.0, iterations).y
+    values = several.values(reached)
+    feasible = ((_violation(several, values) <= _LEAST_VIOLATION) & values.f.isfinite()).view(starts.shape[:2])
+    order = (~feasible).to(torch.uint8).argsort(dim=0, stable=True)[:count]
+    return reached.view_as(starts).take_along_dim(order.unsqueeze(-1), 0), feasible.take_along_dim(order, 0)
+
+
+def _violation(form: BarrierForm, values: Values) -> Tensor:
     return torch.cat((values.h, values.c[:, : form.program.m].clamp(min=0)), 1).norm(dim=-1)
 
 
@@ -83,16 +94,16 @@ def _levenberg_marquardt(form: BarrierForm, y: Tensor, reduction: float, iterati
         stationary = ~(angle > _STATIONARY) | ((angle < _STALLED) & (ridge > _LARGEST_RIDGE))
         infeasible = infeasible | (live & stationary & (r.abs().amax(-1) > _LEAST_VIOLATION))
         live = live & ~stationary & (cost > reduction**2 * start) & (ridge <= _LARGEST_RIDGE)
-        if iteration % _CHECK == 0 and not bool(live.any()):
+        if iteration % _CHECK == 0 and (expired() or not bool(live.any())):
             break
         masked = J.masked_fill(blocked.unsqueeze(1), 0.0)
         normal = masked.mT @ masked
+        typical = normal.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=1e-12)
         if iteration == _SECOND_ORDER:
             ridge = ridge.clamp(max=1e-2)  # it was raised for want of the curvature
+        normal.diagonal(dim1=1, dim2=2).add_((ridge * typical).unsqueeze(-1))
         if iteration >= _SECOND_ORDER:
             normal = _with_curvature(form, y, r, normal, blocked)
-        typical = normal.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=1e-12)
-        normal.diagonal(dim1=1, dim2=2).add_((ridge * typical).unsqueeze(-1))
         L = cholesky_ex(normal).L
         d = -torch.cholesky_solve(slope.unsqueeze(-1), L).squeeze(-1)
         reach = _REACH * y.norm(dim=-1).clamp(min=1.0) / d.norm(dim=-1).clamp(min=1e-300)
@@ -111,7 +122,8 @@ def _levenberg_marquardt(form: BarrierForm, y: Tensor, reduction: float, iterati
 
 
 def _with_curvature(form: BarrierForm, y: Tensor, r: Tensor, normal: Tensor, blocked: Tensor) -> Tensor:
-    """The Hessian of ``|r|^2 / 2`` where it is positive definite: without it, infeasible programs converge slowly."""
+    """With what ``normal`` lacks of the Hessian of ``|r|^2 / 2`` where that leaves it positive definite: without it,
+    infeasible programs converge slowly."""
     p, none = form.program.p, torch.zeros_like(r)
     lam, mu = r[:, :p], r[:, p:]
     curvature = form.hessian(y, lam, mu) - form.hessian(y, none[:, :p], none[:, p:])

@@ -1,5 +1,5 @@
 """What a layer says of a random nonlinear program, held against its optimality conditions, put together from nothing but
-autograd, and against differences of their solution by scipy."""
+autograd, against differences of their solution by scipy, and against scipy's own search for a feasible point."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from convex_verdict import Verdict
 from nonlinear_cases import NonlinearCase
 from scipy.linalg import null_space
-from scipy.optimize import lsq_linear, root
+from scipy.optimize import least_squares, lsq_linear, root
 from torch import Tensor
 from torch.autograd.functional import hessian, jacobian
 
@@ -22,6 +22,8 @@ TOUCHING = 1e-5
 """Slack up to which an inequality counts as active."""
 FORCED = 1e-3
 """Multiplier from which on it certainly is."""
+STARTS = 12
+"""From which a feasible point is looked for where the layer says that there is none."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,29 @@ def judge_nonlinear(case: NonlinearCase) -> Verdict:
     for i, (status, regularity) in enumerate(zip(solution.statuses, solution.regularities, strict=True)):
         one = tuple(t[i] for t in flat)
         if status is not Status.SOLVED:
-            verdict.counts[f"gave up: {status.name}"] += 1
+            where = _feasible(conditions, one[0]) if status is Status.INFEASIBLE else None
+            verdict.counts[f"gave up: {status.name}" + (", a feasible point is elsewhere" if where else "")] += 1
+            if where == 0:
+                verdict.wrong.append(f"element {i}: INFEASIBLE, scipy finds a feasible point from the same start")
             if not bool(one[1].isnan().all()):
                 verdict.wrong.append(f"element {i}: {status.name} but the output is {one[1].tolist()}")
             continue
         _check(verdict, case, conditions, i, regularity, *one, weights)
     return verdict
+
+
+def _feasible(conditions: Conditions, p: Tensor) -> int | None:
+    """Of some starts, of which the first is the layer's own, the first from which scipy finds a feasible point."""
+
+    def violation(y: np.ndarray) -> np.ndarray:
+        c = conditions.rows(torch.from_numpy(y), p).numpy().copy()
+        c[conditions.equalities :] = c[conditions.equalities :].clip(min=0)
+        return c
+
+    starts = np.random.default_rng(0).normal(size=(STARTS, len(p)))
+    starts[0] = 0.0
+    found = (least_squares(violation, start, xtol=1e-15, ftol=1e-15, gtol=1e-15).fun for start in starts)
+    return next((k for k, left in enumerate(found) if np.abs(left).max() < 1e-9), None)
 
 
 def _check(

@@ -6,6 +6,7 @@ import time
 
 import convex_verdict
 import pytest
+import torch
 from convex_cases import Case, cases
 from convex_verdict import judge
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -63,6 +64,41 @@ FOUND = [
 @pytest.mark.parametrize("case", FOUND, ids=str)
 def test_what_was_found(case: Case) -> None:
     assert not judge(case).wrong
+
+
+LOST = [
+    # a local minimum of the violation was called a proof
+    NonlinearCase(n=2, terms=("distance", "wave"), equalities=("product",), inequalities=("halves",), box=False, seed=0),
+    NonlinearCase(n=1, terms=("distance",), equalities=("sphere",), inequalities=("curve", "halves"), box=False, seed=0),
+    NonlinearCase(n=3, terms=("distance",), equalities=("product",), inequalities=("curve", "halves"), box=True, seed=9224,
+                  solver="nonlinear_interior_point"),
+    # the method loses the feasible point from which it is started again
+    NonlinearCase(n=3, terms=("valley", "valley", "wave"), equalities=("product",), inequalities=("curve", "ball"),
+                  box=False, seed=36209, solver="nonlinear_interior_point"),
+    # every point of a sphere is a solution: the interior-point method breaks down, another one does not
+    NonlinearCase(n=5, terms=("distance",), equalities=(), inequalities=("outside", "halves"), box=False, seed=0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOST, ids=str)
+def test_what_was_given_up(case: NonlinearCase) -> None:
+    verdict = judge_nonlinear(case)
+    assert not verdict.wrong
+    assert not {what for what in verdict.counts if "gave up" in what} - {"gave up: INFEASIBLE"}
+
+
+def test_a_wrong_infeasibility_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = ddn.DeclarativeLayer.solve
+
+    def gives_up(layer: ddn.DeclarativeLayer, *tensors: object) -> ddn.Solution:
+        found = solve(layer, *tensors)  # type: ignore[arg-type]
+        object.__setattr__(found, "status", torch.full_like(found.status, int(ddn.Status.INFEASIBLE)))
+        object.__setattr__(found, "outputs", tuple(torch.full_like(out, torch.nan) for out in found.outputs))
+        return found
+
+    monkeypatch.setattr(ddn.DeclarativeLayer, "solve", gives_up)
+    curved = NonlinearCase(n=3, terms=("distance", "wave"), equalities=("plane",), inequalities=(), box=False, seed=1)
+    assert any("scipy finds a feasible point" in text for text in judge_nonlinear(curved).wrong)
 
 
 REGULAR = Case(n=3, terms=("ridge", "logistic"), constraints=("norm2 <=", "equality"), seed=2, parametric=1.0)

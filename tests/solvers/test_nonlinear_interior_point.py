@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -113,6 +114,51 @@ def infeasible_programs() -> dict[str, tuple[NonlinearProgram, list]]:
 def test_infeasible(name: str) -> None:
     node, start = infeasible_programs()[name]
     assert solve(node, start).status.tolist() == [Status.INFEASIBLE]
+
+
+def behind_a_ridge() -> dict[str, tuple[NonlinearProgram, list, list]]:
+    """Programs where the violation has a local minimum at or near the start, which is no solution; with the solution."""
+    root = max(np.roots([1.0, 0.0, -3.0, -6.0]), key=lambda z: -abs(z.imag)).real
+
+    def norm2(y: Tensor, t: Tensor) -> Tensor:
+        return (y - t[:, : y.shape[1]]).square().sum(-1)
+
+    def negative(y: Tensor, t: Tensor) -> list[Tensor]:
+        return [y[:, k] + 0.1 for k in range(y.shape[1])]
+
+    def box(t: Tensor) -> tuple[Tensor, Tensor]:
+        return -5 * t[:, :1], 9 * t[:, :1]
+
+    product = program(2, norm2, lambda y, t: [y[:, 0] * y[:, 1] - 4], negative)
+    logarithm = program(1, lambda y, t: y[:, 0].log() ** 2, g=lambda y, t: [y[:, 0] - 0.5])
+    narrow = program(1, lambda y, t: -((y[:, 0] - 1.7) * (2.2 - y[:, 0])).log(), g=lambda y, t: [y[:, 0] - 9])
+    bounded = program(1, norm2, lambda y, t: [(y[:, 0] + 3) * (y[:, 0] ** 2 + 1)], box=box)
+    return {
+        "the other root": (program(1, norm2, lambda y, t: [y[:, 0] ** 2 - 2], negative), [[1.0]], [-(2**0.5)]),
+        "cubic": (program(1, norm2, lambda y, t: [y[:, 0] ** 3 - 3 * y[:, 0] - 6]), [[0.0]], [root]),
+        "the other branch": (product, [[2.0, 1.9]], [-2.0, -2.0]),
+        "outside of the domain": (logarithm, [[-1.0]], [0.5]),
+        "outside of a narrow domain": (narrow, [[1.0]], [1.95]),
+        "with bounds": (bounded, [[8.0]], [-3.0]),
+    }
+
+
+@pytest.mark.parametrize("name", behind_a_ridge())
+def test_feasible_points_behind_a_ridge_are_found(name: str) -> None:
+    node, start, solution = behind_a_ridge()[name]
+    point = solve(node, start)
+    assert point.status.tolist() == [Status.SOLVED]
+    torch.testing.assert_close(point.y, torch.tensor([solution], dtype=F64), rtol=1e-7, atol=1e-7)
+
+
+def test_the_search_for_a_feasible_point_does_not_depend_on_batch_mates() -> None:
+    node = program(2, lambda y, t: (y * y).sum(-1), lambda y, t: [y[:, 0] ** 2 - t[:, 0]], lambda y, t: [y[:, 0] + 0.1])
+    start, numbers = [[1.0, 0.3], [1.0, 0.3], [1.0, 0.3]], [[2.0] * 4, [-1.0] * 4, [3.0] * 4]
+    together = solve(node, start, numbers)
+    assert together.status.tolist() == [Status.SOLVED, Status.INFEASIBLE, Status.SOLVED]
+    for k in range(3):
+        alone = solve(node, start[k : k + 1], numbers[k : k + 1])
+        torch.testing.assert_close(alone.y[0], together.y[k], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
