@@ -13,15 +13,21 @@ from ddn_cvx.program.root import RootProgram
 from ddn_cvx.solution import Status
 from ddn_cvx.solvers.anderson import Anderson
 from ddn_cvx.solvers.by_name import register
+from ddn_cvx.solvers.deadline import expired
 from ddn_cvx.solvers.root_base import RootPoint, RootSolver
 from ddn_cvx.solvers.root_newton import RootNewton
+from ddn_cvx.solvers.starts import scattered
+
+_STARTS = 8
+"""From which an element is tried again."""
 
 
 @register
 @dataclass(frozen=True)
 class RootAuto(RootSolver):
     """The default for fixed points and roots: ``Anderson`` for a map, ``RootNewton`` for equations; elements that Anderson
-    does not solve go to Newton.
+    does not solve go to Newton, and those of up to 64 unknowns that Newton does not solve to Newton from eight other starts,
+    random but the same in every call.
 
     Examples
     --------
@@ -39,15 +45,30 @@ class RootAuto(RootSolver):
 
     @torch.no_grad()
     def solve(self, program: RootProgram, theta: Theta, start: Tensor) -> RootPoint:
-        if not program.is_map:
-            return RootNewton().solve(program, theta, start)
-        point = Anderson().solve(program, theta, start)
-        rows = torch.nonzero(point.status != int(Status.SOLVED)).flatten()
-        if not len(rows):
+        point = (Anderson() if program.is_map else RootNewton()).solve(program, theta, start)
+        if program.is_map:
+            point = _again(program, theta, start.unsqueeze(0), point)
+        if not program.is_dense:
             return point
-        again = RootNewton().solve(program, theta.take(rows), start[rows])
-        return RootPoint(
-            point.y.index_copy(0, rows, again.y),
-            point.status.index_copy(0, rows, again.status),
-            point.iterations.index_add(0, rows, again.iterations),
-        )
+        far, spread = torch.full_like(start, torch.inf), start.abs().amax(-1, keepdim=True).clamp(min=1.0)
+        return _again(program, theta, scattered(start, -far, far, _STARTS, spread), point)
+
+
+def _again(program: RootProgram, theta: Theta, starts: Tensor, point: RootPoint) -> RootPoint:
+    """Newton's method from ``(K, B, n)`` for the elements that are not solved. The first start that leads to a solution
+    counts; where none does, the only start, or of several the old point."""
+    rows = torch.nonzero(point.status != int(Status.SOLVED)).flatten()
+    if not len(rows) or expired():
+        return point
+    count = len(starts)
+    found = RootNewton().solve(program, theta.take(rows).tile(count), starts[:, rows].flatten(0, 1))
+    solved = (found.status == int(Status.SOLVED)).view(count, -1)
+    first = solved.to(torch.uint8).argmax(0) * len(rows) + torch.arange(len(rows), device=rows.device)
+    keep = solved.any(0) | (count == 1)
+    y = torch.where(keep.unsqueeze(-1), found.y[first], point.y[rows])
+    status = torch.where(keep, found.status[first], point.status[rows])
+    return RootPoint(
+        point.y.index_copy(0, rows, y),
+        point.status.index_copy(0, rows, status),
+        point.iterations.index_add(0, rows, found.iterations.view(count, -1).sum(0)),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -122,6 +123,53 @@ def test_a_poor_start_is_damped() -> None:
     """arctan diverges under undamped Newton steps from 3."""
     point = RootNewton().solve(program(1, torch.atan), NOTHING, torch.full((1, 1), 3.0, dtype=f64))
     assert point.status.tolist() == [Status.SOLVED] and point.y.abs().max() < 1e-9
+
+
+def cubic(y: Tensor, theta: Theta) -> Tensor:
+    """From zero Newton goes to -1, where ``|F|`` has a local minimum for parameters above 2/3; the root is above 2."""
+    return y**3 - 3 * y - 3 * theta.tensors[0]
+
+
+@pytest.mark.parametrize("is_map", [False, True])
+def test_other_starts_find_roots_behind_a_ridge(is_map: bool) -> None:
+    target = torch.tensor([[1.0], [2.0], [0.2]], dtype=f64)
+    roots = [min(np.roots([1.0, 0.0, -3.0, -3 * float(t)]), key=lambda z: abs(z.imag)).real for t in target[:2]]
+    theta, start, program = Theta((target,), (True,)), torch.zeros_like(target), RootProgram(1, cubic, is_map)
+    alone = RootNewton().solve(program, theta, start)
+    assert alone.status.tolist() == [Status.INFEASIBLE, Status.INFEASIBLE, Status.SOLVED]
+    point = RootAuto().solve(program, theta, start)
+    assert point.status.tolist() == [Status.SOLVED] * 3
+    torch.testing.assert_close(point.y[:2, 0], torch.tensor(roots, dtype=f64))
+    for k in range(3):
+        some = Theta((target[k : k + 1],), (True,))
+        torch.testing.assert_close(RootAuto().solve(program, some, start[k : k + 1]).y[0], point.y[k])
+
+
+@pytest.mark.parametrize("is_map", [False, True])
+def test_where_no_start_leads_to_a_root_the_verdict_on_the_given_one_stays(is_map: bool) -> None:
+    """The first of the other starts is beyond 2.5, where there is no number."""
+
+    def equations(y: Tensor, theta: Theta) -> Tensor:
+        return y * y - theta.tensors[0] + 0 * (2.5 - y).sqrt()
+
+    target = torch.tensor([[4.0], [-1.0]], dtype=f64)
+    point = RootAuto().solve(RootProgram(1, equations, is_map), Theta((target,), (True,)), torch.ones_like(target))
+    assert point.status.tolist() == [Status.SOLVED, Status.INFEASIBLE]
+
+
+def test_many_unknowns_are_not_tried_from_other_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(root_program, "DENSE_LIMIT", 2)
+    sizes: list[int] = []
+
+    def equations(y: Tensor, theta: Theta) -> Tensor:
+        sizes.append(len(y))
+        return y * y + 1
+
+    for n, tried in ((2, True), (3, False)):
+        sizes.clear()
+        point = RootAuto().solve(RootProgram(n, equations, False), NOTHING, torch.ones(100, n, dtype=f64))
+        assert Status.SOLVED not in point.status.tolist()
+        assert (800 in sizes) is tried
 
 
 def test_limits_and_options() -> None:
