@@ -16,7 +16,7 @@ from ddn_cvx.adjoint.kkt_solve import Solved
 from ddn_cvx.adjoint.nonlinear import solution_map
 from ddn_cvx.errors import DeclarationError, DifferentiationError
 from ddn_cvx.linalg.saddle import SaddleKKT
-from ddn_cvx.program.active_kkt import Factors
+from ddn_cvx.program.active_kkt import Columns
 from ddn_cvx.program.conic import ConicData, ConicProgram
 from ddn_cvx.program.nonlinear import NonlinearProgram, Theta
 from ddn_cvx.program.optimality import Active, State, largest
@@ -57,7 +57,7 @@ class _PathSolve:
         self._solve, self._width = solve, width
         self.inexact = f"Smoothed({width}) has first derivatives only"
         self.program = path_program(solve.program, width)
-        self.factors = Factors(self.program)
+        self.factors = _Factors(self.program, solve.program)
         self.failures = False
         if not self.program.is_dense:
             size = f"{self.program.n} variables and {self.program.p} rows"
@@ -75,7 +75,7 @@ class _PathSolve:
             zero = self._solve.program.cones.zero
             inwards = self._width**0.5 * self._solve.program.cones.centre(v[good])[:, zero:]
             start = torch.cat((x[good], exact.y[good, x.shape[1] :] + inwards), 1)
-            y, lam = central_point(self.program, theta.take(good), start, exact.lam[good], self._width)
+            y, lam = central_point(self.program, self.factors, theta.take(good), start, exact.lam[good], self._width)
             path = exact._replace(y=exact.y.index_copy(0, good, y), lam=exact.lam.index_copy(0, good, lam))
         return Solved(path, Active(path.mu, torch.zeros_like(path.y)), ok, exact)
 
@@ -92,8 +92,48 @@ class _PathSolve:
         return State(both, y, x[:, :0], torch.zeros_like(both))
 
 
+class _Factors:
+    def __init__(self, program: NonlinearProgram, cone: ConicProgram):
+        self._program, self._cone = program, cone
+
+    def at(self, theta: Theta, state: State, active: Active, ok: Tensor) -> _PathKKT:
+        return _PathKKT(self._program, self._cone, theta, state, ok)
+
+
+class _PathKKT:
+    """The KKT system of the barrier program, ``[[P, 0, A'], [0, W, I'], [A, I, 0]]`` with ``W = width ∇²B(s) = QΛQ'``.
+
+    W has eigenvalues from ``width`` to ``1 / width``, and beside the latter the others count as zero. So s is eliminated,
+    and the rows of the cones are turned by Q: ``[[P, A'Q], [Q'A, -1/Λ]]`` is like that of active and inactive inequalities.
+    """
+
+    def __init__(self, program: NonlinearProgram, cone: ConicProgram, theta: Theta, state: State, ok: Tensor):
+        self.n, self.zero = cone.n, cone.cones.zero
+        with torch.no_grad():
+            H = program.hessian(state.y, theta, state.lam, state.mu)
+            A = program.first(state.y, theta).Jh[..., : self.n]
+        usable = ok & H.sum((1, 2)).isfinite()
+        values, self.Q = torch.linalg.eigh(torch.where(usable[:, None, None], H[:, self.n :, self.n :], 0.0))
+        least = torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True).clamp(min=1.0)
+        self.loose = 1.0 / torch.maximum(values, least).unsqueeze(-1)
+        rows = torch.cat((A[:, : self.zero], self.Q.mT @ A[:, self.zero :]), 1)
+        spread = torch.cat((torch.zeros_like(A[:, : self.zero, 0]), self.loose.squeeze(-1)), 1)
+        self.saddle = SaddleKKT(H[:, : self.n, : self.n], rows, spread, ok)
+
+    def solve(self, top: Tensor, h: Tensor, g: Tensor, z: Tensor) -> Columns:
+        """``(u, t_h, t_g, t_z)`` for right-hand sides ``(B, ., k)``."""
+        push = self.Q.mT @ top[:, self.n :]
+        low = torch.cat((h[:, : self.zero], self.Q.mT @ h[:, self.zero :] - self.loose * push), 1)
+        x, t = self.saddle.solve(top[:, : self.n], low)
+        turned = t[:, self.zero :]
+        u = torch.cat((x, self.Q @ (self.loose * (push - turned))), 1)
+        return u, torch.cat((t[:, : self.zero], self.Q @ turned), 1), torch.zeros_like(g), torch.zeros_like(z)
+
+
 @torch.no_grad()
-def central_point(program: NonlinearProgram, theta: Theta, y: Tensor, lam: Tensor, width: float) -> tuple[Tensor, Tensor]:
+def central_point(
+    program: NonlinearProgram, factors: _Factors, theta: Theta, y: Tensor, lam: Tensor, width: float
+) -> tuple[Tensor, Tensor]:
     """The minimum of the barrier program and its multipliers, from a point inside the cone.
 
     Raises
@@ -102,7 +142,13 @@ def central_point(program: NonlinearProgram, theta: Theta, y: Tensor, lam: Tenso
         Newton's method does not reach it for some element.
     """
     none, all_ok = y[:, :0], torch.ones(len(y), dtype=torch.bool, device=y.device)
-    J = program.first(y, theta).Jh
+    idle = Active(none, torch.zeros_like(y))
+
+    def newton(y: Tensor, lam: Tensor, slope: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        kkt = factors.at(theta, State(y, lam, none, torch.zeros_like(y)), idle, all_ok)
+        right = (-slope.unsqueeze(-1), -h.unsqueeze(-1), none.unsqueeze(-1), torch.zeros_like(y).unsqueeze(-1))
+        dy, dlam, _, _ = (t.squeeze(-1) for t in kkt.solve(*right))
+        return dy, dlam
 
     def residual(y: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         f, h, _ = program.values(y, theta)
@@ -116,8 +162,7 @@ def central_point(program: NonlinearProgram, theta: Theta, y: Tensor, lam: Tenso
         waiting = size > REACHED * unit
         if not bool(waiting.any()):
             break
-        kkt = SaddleKKT(program.curvature(y, theta, lam, none), J, None, all_ok)
-        dy, dlam = (t.squeeze(-1) for t in kkt.solve(-slope.unsqueeze(-1), -h.unsqueeze(-1)))
+        dy, dlam = newton(y, lam, slope, h)
         length, missed = torch.ones_like(size), waiting
         for _ in range(HALVINGS):
             step = torch.where(missed, length, 0.0).unsqueeze(-1)
@@ -132,8 +177,7 @@ def central_point(program: NonlinearProgram, theta: Theta, y: Tensor, lam: Tenso
                 break
         if bool((missed == waiting).all()):  # rounding is in the way
             break
-    kkt = SaddleKKT(program.curvature(y, theta, lam, none), J, None, all_ok)
-    dy, dlam = (t.squeeze(-1) for t in kkt.solve(-slope.unsqueeze(-1), -h.unsqueeze(-1)))
+    dy, dlam = newton(y, lam, slope, h)
     decrement = ((h * dlam).sum(-1) - (slope * dy).sum(-1)).abs() / width  # dy'H dy, by the equations that dy satisfies
     reached = (size <= REACHED**0.5 * unit) & (decrement <= DECREMENT**2) & (width >= ROUNDING * unit)
     lost = int((~reached).sum())

@@ -30,6 +30,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "first_order": {"max_iterations": 4000},
 }
 TIGHT = (1e-11, 1e-9)  # the second where the first is beyond Clarabel
+FAR = 1e10
+"""Where no bounded case has its solution."""
 PRECISION = {"float64": 1e-5, "float32": 2e-3}
 
 
@@ -68,7 +70,11 @@ def reference(problem: Any, d: Draw, values: list[np.ndarray]) -> Reference:
             if problem.status in (cp.OPTIMAL, cp.INFEASIBLE, cp.UNBOUNDED):
                 break
     x = None if d.x.value is None else np.array(d.x.value)
-    return Reference(problem.status, float(problem.value) if problem.value is not None else np.nan, x)
+    value = float(problem.value) if problem.value is not None else np.nan
+    # Clarabel may end beside the domain of a root, and where an unbounded problem is still finite
+    if problem.status == cp.OPTIMAL and (np.isnan(value) or x is None or np.abs(x).max() > FAR):
+        return Reference("failed", np.nan, None)
+    return Reference(problem.status, value, x)
 
 
 def judge(case: Case) -> Verdict:

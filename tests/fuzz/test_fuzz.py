@@ -58,6 +58,13 @@ FOUND = [
     # Newton steps for the derivative, on a badly conditioned problem, led away from the answer that had been checked
     Case(n=1, terms=("ridge", "exp", "exp"), constraints=("inv_pos <=", "box"), seed=1, adjoint="unrolled", shape=(2, 2),
          spread=0.0, scale=0.001),
+    # close to the solution the central path's matrix counted as singular, though it only has entries of all sizes
+    Case(n=2, terms=("ridge", "tr_inv", "power"), constraints=("nonneg", "inv_pos <="), seed=247218991, adjoint="smoothed"),
+    # Clarabel's own value is nan, beside the domain of x^1.5, or -1.5e19, where there is no solution
+    Case(n=1, terms=("ridge", "root"), constraints=("nonneg", "pnorm <=", "box"), seed=2128703292,
+         solver="conic_interior_point"),
+    Case(n=4, terms=("linear",), constraints=("norm2 <=",), seed=643, parametric=1.0, adjoint="lpgd", dtype="float32",
+         shape=(2, 2), scale=1000.0),
 ]  # fmt: skip
 
 
