@@ -65,6 +65,13 @@ FOUND = [
          solver="conic_interior_point"),
     Case(n=4, terms=("linear",), constraints=("norm2 <=",), seed=643, parametric=1.0, adjoint="lpgd", dtype="float32",
          shape=(2, 2), scale=1000.0),
+    # -1e-17 under an entropy, where cvxpy's violation is infinite
+    Case(n=5, terms=("pnorm",), constraints=("box", "neg_entropy <=", "nonneg"), seed=2391, parametric=1.0,
+         solver="conic_interior_point", shape=(), spread=0.5),
+    # two differences that agree, with a kink between them and the point, or by Clarabel's inaccuracy
+    Case(n=2, terms=("weighted", "huber", "huber"), constraints=("box",), seed=2, parametric=1.0, shape=(1,), spread=0.0),
+    Case(n=4, terms=("ridge", "tv", "tr_inv"), constraints=("box", "log_sum_exp <=", "log_sum_exp <="), seed=6546,
+         parametric=0.3, scale=0.001),
 ]  # fmt: skip
 
 
