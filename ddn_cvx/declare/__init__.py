@@ -9,5 +9,5 @@
 ``functions``, ``arguments``, ``capture``, ``probe``, ``smooth``
                                                 ... and what is done with such functions
 ``atoms``, ``atoms_*``                          cvxpy expressions -> batched torch functions, one rule an atom
-``as_declared``, ``check_plan``                 checks of an answer against the problem as declared
+``as_declared``, ``domains``, ``check_plan``      checks of an answer against the problem as declared
 """

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddn_cvx.declare.atoms import compile_expressions, is_compact
 from ddn_cvx.declare.atoms_base import two_norm
+from ddn_cvx.declare.domains import closed
 from ddn_cvx.declare.in_cone import InCone
 
 Values = Mapping[int, Tensor]
@@ -37,7 +38,8 @@ class AsDeclared:
     def __init__(self, problem: cp.Problem):
         leaves = [*problem.parameters(), *problem.variables()]
         declared = [*problem.constraints, *(c for v in problem.variables() for c in implied(v))]
-        self.checks = _Checks(declared, leaves, problem.objective.args[0])
+        objective, domain = closed(problem.objective.args[0])
+        self.checks = _Checks([*declared, *domain], leaves, objective)
         # Of a sparse parameter its entries are checked.
         pairs = [(p.id, _entries(p) if is_compact(p) else p) for p in problem.parameters()]
         self.parameters = [(key, p.id, _Checks(implied(p), [p])) for key, p in pairs if implied(p)]
@@ -77,7 +79,9 @@ class AsDeclared:
 class _Checks:
     """Constraints, and further expressions first, that are evaluated together."""
 
-    def __init__(self, constraints: Sequence[Constraint], leaves: Sequence[Leaf], *first: cp.Expression):
+    def __init__(self, declared: Sequence[Constraint], leaves: Sequence[Leaf], *first: cp.Expression):
+        sides = {id(c): [closed(arg) for arg in c.args] for c in declared}
+        constraints = [*declared, *(c for pairs in sides.values() for _, domain in pairs for c in domain)]
         self.kinds = [(type(c).__name__, len(c.args), _extra(c)) for c in constraints]
         expressions, self.number = list(first), len(first)
         # Dimensions of each expression, and of what it is aligned with: sides of a constraint broadcast as cvxpy's do.
@@ -85,7 +89,7 @@ class _Checks:
         for constraint in constraints:
             elementwise = isinstance(constraint, (cp.constraints.Equality, cp.constraints.Inequality))
             widest = max(arg.ndim for arg in constraint.args)
-            expressions += constraint.args
+            expressions += [arg for arg, _ in sides[id(constraint)]] if id(constraint) in sides else constraint.args
             self.ndims += [(arg.ndim, widest if elementwise else arg.ndim) for arg in constraint.args]
         self._evaluate = compile_expressions(expressions, leaves, numeric_fallback=True, compact=True).every
 
