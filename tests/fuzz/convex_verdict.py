@@ -166,7 +166,8 @@ def _violation(constraint: Any) -> float:
     violation = float(np.max(constraint.violation()))
     if violation < np.inf:
         return violation
-    return max(float(np.max(edge.violation())) for part in constraint.args for edge in part.domain)
+    edges = [edge for part in constraint.args for edge in part.domain]
+    return max((float(np.max(edge.violation())) for edge in edges), default=np.inf)
 
 
 def _differentiate(
