@@ -50,30 +50,30 @@ def processes() -> Iterator[tuple[int, int, torch.device]]:
         dist.destroy_process_group()
 
 
-def train(steps: int, batch: int, rank: int, world: int, device: torch.device) -> list[float]:
-    """The mean loss over the whole batch at each step."""
+def train(steps: int, batch: int, rank: int, world: int, device: torch.device) -> Tensor:
+    """The mean loss over the whole batch at each step, ``(steps,)``.
+
+    The processes' losses are added in the end, in the tensor that is returned: older versions of torch can wait for
+    themselves in ``destroy_process_group`` of a gloo group if what was added last has been given up just before (the
+    group's thread frees it, and wants Python's lock for that). So keep the result until the group is gone.
+    """
     torch.manual_seed(SEED)
     model: nn.Module = Denoiser(LENGTH).double().to(device)
     if world > 1:
         model = nn.parallel.DistributedDataParallel(model)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(SEED + 1)
-    losses: list[float] = []
-    for _ in trange(steps, desc=f"training, {world} process{'es' if world > 1 else ''}", disable=rank > 0):
+    losses = torch.empty(steps, dtype=torch.float64, device=device)
+    for step in trange(steps, desc=f"training, {world} process{'es' if world > 1 else ''}", disable=rank > 0):
         clean, noisy = (t[rank::world].double().to(device) for t in sample(batch, generator))
         loss = nn.functional.mse_loss(model(noisy), clean)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(mean(loss.detach(), world))
-    return losses
-
-
-def mean(loss: Tensor, world: int) -> float:
-    """Over the processes, whose shares of the batch are equally large."""
+        losses[step] = loss.detach()
     if world > 1:
-        dist.all_reduce(loss)
-    return loss.item() / world
+        dist.all_reduce(losses)
+    return losses.div_(world)  # the shares of the batch are equally large
 
 
 def main() -> None:
@@ -87,11 +87,12 @@ def main() -> None:
     with processes() as (rank, world, device):
         if arguments.batch % world:
             parser.error(f"--batch must be a multiple of the {world} processes, for averages of averages to be averages.")
-        curves = {world: train(arguments.steps, arguments.batch, rank, world, device)}
+        shared = train(arguments.steps, arguments.batch, rank, world, device)
     if rank:
         return
+    curves: dict[int, list[float]] = {world: shared.tolist()}
     if arguments.check and world > 1:
-        curves[1] = train(arguments.steps, arguments.batch, 0, 1, device)
+        curves[1] = train(arguments.steps, arguments.batch, 0, 1, device).tolist()
     for count, losses in curves.items():
         print(f"{count} on {device.type}: loss {losses[0]:.6f} at first, {losses[-1]:.6f} after {len(losses)} steps")
     if arguments.curve:
