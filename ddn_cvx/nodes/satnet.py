@@ -253,7 +253,7 @@ def _semidefinite(z: Tensor, known: Tensor) -> Tensor:
         X = cp.Variable((6, 6), PSD=True)
         same = [X[i, j] == fixed[a] @ fixed[b] for a, i in enumerate(places) for b, j in enumerate(places) if a <= b]
         ones = [X[i, i] == 1 for i in range(6) if i not in places]
-        tight = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-11)
+        tight = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-10)
         cp.Problem(cp.Minimize(cp.trace(C @ X)), same + ones).solve(solver=cp.CLARABEL, **tight)
         inferred = 1 - torch.acos(torch.from_numpy(X.value[0, 1:5]).clamp(-1, 1)) / torch.pi
         found.append(torch.where(known[0] > 0.5, one, inferred))
@@ -270,7 +270,7 @@ ENTRIES = (
         sample=_sample,
         reference=_semidefinite,
         example="08_satnet",
-        tolerance=1e-5,  # how near Clarabel comes to the semidefinite program
+        tolerance=3e-5,  # how near Clarabel comes to the semidefinite program
         tags=frozenset({"logic", "weights"}),
     ),
 )

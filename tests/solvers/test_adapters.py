@@ -46,7 +46,7 @@ SOLVERS = {
     "PIQP": (lambda: CvxpySolver("PIQP"), LINEAR, 1e-6),
     "DAQP": (lambda: CvxpySolver("DAQP"), LINEAR, 1e-6),
     "HIGHS": (lambda: CvxpySolver("HIGHS"), LINEAR, 1e-5),
-    "CVXOPT": (lambda: CvxpySolver("CVXOPT"), LINEAR | {"second-order", "semidefinite"}, 1e-3),
+    "CVXOPT": (lambda: CvxpySolver("CVXOPT", {"kktsolver": "robust"}), LINEAR | {"second-order", "semidefinite"}, 1e-3),
     "QOCO": (lambda: CvxpySolver("QOCO"), LINEAR | {"second-order"}, 1e-4),
     "Clarabel by cvxpy": (
         lambda: CvxpySolver("clarabel", {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10}),

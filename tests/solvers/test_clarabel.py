@@ -38,7 +38,7 @@ def test_an_element_does_not_see_its_batch(cones, monkeypatch):
     monkeypatch.setattr("ddn_cvx.solvers.elementwise.PARALLEL_WORK", 0)
     workspace = Workspace()
     together = Clarabel(threads=1).solve(program, data, workspace)
-    assert (together.status == Status.SOLVED).sum() > 2 and together.status[5] == Status.INVALID_DATA
+    assert (together.status <= Status.INACCURATE).sum() > 2 and together.status[5] == Status.INVALID_DATA
     for i in range(len(data.q)):
         alone = Clarabel(threads=1).solve(program, select(data, slice(i, i + 1)), Workspace())
         assert same(alone, together, rows_b=slice(i, i + 1))
